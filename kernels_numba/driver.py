@@ -1,0 +1,234 @@
+"""The CPU as a device: memory, threads, and the native calls that run command lists. Standard library only.
+
+A kernel is `void k(int64 *args, int64 tid, int64 nthreads)`. A command is (kernel, args, flags); a list of them runs in
+one native call with the GIL released, on this thread alone or on the whole team (`pool.py` is the native side).
+"""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+
+from . import control
+
+NAME = "cpu"
+_libc = ctypes.CDLL(None)
+_libc.aligned_alloc.restype = ctypes.c_void_p
+_libc.aligned_alloc.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
+_libc.free.argtypes = [ctypes.c_void_p]
+_KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+_SYSCALLS = {"x86_64": (202, 24), "aarch64": (98, 124)}  # futex, sched_yield
+
+Command = ctypes.c_int64 * 3
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+
+class Arena:
+    """Blocks of host memory, kept for reuse when released: fresh pages cost a fault each (0.25 us per 4 KiB).
+
+    Every capture has an arena of its own, so that what its commands write is never handed to anyone else.
+    """
+
+    KEEP = 64 << 20  # bytes kept at most; more is given back to the system
+
+    def __init__(self):
+        self._free, self._kept = {}, 0
+
+    def allocate(self, nbytes):
+        """(address, owner) of at least nbytes, aligned to 64; not cleared. MemoryError if there is none."""
+        step = max(64, 1 << max(0, nbytes.bit_length() - 3))
+        size = -(-max(nbytes, 1) // step) * step
+        blocks = self._free.get(size)
+        if blocks:
+            self._kept -= size
+            return (block := blocks.pop()), _Block(self, block, size)
+        address = _libc.aligned_alloc(64, size)
+        if not address:
+            raise MemoryError(f"allocate: {nbytes} bytes of host memory are not to be had")
+        return address, _Block(self, address, size)
+
+    def release(self, address, size):
+        if self._kept + size > self.KEEP:
+            _libc.free(address)
+        else:
+            self._free.setdefault(size, []).append(address)
+            self._kept += size
+
+    def __del__(self):
+        for blocks in self._free.values():
+            for address in blocks:
+                _libc.free(address)
+
+
+class _Block:
+    __slots__ = ("address", "arena", "size")
+
+    def __init__(self, arena, address, size):
+        self.arena, self.address, self.size = arena, address, size
+
+    def __del__(self):
+        self.arena.release(self.address, self.size)
+
+
+def address_of(buffer):
+    """(address, owner) of any object with the buffer protocol, read-only ones too. The owner keeps it in place."""
+    view = _View(buffer)
+    return view.raw[0], view
+
+
+class _View:
+    __slots__ = ("raw",)
+
+    def __init__(self, buffer):
+        self.raw = (ctypes.c_void_p * 16)()  # a Py_buffer (80 bytes): buf, obj, len, ...
+        ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(buffer), self.raw, 0)
+
+    def __del__(self, release=ctypes.pythonapi.PyBuffer_Release):
+        release(self.raw)
+
+
+def copy(destination, source, nbytes):
+    """memmove of host memory."""
+    ctypes.memmove(destination, source, nbytes)
+
+
+# ---- threads ----------------------------------------------------------------------------------------------------
+
+
+def cpu_count():
+    """Cores that this process may use: affinity, cut by the cgroup's CPU quota (v1 and v2), at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, int(_quota() or cores)))
+
+
+def _read(path):
+    try:
+        with open(path) as f:
+            return f.read().split()
+    except OSError:
+        return []
+
+
+def _quota():
+    """CPUs' worth of time that the tightest cgroup above this process allows, or None."""
+    limits = []
+    for line in _read("/proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        root = "/sys/fs/cgroup" if not controllers else "/sys/fs/cgroup/cpu"
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        while True:
+            here = root + path.rstrip("/")
+            quota = _read(f"{here}/cpu.max") or _read(f"{here}/cpu.cfs_quota_us") + _read(f"{here}/cpu.cfs_period_us")
+            if len(quota) == 2 and quota[0].isdigit():
+                limits.append(int(quota[0]) / int(quota[1]))
+            if path in ("", "/"):
+                break
+            path = os.path.dirname(path)
+    return min(limits, default=None)
+
+
+class Pool:
+    """A team of threads: the caller and `threads - 1` native workers, started when first needed, asleep when idle.
+
+    Who calls while the team is taken runs alone in its own thread, so that several Python threads scale and cores are
+    never oversubscribed by us. With a team as large as the machine the workers are pinned to a core each, and the caller
+    can be (`pinned`): two spinning threads stacked on one core run 300 times slower.
+    """
+
+    SPIN = 4000  # iterations, some 50 us, before a waiting thread gives its core away
+
+    def __init__(self, kernel, threads=None):
+        """`kernel(name)` gives the address of one of the pool room's kernels."""
+        # sleeping and waking use Linux's futex: elsewhere the caller works alone
+        self.threads = (threads or cpu_count()) if sys.platform == "linux" else 1
+        self._run_alone, self._kernel = _KERNEL(kernel("run_alone")), kernel
+        self._lock, self._active = threading.Lock(), 0
+        self._run = self._ctl = None
+        cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        self._cpus = cpus if len(cpus) == self.threads > 1 else None
+
+    def _start(self):
+        machine = os.uname().machine
+        self._block = (ctypes.c_char * (control.BYTES + 64))()
+        self._ctl = ctypes.addressof(self._block) + (-ctypes.addressof(self._block) % 64)
+        futex, yield_ = _SYSCALLS[machine]
+        spin = self.SPIN if self.threads <= cpu_count() else 1
+        syscall = ctypes.cast(_libc.syscall, ctypes.c_void_p).value
+        words = {"TEAM": self.threads, "SYSCALL": syscall, "FUTEX": futex, "YIELD": yield_, "SPIN": spin}
+        for name, value in words.items():
+            self._word(name).value = value
+        self._worker, self._run = _KERNEL(self._kernel("worker")), _KERNEL(self._kernel("run"))
+        for tid in range(1, self.threads):
+            threading.Thread(target=self._live, args=(tid,), daemon=True, name=f"tensorlib-{tid}").start()
+
+    def _word(self, name):
+        return ctypes.c_int64.from_address(self._ctl + getattr(control, name))
+
+    def _live(self, tid):
+        if self._cpus:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, {self._cpus[tid]})
+        self._worker(self._ctl, tid, 0)
+
+    def play(self, commands, count, parallel=True):
+        """Runs `count` commands from address `commands`; returns when all are done. The GIL is released meanwhile."""
+        if not parallel or self.threads == 1:
+            self._run_alone(0, commands, count)
+            return
+        with self._lock:
+            self._active += 1
+            alone = self._active > 1
+            if not alone and self._run is None:
+                self._start()
+        try:
+            if alone:
+                self._run_alone(0, commands, count)
+            else:
+                self._run(self._ctl, commands, count)
+        finally:
+            with self._lock:
+                self._active -= 1
+
+    @contextlib.contextmanager
+    def pinned(self):
+        """While it lasts this thread stays on the team's first core, if the team is as large as the machine.
+
+        Put it around many calls (pinning costs 5 us); the thread's affinity is restored at the end.
+        """
+        before = os.sched_getaffinity(0) if self._cpus else None
+        with contextlib.suppress(OSError):
+            if before:
+                os.sched_setaffinity(0, {self._cpus[0]})
+        try:
+            yield
+        finally:
+            if before:
+                os.sched_setaffinity(0, before)
+
+    def close(self):
+        """Ends the workers. The pool starts again when it is used again."""
+        if self._run is not None:
+            self._word("COUNT").value = -1
+            self._word("GENERATION").value += 1
+            _libc.syscall(
+                ctypes.c_long(self._word("FUTEX").value),
+                ctypes.c_void_p(self._ctl),
+                ctypes.c_long(129),
+                ctypes.c_long(1 << 20),
+            )
+            self._run = None
+
+
+def on_fork(reset):
+    """Calls `reset` in the child after every fork: the workers do not exist there."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=reset)
+
+
+def on_exit(function):
+    atexit.register(function)

@@ -1,0 +1,301 @@
+"""Matmul with GGML-quantised weights: 16 weight rows at a time become a panel of u8, multiplied with tiles of tokens.
+
+A panel holds, per block of 32 weights, 8 vectors (one per four weights) of 16 rows x 4 bytes, 512 bytes; and the f32
+scale of every row, 64 bytes (two such for formats whose half-blocks differ), and the minimum likewise. Panels live in
+per-thread scratch, at most 128 blocks long; the packing is a few per cent of the work from 64 tokens on.
+
+Packed activations: tiles of `tokens` rows of x; per block of 32: [8][tokens] x 4 bytes, then per token an i32 start value
+(-bias * sum; two for formats with halves), the f32 scale d, and d * sum (absent with halves).
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import register_jitable
+
+from . import dot, simd, unpack
+from .simd import (
+    F32x16,
+    I32x16,
+    _const,
+    _load,
+    _make,
+    _shuffle,
+    arg,
+    f2i,
+    hmax,
+    hsum,
+    ld_f32x16,
+    ldn_f32x16,
+    narrow_i8,
+    splat_f32x16,
+    st_f32,
+    st_f32x16,
+    st_i32,
+    vabs,
+    vmax,
+    vround,
+    zero_f32x16,
+)
+from .unpack import UNPACK
+
+PANEL_BLOCKS = 128
+CHUNK_BYTES = 400 << 10  # packed activations that one pass over the weights uses: they stay in a 1 MB L2
+
+
+def _transpose(b, v):
+    """16 vectors of 16: halves, quarters, ... swapped between vectors 8, 4, 2, 1 apart (Eklundh)."""
+    v = list(v)
+    for s in (8, 4, 2, 1):
+        upper = [k if not k & s else 16 + k - s for k in range(16)]
+        lower = [k + s if not k & s else 16 + k for k in range(16)]
+        for i in range(16):
+            if not i & s:
+                v[i], v[i + s] = _shuffle(b, v[i], v[i + s], upper), _shuffle(b, v[i], v[i + s], lower)
+    return v
+
+
+def _transposed(vector, picks):
+    """Intrinsic f(address): 16 rows of 64 bytes, transposed as 16 x 16 words; a tuple of the columns `picks`."""
+    result = types.UniTuple(vector, len(picks))
+
+    @simd.intrinsic
+    def load(typingctx, address):
+        def codegen(context, b, signature, values):
+            rows = [_load(b, b.add(values[0], _const(ir.IntType(64), 64 * j)), vector.ll) for j in range(16)]
+            columns = _transpose(b, rows)
+            return context.make_tuple(b, result, [columns[i] for i in picks])
+
+        return result(address), codegen
+
+    return load
+
+
+words16 = _transposed(I32x16, range(16))
+blocks4 = _transposed(F32x16, (0, 4, 8, 12))
+
+
+def _broadcast(vector, scalar):
+    return _make("broadcast", lambda a: vector, lambda b, t, a: simd._splat(b, _load(b, a, scalar), 16), 1)
+
+
+broadcast_f32, broadcast_i32 = _broadcast(F32x16, ir.FloatType()), _broadcast(I32x16, ir.IntType(32))
+
+
+def _word(k):
+    """Intrinsic f(i8x16): bytes 4k to 4k + 3 as an i32."""
+
+    def lower(b, t, x):
+        return b.extract_element(b.bitcast(x, ir.VectorType(ir.IntType(32), 4)), _const(ir.IntType(32), k))
+
+    return _make("word", lambda x: types.int32, lower, 1)
+
+
+word0, word1, word2, word3 = (_word(k) for k in range(4))
+
+
+def _scope(**more):
+    return {**vars(simd), **vars(unpack), **vars(dot), **globals(), **more}
+
+
+def _compile(source, name, scope):
+    exec(compile(source, f"<quant {name}>", "exec"), scope)
+    return scope[name]
+
+
+# ---- activations ------------------------------------------------------------------------------------------------
+
+
+def block_bytes(tokens, halves):
+    """Bytes of one block of a tile."""
+    return tokens * (48 if halves else 44)
+
+
+_TILES = '''
+def quantize_tiles(a, tid, nth):
+    """f32 rows to tiles of {tokens}. Words: x, row stride in bytes, K, rows, out, bias."""
+    x, stride, k, rows, out, bias = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
+    blocks = k // 32
+    tiles = (rows + {tokens} - 1) // {tokens}
+    for t in range(tiles * {tokens} * tid // nth, tiles * {tokens} * (tid + 1) // nth):
+        tile = t // {tokens}
+        c = t - tile * {tokens}
+        e = out + tile * blocks * {block} + 4 * c
+        p = x + min(t, rows - 1) * stride
+        for i in range(blocks):
+            u = ld_f32x16(p)
+            v = ld_f32x16(p + 64)
+            top = hmax(vmax(vabs(u), vabs(v)))
+            scale = 0.0
+            if top > 0.0:
+                scale = 127.0 / top
+            s = splat_f32x16(scale)
+            iu = f2i(vround(u * s))
+            iv = f2i(vround(v * s))
+            bu = narrow_i8(iu)
+            bv = narrow_i8(iv)
+            {stores}
+            su = hsum(iu)
+            sv = hsum(iv)
+            d = top * (1.0 / 127.0) + hsum((u + v) * zero_f32x16())
+            {tail}
+            e += {block}
+            p += 128
+'''
+
+
+def _tiles(tokens, halves):
+    n = 4 * tokens
+    stores = [f"st_i32(e + {n * k}, word{k % 4}({'bu' if k < 4 else 'bv'}))" for k in range(8)]
+    if halves:
+        tail = f"st_i32(e + {8 * n}, -bias * su); st_i32(e + {9 * n}, -bias * sv); st_f32(e + {10 * n}, d)"
+    else:
+        tail = f"st_i32(e + {8 * n}, -bias * (su + sv)); st_f32(e + {9 * n}, d); st_f32(e + {10 * n}, d * (su + sv))"
+    source = _TILES.format(tokens=tokens, block=block_bytes(tokens, halves), stores="; ".join(stores), tail=tail)
+    return _compile(source, "quantize_tiles", _scope())
+
+
+# ---- weights ----------------------------------------------------------------------------------------------------
+
+
+def _pack_rows(fmt, group):
+    """Lines that unpack group `group` (of a super-block; 0 for blocks of 32) of row j at p to scratch rows of 64 bytes."""
+    row = UNPACK[fmt]
+    if row.elements == 32:
+        addresses = [f"(p + min({j}, real - 1) * {row.nbytes})" for j in range(4)]
+        lines = [line.format(**{f"b{j}": a for j, a in enumerate(addresses)}) for line in row.lines]
+        lines.append("d = scales4({}, {}, {}, {})".format(*addresses))
+        if row.minimum:
+            lines.append("m = scales4({} + 2, {} + 2, {} + 2, {} + 2)".format(*addresses))
+    else:
+        names = {"p": "p", "g": group, "g2": group + 2}
+        lines = [line.format(**names) for line in row.once + row.lines]
+    lines += ["st_i8x64(tmp + 64 * j, lo)", "st_i8x64(tmp + 1024 + 64 * j, hi)", "st_f32x16(tmp + 2048 + 64 * j, d)"]
+    if row.minimum or row.halves:
+        lines.append(f"st_f32x16(tmp + 3072 + 64 * j, {'m' if row.minimum else 'dh'})")
+    return lines
+
+
+def _pack_group(fmt, group):
+    """Lines that pack one group of 16 rows: unpack row by row, then transpose into the panel."""
+    row = UNPACK[fmt]
+    lines = ["for j in range(16):", "    p = src + min(j, rows - 1) * stride"]
+    lines += ["    " + line for line in _pack_rows(fmt, group)]
+    lines += ["t = words16(tmp)", "u = words16(tmp + 1024)", "d4 = blocks4(tmp + 2048)"]
+    if row.minimum or row.halves:
+        lines.append("m4 = blocks4(tmp + 3072)")
+    size = 128 if row.halves else 64
+    for block in range(4):
+        body = [f"st_i32x16(dp + {512 * block + 64 * q}, t[{4 * block + q}])" for q in range(4)]
+        body += [f"st_i32x16(dp + {512 * block + 256 + 64 * q}, u[{4 * block + q}])" for q in range(4)]
+        body.append(f"st_f32x16(ds + {size * block}, d4[{block}])")
+        if row.halves:
+            body.append(f"st_f32x16(ds + {size * block + 64}, m4[{block}])")
+        if row.minimum:
+            body.append(f"st_f32x16(dn + {64 * block}, m4[{block}])")
+        if row.elements == 32 and block:
+            lines.append(f"if real > {block}:")
+            body = ["    " + line for line in body]
+        lines += body
+    lines += ["dp += 2048", f"ds += {4 * size}", "dn += 256"]
+    return lines
+
+
+def _pack_panel(fmt):
+    """Function: blocks `first` to `first + count` of up to 16 rows at src into panel dp, scales ds, minima dn; tmp 4 KiB."""
+    row = UNPACK[fmt]
+    if row.elements == 32:
+        head = f"src += first * {row.nbytes}"
+        loop = "while count > 0:"
+        body = ["real = min(count, 4)", *_pack_group(fmt, 0), f"src += {4 * row.nbytes}", "count -= 4"]
+    else:
+        head = f"src += first // 8 * {row.nbytes}"
+        loop = "for i in range(count // 8):"
+        body = [*_pack_group(fmt, 0), *_pack_group(fmt, 1), f"src += {row.nbytes}"]
+    text = "\n        ".join(body)
+    source = f"def pack(src, stride, rows, first, count, dp, ds, dn, tmp):\n    {head}\n    {loop}\n        {text}\n"
+    return register_jitable(_compile(source, "pack", _scope()))
+
+
+# ---- the product ------------------------------------------------------------------------------------------------
+
+
+def _segment(row, tokens, first, last, start, scale):
+    """Lines: quads first..last of a block into the accumulators f0.., with start values and scales at those offsets."""
+    n, out = 4 * tokens, []
+    dot4 = "dot4_small" if row.small else "dot4"
+    for j in range(tokens):
+        out.append(f"s{j} = broadcast_i32(y + {start * n + 4 * j})" if row.bias else f"s{j} = zero_i32x16()")
+    for q in range(first, last):
+        out.append(f"w = ld_i8x64(wp + {64 * q})")
+        out += [f"s{j} = {dot4}(s{j}, w, broadcast4(y + {n * q + 4 * j}))" for j in range(tokens)]
+    out.append(f"d = ld_f32x16(ws + {scale})")
+    at = 10 if row.halves else 9
+    out += [f"f{j} = fma(i2f(s{j}), d * broadcast_f32(y + {at * n + 4 * j}), f{j})" for j in range(tokens)]
+    if row.minimum:
+        out.append("m = ld_f32x16(wm)")
+        out += [f"f{j} = fma(m, broadcast_f32(y + {10 * n + 4 * j}), f{j})" for j in range(tokens)]
+    return out
+
+
+def _tile(fmt, tokens):
+    """Function: `nb` blocks of a panel times one tile, added to the 16 x tokens values at `add` (if any), stored at c."""
+    row = UNPACK[fmt]
+    lines = [f"f{j} = zero_f32x16()" for j in range(tokens)]
+    body = _segment(row, tokens, 0, 4 if row.halves else 8, 8, 0)
+    if row.halves:
+        body += _segment(row, tokens, 4, 8, 9, 64)
+    body.append(f"wp += 512; ws += {128 if row.halves else 64}; wm += 64; y += {block_bytes(tokens, row.halves)}")
+    lines += ["for i in range(nb):", *("    " + line for line in body)]
+    lines += ["if add != 0:"]
+    for j in range(tokens):
+        lines += [f"    if {j} < many:", f"        f{j} = f{j} + ldn_f32x16(add + {j} * ldc, rows)"]
+    for j in range(tokens):
+        lines += [f"if {j} < many:", f"    stn_f32x16(c + {j} * ldc, f{j}, rows)"]
+    source = "def tile(nb, wp, ws, wm, y, c, add, ldc, rows, many):\n    " + "\n    ".join(lines) + "\n"
+    return register_jitable(_compile(source, "tile", _scope()))
+
+
+_MATMUL = '''
+def matmul(a, tid, nth):
+    """out[m, n] = x[m] . weights[n] (+ residual), f32, row-major.
+
+    Words: weights, packed activations, out, N, K, residual or 0, M, scratch, scratch bytes per thread.
+    """
+    w, y, out, n, k, residual, m = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6)
+    dp = arg(a, 7) + arg(a, 8) * tid
+    ds = dp + {panel} * 512
+    dm = ds + {panel} * 128
+    tmp = dm + {panel} * 64
+    blocks = k // 32
+    stride = k // {elements} * {nbytes}
+    tile_bytes = blocks * {block}
+    tiles = (m + {tokens} - 1) // {tokens}
+    step = max(1, {chunk} // tile_bytes)
+    panels = (n + 15) // 16
+    for first in range(0, tiles, step):
+        for g in range(panels * tid // nth, panels * (tid + 1) // nth):
+            rows = min(16, n - 16 * g)
+            for b in range(0, blocks, {panel}):
+                count = min({panel}, blocks - b)
+                pack(w + 16 * g * stride, stride, rows, b, count, dp, ds, dm, tmp)
+                source = residual if b == 0 else out
+                for t in range(first, min(tiles, first + step)):
+                    at = 4 * (t * {tokens} * n + 16 * g)
+                    add = source + at if source != 0 else 0
+                    tile(count, dp, ds, dm, y + t * tile_bytes + b * {block}, out + at, add, 4 * n, rows, m - t * {tokens})
+'''
+SCRATCH = PANEL_BLOCKS * (512 + 128 + 64) + 4096
+
+
+def _matmul(fmt, tokens):
+    row = UNPACK.get(fmt)
+    if row is None:
+        return None
+    words = {"elements": row.elements, "nbytes": row.nbytes, "tokens": tokens, "panel": PANEL_BLOCKS}
+    words |= {"chunk": CHUNK_BYTES, "block": block_bytes(tokens, row.halves)}
+    return _compile(_MATMUL.format(**words), "matmul", _scope(pack=_pack_panel(fmt), tile=_tile(fmt, tokens)))
+
+
+def build(name, *params):
+    """"quantize_tiles" tokens halves, "matmul" fmt tokens; None for others."""
+    return {"quantize_tiles": _tiles, "matmul": _matmul}.get(name, lambda *p: None)(*params)

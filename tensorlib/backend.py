@@ -1,0 +1,163 @@
+"""Kernels by name: found on disk or compiled once, launched with raw integers, recorded for replay.
+
+The only file that names a `kernels_*` package. It never falls back to another device: what a backend lacks raises NoKernel.
+
+Environment, read here once: `TENSORLIB_CACHE` (folder of the kernel cache), `TENSORLIB_THREADS`, and
+`TENSORLIB_CPU_LEVEL` (a name of `kernels_numba.levels.LEVELS`, for testing a lower one than this CPU has).
+"""
+
+import ctypes
+import os
+import struct
+import sys
+import threading
+
+from tensorlib.errors import DeviceError, NoKernel
+
+PARALLEL_WORK = 1 << 16  # elementary operations below which waking the team costs more than it saves (some 10 us)
+_state = threading.local()
+
+
+def cache_root() -> str:
+    """Folder of this user's caches: `TENSORLIB_CACHE`, else `tensorlib` under `XDG_CACHE_HOME` or `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.environ.get("TENSORLIB_CACHE") or os.path.join(base, "tensorlib")
+
+
+class Kernel:
+    """A compiled kernel: its name, the address of its machine code, and what keeps that code in memory."""
+
+    __slots__ = ("code", "entry", "name")
+
+    def __init__(self, name, code):
+        self.name, self.code, self.entry = name, code, code.entry
+
+
+class CpuBackend:
+    """kernels_numba: machine code from the cache, or from Numba on a miss; one thread pool per process."""
+
+    def __init__(self):
+        from kernels_numba import cache, driver, levels
+
+        self.driver, self._cache = driver, cache
+        self.level = os.environ.get("TENSORLIB_CPU_LEVEL") or levels.detect()
+        if self.level not in levels.LEVELS:
+            known = ", ".join(levels.LEVELS)
+            raise DeviceError("cpu", f"level {self.level!r}", f"one of {known}", "see kernels_numba/levels.py")
+        self.tokens = levels.LEVELS[self.level].tokens
+        self._kernels, self._unwritable = {}, False
+        threads = os.environ.get("TENSORLIB_THREADS")
+        self.reset(int(threads) if threads else None)
+        driver.on_fork(self.reset)
+
+    def reset(self, threads=None):
+        """A new pool (the workers of the old one are gone after a fork)."""
+        self.pool = self.driver.Pool(lambda name: self.kernel("pool", name).entry, threads)
+
+    def kernel(self, room, name, *params, source=None, source_key=""):
+        """See `tensorlib.backend.kernel`."""
+        key = (room, name, params, source_key)
+        found = self._kernels.get(key)
+        if found is None:
+            file = self._cache.file_name(room, name, params, source_key)
+            paths = [os.path.join(f, file) for f in self._cache.folders(self.level, cache_root())]
+            code = next(filter(None, map(self._cache.load, paths)), None)
+            if code is None:
+                code = self._compile(paths[-1], room, name, params, source)
+            found = self._kernels[key] = Kernel(f"{room}.{name}", code)
+        return found
+
+    def _compile(self, path, room, name, params, source):
+        words = " ".join([name, *map(str, params)])
+        compiling(f"{room}: {words}")
+        try:
+            from kernels_numba import build
+        except ImportError as e:
+            fix = "pip install numba, or install a wheel of tensorlib that carries the kernels"
+            raise NoKernel(words, f"no cached kernel and no compiler ({e})", "numba", fix) from e
+        built = build.build_kernel(room, name, params, self.level, source() if callable(source) else source)
+        if built is None:
+            where = f"kernels_numba/{room}.py"
+            raise NoKernel(words, "no kernel for it on the CPU", "one of its rows", f"add it to the tables of {where}")
+        try:
+            self._cache.store(path, *built)
+            return self._cache.load(path) or self._cache.from_memory(*built)
+        except OSError as e:
+            if not self._unwritable:
+                self._unwritable = True
+                folder = os.path.dirname(path)
+                log(f"the kernel cache {folder} cannot be written ({e.strerror or e}): kernels compile at every start")
+            return self._cache.from_memory(*built)
+
+
+_backends = {}
+
+
+def backend(kind="cpu"):
+    """The backend of a device kind. DeviceError if this installation or machine has none."""
+    found = _backends.get(kind)
+    if found is None:
+        if kind != "cpu":
+            raise DeviceError(f"device {kind!r}", "no kernels for it yet", "cpu", "use Device('cpu')")
+        found = _backends[kind] = CpuBackend()
+    return found
+
+
+def log(message):
+    """One line on standard error."""
+    print(f"tensorlib: {message}", file=sys.stderr, flush=True)
+
+
+def compiling(name):
+    """Called before a kernel is compiled; the first time says that it happens once. Replaced by who shows progress."""
+    if not getattr(compiling, "told", False):
+        compiling.told = True
+        log("compiling kernels for this CPU, once; they are cached for the next start")
+
+
+def kernel(room, name, *params, device="cpu", source=None, source_key=""):
+    """Kernel `name` of the room (file) `room`, specialised by `params` (strings or ints).
+
+    `source` is the text of a decode function (or a callable giving it) that the room compiles in, `source_key` its hash.
+    Raises NoKernel, which names the file to add it to.
+    """
+    return backend(device).kernel(room, name, *params, source=source, source_key=source_key)
+
+
+def threads(device="cpu"):
+    """How many threads a kernel may be run by: scratch memory is allocated for so many."""
+    return backend(device).pool.threads
+
+
+def set_num_threads(n):
+    """Uses `n` threads (this one included) for kernels from now on; None: one per usable core."""
+    backend().pool.close()
+    backend().reset(n)
+
+
+def words(args):
+    """ints as they are, floats as the bits of a float64: the words of an argument block."""
+    return [struct.unpack("q", struct.pack("d", a))[0] if type(a) is float else a for a in args]
+
+
+def launch(kernel, args, work=0, reads=(), writes=()):
+    """Runs a kernel, and records it if a capture is active in this thread.
+
+    `args` are ints and floats; `work`, about how many elementary operations it is, decides whether threads pay.
+    `reads` and `writes` are the Arrays (anything with `.buffer`) that the command touches: a replay puts barriers by them.
+    """
+    block = (ctypes.c_int64 * len(args))(*words(args))
+    parallel = work >= PARALLEL_WORK
+    pool = backend().pool
+    command = (ctypes.c_int64 * 3)(kernel.entry, ctypes.addressof(block), 0)
+    recorder = getattr(_state, "recorder", None)
+    if recorder is not None:
+        recorder.add(kernel, block, parallel, reads, writes)
+    pool.play(ctypes.addressof(command), 1, parallel)
+
+
+def set_recorder(recorder):
+    """Makes `recorder` (None: nobody) be told of every launch in this thread; returns the one before."""
+    before = getattr(_state, "recorder", None)
+    _state.recorder = recorder
+    return before

@@ -1,0 +1,73 @@
+"""Record what kernels are launched with which arguments, then replay the list in one native call.
+
+>>> from tensorlib.capture import Capture
+>>> with Capture() as step:
+...     pass  # ops run as usual, and are recorded
+>>> step.replay()  # the same kernels on the same memory, without Python in between
+
+What varies from replay to replay (token, position) lives in memory that the recorded kernels read. Buffers allocated
+while recording come from the capture's own arena and stay reserved for it, so a replay allocates nothing.
+"""
+
+import ctypes
+
+from tensorlib import backend, device
+
+SYNC, SERIAL = 1, 2  # kernels_numba/control.py
+
+
+class Capture:
+    """A recorded command list. Use as a context manager to record (in this thread), then `replay`."""
+
+    def __init__(self):
+        self._commands, self._keep, self._list = [], [], None
+        self._arena = backend.backend().driver.Arena()
+
+    def __enter__(self):
+        self._before = device.set_arena(self._arena), backend.set_recorder(self)
+        return self
+
+    def __exit__(self, *error):
+        device.set_arena(self._before[0])
+        backend.set_recorder(self._before[1])
+        if error[0] is None:
+            self._finish()
+
+    def add(self, kernel, block, parallel, reads, writes):
+        """Called by `backend.launch`."""
+        entry = [kernel.entry, ctypes.addressof(block), 0 if parallel else SERIAL]
+        self._commands.append((entry, _ranges(reads), _ranges(writes)))
+        self._keep.append((kernel, block, [a.buffer.owner for a in (*reads, *writes)]))
+
+    def _finish(self):
+        """A barrier after a command only where the next one touches what was written (or is read) since the last barrier."""
+        read, written = [], []
+        for i, (_, reads, writes) in enumerate(self._commands):
+            if i and (_overlap(reads, written) or _overlap(writes, written) or _overlap(writes, read)):
+                self._commands[i - 1][0][2] |= SYNC
+                read, written = [], []
+            read += reads
+            written += writes
+        flat = [word for entry, _, _ in self._commands for word in entry]
+        self._list = (ctypes.c_int64 * len(flat))(*flat)
+        self._parallel = any(not entry[2] & SERIAL for entry, _, _ in self._commands)
+
+    def __len__(self):
+        return len(self._commands)
+
+    @property
+    def barriers(self):
+        """How many times a team meets during one replay."""
+        return sum(entry[2] & SYNC for entry, _, _ in self._commands)
+
+    def replay(self):
+        """Runs the list: one native call, the GIL released. Results are in the Arrays that the recording returned."""
+        backend.backend().pool.play(ctypes.addressof(self._list), len(self._commands), self._parallel)
+
+
+def _ranges(arrays):
+    return [(a.buffer.ptr, a.buffer.ptr + a.buffer.nbytes) for a in arrays]
+
+
+def _overlap(some, others):
+    return any(a < d and c < b for a, b in some for c, d in others)

@@ -1,0 +1,165 @@
+"""Devices, raw memory on them, and the handle that ops and kernels are given: an Array, a typed and strided view of a Buffer.
+
+>>> from tensorlib.device import Array, Device
+>>> x = Array.empty((2, 3), "f32", Device("cpu"))
+>>> x.shape, x.strides, x.device, x.buffer.nbytes
+((2, 3), (3, 1), Device('cpu'), 24)
+"""
+
+import mmap
+import os
+import threading
+
+from tensorlib import backend as _backend
+from tensorlib import dtype as _dtype
+from tensorlib import layout as _layout
+from tensorlib.errors import DeviceError, FormatError
+
+_state = threading.local()
+
+
+class Device:
+    """Where a tensor lives: "cpu"; "cuda:N" and "metal" when their kernel packages are there.
+
+    Raises DeviceError for a name that no backend of this installation has.
+    """
+
+    __slots__ = ("index", "type")
+
+    def __init__(self, name="cpu"):
+        if isinstance(name, Device):
+            name = str(name)
+        kind, _, index = name.partition(":")
+        if kind not in ("cpu", "cuda", "metal") or (index and not index.isdigit()):
+            raise DeviceError("device", repr(name), "cpu, cuda, cuda:N or metal", "use one of these names")
+        self.type, self.index = kind, int(index or 0)
+        if kind != "cpu":
+            _backend.backend(kind)
+
+    def __eq__(self, other):
+        return isinstance(other, Device) and (self.type, self.index) == (other.type, other.index)
+
+    def __hash__(self):
+        return hash((self.type, self.index))
+
+    def __str__(self):
+        return self.type if self.type != "cuda" else f"{self.type}:{self.index}"
+
+    def __repr__(self):
+        return f"Device({str(self)!r})"
+
+
+CPU = Device("cpu")
+
+
+def arena():
+    """Where new Buffers of this thread come from: the capture's own memory while one records, else the process's."""
+    found = getattr(_state, "arena", None)
+    return found if found is not None else _default_arena()
+
+
+def _default_arena():
+    if _default_arena.made is None:
+        _default_arena.made = _backend.backend().driver.Arena()
+    return _default_arena.made
+
+
+_default_arena.made = None
+
+
+def set_arena(new):
+    """Makes Buffers of this thread come from `new` (None: the process's arena); returns the one before."""
+    before = getattr(_state, "arena", None)
+    _state.arena = new
+    return before
+
+
+class Buffer:
+    """`nbytes` bytes of raw memory at address `ptr`, kept alive by `owner`."""
+
+    __slots__ = ("device", "nbytes", "owner", "ptr", "__weakref__")
+
+    def __init__(self, ptr, nbytes, owner, device=CPU):
+        self.ptr, self.nbytes, self.owner, self.device = ptr, nbytes, owner, device
+
+    @classmethod
+    def allocate(cls, nbytes, device=CPU):
+        """Uninitialised memory, aligned to 64 bytes. MemoryError if there is none."""
+        ptr, owner = arena().allocate(nbytes)
+        return cls(ptr, nbytes, owner, device)
+
+    @classmethod
+    def of(cls, exporter):
+        """The memory of any object with the buffer protocol (bytes, mmap, memoryview, NumPy array); no copy."""
+        nbytes = len(exporter) if isinstance(exporter, (bytes, mmap.mmap)) else memoryview(exporter).nbytes
+        ptr, owner = _backend.backend().driver.address_of(exporter)
+        return cls(ptr, nbytes, owner)
+
+    def __repr__(self):
+        return f"Buffer({self.nbytes} bytes at {self.ptr:#x}, {self.device})"
+
+
+def map_file(path) -> Buffer:
+    """A file's bytes as read-only memory, paged in when touched. FileNotFoundError, FormatError for an empty or odd file."""
+    with open(path, "rb") as f:
+        size = os.fstat(f.fileno()).st_size
+        if size == 0:
+            raise FormatError(path, "offset 0", "an empty file", "a file with content", "download it again")
+        try:
+            mapping = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as e:
+            raise FormatError(path, "offset 0", f"a file that cannot be mapped ({e})", "a regular file") from e
+    return Buffer.of(mapping)
+
+
+class Array:
+    """The handle: `buffer`, `layout` (shape, strides, offset in elements), `dtype`. Two integers from a kernel's argument.
+
+    `memo` holds what ops derived from the values (a quantised copy for matmuls); writing through the handle clears it.
+    """
+
+    __slots__ = ("buffer", "dtype", "layout", "memo", "__weakref__")
+
+    def __init__(self, buffer, layout, dtype):
+        self.buffer, self.layout, self.dtype, self.memo = buffer, layout, dtype, None
+
+    @classmethod
+    def empty(cls, shape, dtype="f32", device=CPU):
+        """Uninitialised, contiguous."""
+        dtype, layout = _dtype.get(dtype), _layout.contiguous(shape)
+        return cls(Buffer.allocate(layout.numel() * dtype.itemsize, device), layout, dtype)
+
+    def view(self, layout, dtype=None):
+        """Another layout (and dtype of the same size) over the same memory."""
+        return type(self)(self.buffer, layout, dtype or self.dtype)
+
+    @property
+    def shape(self):
+        return self.layout.shape
+
+    @property
+    def strides(self):
+        return self.layout.strides
+
+    @property
+    def offset(self):
+        return self.layout.offset
+
+    @property
+    def ndim(self):
+        return len(self.layout.shape)
+
+    @property
+    def device(self):
+        return self.buffer.device
+
+    @property
+    def ptr(self):
+        """Address of the element at index 0, 0, ..."""
+        return self.buffer.ptr + self.layout.offset * self.dtype.itemsize
+
+    def numel(self):
+        return self.layout.numel()
+
+    def is_contiguous(self):
+        return self.layout.is_contiguous()
