@@ -51,17 +51,17 @@ class Arena:
             raise MemoryError(f"allocate: {nbytes} bytes of host memory are not to be had")
         return address, _Block(self, address, size)
 
-    def release(self, address, size):
+    def release(self, address, size, free=_libc.free):
         if self._kept + size > self.KEEP:
-            _libc.free(address)
+            free(address)
         else:
             self._free.setdefault(size, []).append(address)
             self._kept += size
 
-    def __del__(self):
+    def __del__(self, free=_libc.free):
         for blocks in self._free.values():
             for address in blocks:
-                _libc.free(address)
+                free(address)
 
 
 class _Block:

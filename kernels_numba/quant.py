@@ -10,8 +10,9 @@ A row is padded with zero groups. Packed activations of matmul are described in 
 
 from numba.extending import register_jitable
 
-from . import quant_matmul, simd, unpack
-from .dot import dot4, dot4_small
+from . import dot, quant_matmul, simd, unpack
+from .dot import dot4_small
+from .quant_layout import GROUP_BYTES
 from .simd import (
     arg,
     constant,
@@ -38,7 +39,6 @@ from .simd import (
 )
 from .unpack import UNPACK
 
-GROUP_BYTES = 320
 ones_u8 = constant("i8", 64, 1)
 shift1, shift2, shift3, shift4 = (constant("i32", 16, k) for k in (1, 2, 3, 4))
 _SHIFT = {8: "{s}", 16: "vshl({s}, shift1())", 128: "vshl({s}, shift4())"}  # -bias * sum out of -8 * sum
@@ -207,7 +207,7 @@ def _matvec(fmt):
     row = UNPACK.get(fmt)
     if row is None:
         return None
-    scope = {**vars(simd), **vars(unpack), **globals()}
+    scope = {**vars(simd), **vars(unpack), **vars(dot), **globals()}
     scope |= {"group_scales": unpack.GROUP_SCALES.get(fmt), "group_minima": unpack.GROUP_MINIMA.get(fmt)}
     one = register_jitable(_compile(_matvec_source(fmt, 1), "rows_at_once", dict(scope)))
     many = register_jitable(_compile(_matvec_source(fmt, 4), "rows_at_once", dict(scope)))

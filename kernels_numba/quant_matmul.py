@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import register_jitable
 
 from . import dot, simd, unpack
+from .quant_layout import PANEL_BLOCKS, block_bytes
 from .simd import (
     F32x16,
     I32x16,
@@ -38,7 +39,6 @@ from .simd import (
 )
 from .unpack import UNPACK
 
-PANEL_BLOCKS = 128
 CHUNK_BYTES = 400 << 10  # packed activations that one pass over the weights uses: they stay in a 1 MB L2
 
 
@@ -103,11 +103,6 @@ def _compile(source, name, scope):
 
 
 # ---- activations ------------------------------------------------------------------------------------------------
-
-
-def block_bytes(tokens, halves):
-    """Bytes of one block of a tile."""
-    return tokens * (48 if halves else 44)
 
 
 _TILES = '''
@@ -284,7 +279,6 @@ def matmul(a, tid, nth):
                     add = source + at if source != 0 else 0
                     tile(count, dp, ds, dm, y + t * tile_bytes + b * {block}, out + at, add, 4 * n, rows, m - t * {tokens})
 '''
-SCRATCH = PANEL_BLOCKS * (512 + 128 + 64) + 4096
 
 
 def _matmul(fmt, tokens):

@@ -37,9 +37,9 @@ class CpuBackend:
     """kernels_numba: machine code from the cache, or from Numba on a miss; one thread pool per process."""
 
     def __init__(self):
-        from kernels_numba import cache, driver, levels
+        from kernels_numba import cache, driver, levels, quant_layout
 
-        self.driver, self._cache = driver, cache
+        self.driver, self._cache, self.quant = driver, cache, quant_layout
         self.level = os.environ.get("TENSORLIB_CPU_LEVEL") or levels.detect()
         if self.level not in levels.LEVELS:
             known = ", ".join(levels.LEVELS)
@@ -153,7 +153,14 @@ def launch(kernel, args, work=0, reads=(), writes=()):
     recorder = getattr(_state, "recorder", None)
     if recorder is not None:
         recorder.add(kernel, block, parallel, reads, writes)
+    for array in writes:
+        array.buffer.version += 1
     pool.play(ctypes.addressof(command), 1, parallel)
+
+
+def recorder():
+    """Who is told of every launch in this thread, or None."""
+    return getattr(_state, "recorder", None)
 
 
 def set_recorder(recorder):

@@ -75,12 +75,16 @@ def set_arena(new):
 
 
 class Buffer:
-    """`nbytes` bytes of raw memory at address `ptr`, kept alive by `owner`."""
+    """`nbytes` bytes of raw memory at address `ptr`, kept alive by `owner`.
 
-    __slots__ = ("device", "nbytes", "owner", "ptr", "__weakref__")
+    `version` counts the launches that wrote to it. `shared` memory may be written by others too (NumPy, DLPack).
+    """
 
-    def __init__(self, ptr, nbytes, owner, device=CPU):
+    __slots__ = ("device", "nbytes", "owner", "ptr", "shared", "version", "__weakref__")
+
+    def __init__(self, ptr, nbytes, owner, device=CPU, shared=False):
         self.ptr, self.nbytes, self.owner, self.device = ptr, nbytes, owner, device
+        self.shared, self.version = shared, 0
 
     @classmethod
     def allocate(cls, nbytes, device=CPU):
@@ -93,7 +97,7 @@ class Buffer:
         """The memory of any object with the buffer protocol (bytes, mmap, memoryview, NumPy array); no copy."""
         nbytes = len(exporter) if isinstance(exporter, (bytes, mmap.mmap)) else memoryview(exporter).nbytes
         ptr, owner = _backend.backend().driver.address_of(exporter)
-        return cls(ptr, nbytes, owner)
+        return cls(ptr, nbytes, owner, shared=True)
 
     def __repr__(self):
         return f"Buffer({self.nbytes} bytes at {self.ptr:#x}, {self.device})"
@@ -115,7 +119,7 @@ def map_file(path) -> Buffer:
 class Array:
     """The handle: `buffer`, `layout` (shape, strides, offset in elements), `dtype`. Two integers from a kernel's argument.
 
-    `memo` holds what ops derived from the values (a quantised copy for matmuls); writing through the handle clears it.
+    `derived` keeps what an op computes from the values alone (the packed copy that quantised matmuls share).
     """
 
     __slots__ = ("buffer", "dtype", "layout", "memo", "__weakref__")
@@ -157,6 +161,20 @@ class Array:
     def ptr(self):
         """Address of the element at index 0, 0, ..."""
         return self.buffer.ptr + self.layout.offset * self.dtype.itemsize
+
+    def derived(self, key, compute):
+        """`compute()`, kept in `memo` under `key` until the buffer is written to. Not kept for shared memory, nor between
+        what is recorded and what is not: a replay must do all its own work.
+        """
+        if self.buffer.shared:
+            return compute()
+        state = (self.buffer.version, _backend.recorder())
+        if self.memo is None or self.memo[0] != state:
+            self.memo = (state, {})
+        found = self.memo[1]
+        if key not in found:
+            found[key] = compute()
+        return found[key]
 
     def numel(self):
         return self.layout.numel()

@@ -1,0 +1,28 @@
+"""What the caller of the quantised kernels must know: formats that have them, and the sizes of packed activations.
+
+Standard library only: read at every start, also by `unpack.py` and `quant*.py` when they compile.
+"""
+
+GROUP = 128  # activations of matvec are packed by groups of so many
+GROUP_BYTES = 320
+PANEL_BLOCKS = 128  # blocks of 32 of a weight panel of matmul
+SCRATCH = PANEL_BLOCKS * (512 + 128 + 64) + 4096  # bytes per thread for matmul: panel, scales, minima, transposes
+
+# format -> what is subtracted from its unsigned values; K-quants' and _1 formats' minima make that 0
+BIAS = {"q4_0": 8, "q4_1": 0, "q5_0": 16, "q5_1": 0, "q8_0": 128, "q4_k": 0, "q5_k": 0, "q6_k": 32}
+HALVES = frozenset(["q6_k"])  # formats with a scale for each half of a block of 32
+
+
+def row_bytes(k):
+    """Packed activations of a row of `k` for matvec."""
+    return -(-k // GROUP) * GROUP_BYTES
+
+
+def block_bytes(tokens, halves):
+    """One block of 32 of a tile of `tokens` rows for matmul."""
+    return tokens * (48 if halves else 44)
+
+
+def tiles_bytes(rows, k, tokens, halves):
+    """Packed activations of `rows` rows of `k` for matmul."""
+    return -(-rows // tokens) * (k // 32) * block_bytes(tokens, halves)

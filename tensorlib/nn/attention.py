@@ -1,0 +1,74 @@
+"""Rotary embeddings, key-value caches, attention over them. Positions live in memory, so that a decode step can be replayed."""
+
+from tensorlib.backend import kernel, launch
+from tensorlib.device import Array
+from tensorlib.errors import ContextError
+from tensorlib.nn.module import Module
+from tensorlib.ops import fused
+
+attention = fused.attention
+
+
+class RotaryEmbedding(Module):
+    """RoPE (arXiv:2104.09864): cos and sin of position * theta^(-2i/dim), [max_positions, dim / 2] f32, made once.
+
+    `interleaved`: pairs are neighbours (x0, x1), as in the paper and in GGUF's Llama files; else (x0, x[dim/2]), as in
+    Hugging Face's. `factors` divide the frequencies one by one (scaled variants).
+    """
+
+    def __init__(self, dim, max_positions, theta=10000.0, interleaved=False, factors=None):
+        self._n, self.interleaved = max_positions, interleaved
+        factors = factors or (1.0,) * (dim // 2)
+        self._inv_freq = [theta ** (-2 * i / dim) / factor for i, factor in enumerate(factors)]
+        self._tables = None
+
+    @property
+    def tables(self):
+        """(cos, sin)."""
+        if self._tables is None:
+            self._tables = fused.rope_tables(self._inv_freq, self._n)
+        return self._tables
+
+    def forward(self, x, start):
+        """x [T, H, D] at positions start[0], start[0] + 1, ..."""
+        return fused.rope(x, *self.tables, start, interleaved=self.interleaved)
+
+
+class KVCache:
+    """Keys and values of all layers, [kv_heads, max_len, head_dim] each; `start` (i64, one element) tokens are in it.
+
+    Memory is touched only where tokens were written. `reserve` refuses what does not fit, before anything is written.
+    """
+
+    def __init__(self, layers, kv_heads, max_len, head_dim, dtype="f16", cls=Array):
+        shape = (kv_heads, max_len, head_dim)
+        self.layers = [(cls.empty(shape, dtype), cls.empty(shape, dtype)) for _ in range(layers)]
+        self.max_len, self.start = max_len, cls.empty((1,), "i64")
+        self.length = 0
+        self.reset()
+
+    def reset(self, length=0):
+        """Forgets all tokens after the first `length`."""
+        self.length = length
+        launch(kernel("counter", "store"), (self.start.ptr, length), writes=(self.start,))
+
+    def reserve(self, n):
+        """ContextError unless `n` more tokens fit."""
+        if self.length + n > self.max_len:
+            got = f"{self.length} tokens in the cache and {n} more"
+            raise ContextError("KVCache", got, f"at most {self.max_len}", "shorten the prompt, or load with a larger context")
+
+    def advance(self, n):
+        """`n` tokens were appended to every layer (recorded like any kernel)."""
+        self.length += n
+        launch(kernel("counter", "add"), (self.start.ptr, n), writes=(self.start,))
+
+    def append(self, layer, k, v, rotary=None):
+        """Writes k and v [T, kv_heads, head_dim] behind what is there, k rotated first; returns the layer's (keys, values)."""
+        keys, values = self.layers[layer]
+        if rotary is None:
+            fused.append(keys, k, self.start)
+        else:
+            fused.rope_append(keys, k, *rotary.tables, self.start, interleaved=rotary.interleaved)
+        fused.append(values, v, self.start)
+        return keys, values

@@ -1,0 +1,143 @@
+"""QTensor: a weight as its file stores it, in GGML blocks. `linear` and `embedding` use the blocks directly.
+
+A product with a QTensor quantises the activations to 8 bits per 32 (their rounding, at most 1/254 of a block's largest
+value each, is the only error beside f32's); weights are exact. Formats without a kernel of their own are dequantised once,
+which gives the same or better accuracy, takes four bytes per weight, and is said in the log.
+"""
+
+from math import prod
+
+from tensorlib import backend
+from tensorlib.device import CPU, Array, Buffer
+from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.quant import formats, source
+
+MATVEC_ROWS = 3  # up to so many rows the weights' bytes cost more than the arithmetic: matvec, else matmul
+_told = set()
+
+
+class QTensor:
+    """Blocks of `format` (a row of `tensorlib.quant.formats`) at byte `offset` of `buffer`; `shape` counts weights.
+
+    Raises ShapeError if the last dim is not whole blocks, or the buffer is too short.
+    """
+
+    __slots__ = ("_dense", "buffer", "format", "offset", "shape")
+
+    def __init__(self, buffer, offset, shape, format):
+        self.buffer, self.offset, self.shape, self.format = buffer, offset, tuple(shape), formats.get(format)
+        self._dense = None
+        need = offset + self.nbytes
+        if need > buffer.nbytes:
+            raise ShapeError("QTensor", f"{buffer.nbytes} bytes", f"at least {need}", "give the buffer that holds it")
+
+    def __repr__(self):
+        return f"QTensor(shape={self.shape}, format={self.format.name}, {self.nbytes} bytes)"
+
+    @property
+    def ndim(self):
+        return len(self.shape)
+
+    @property
+    def device(self):
+        return self.buffer.device
+
+    @property
+    def ptr(self):
+        """Address of the first block."""
+        return self.buffer.ptr + self.offset
+
+    @property
+    def nbytes(self):
+        return prod(self.shape[:-1]) * self.format.row_bytes(self.shape[-1])
+
+    def dequantize(self, dtype="f32", cls=Array):
+        """All weights as a dense Array of f32, f16 or bf16."""
+        out = cls.empty(self.shape, dtype, self.device)
+        kernel = self._kernel("dequantize", out.dtype.name)
+        backend.launch(kernel, (self.ptr, out.ptr, out.numel() // self.format.elements), 4 * out.numel(), (), (out,))
+        return out
+
+    def _kernel(self, name, dtype):
+        text = lambda: source.source(self.format)  # noqa: E731
+        return backend.kernel("dequant", name, self.format.name, dtype, source=text, source_key=source.key(self.format))
+
+    def embedding(self, ids, dtype="f32"):
+        """Rows `ids` (i64, any shape) of this [V, D] table, dequantised: ids.shape + (D,). A row out of range becomes NaN."""
+        if self.ndim != 2 or ids.dtype.name != "i64" or not ids.is_contiguous():
+            got = f"table {self.shape}, ids of {ids.dtype}"
+            raise ShapeError("embedding", got, "a [V, D] table and contiguous ids of i64", "call ids.to('i64').contiguous()")
+        rows, width = self.shape
+        out = type(ids).empty((*ids.shape, width), dtype, self.device)
+        args = (self.ptr, ids.ptr, out.ptr, ids.numel(), width // self.format.elements, rows)
+        backend.launch(self._kernel("dequantize_rows", out.dtype.name), args, 4 * out.numel(), (ids,), (out,))
+        return out
+
+    def linear(self, x, residual=None):
+        """x [..., K] f32 times this [N, K] weight, transposed: [..., N] f32, plus `residual` (same shape, contiguous)."""
+        n, k = self.shape if self.ndim == 2 else (0, 0)
+        if self.ndim != 2 or not x.ndim or x.shape[-1] != k:
+            got = f"x {x.shape} and weight {self.shape}"
+            raise ShapeError("linear", got, "x [..., K] and weight [N, K]", "transpose or reshape x")
+        if x.dtype.name != "f32":
+            raise DTypeError("linear", f"x of {x.dtype}", "f32 with a quantised weight", "call x.to('f32')")
+        if not x.is_contiguous():
+            x = x.contiguous()
+        plan = backend.backend().quant
+        if self.format.name not in plan.BIAS:
+            return self._linear_dense(x, residual)
+        out = type(x).empty((*x.shape[:-1], n), "f32", x.device)
+        rows = x.numel() // k if k else 0
+        if rows:
+            (self._matvec if rows <= MATVEC_ROWS else self._matmul)(plan, x, out, residual, rows, n, k)
+        return out
+
+    def _matvec(self, plan, x, out, residual, rows, n, k):
+        def pack():
+            packed = Array.empty((rows * plan.row_bytes(k),), "u8", CPU)
+            args = (x.ptr, 4 * k, k, rows, packed.ptr)
+            backend.launch(backend.kernel("quant", "quantize"), args, 4 * rows * k, (x,), (packed,))
+            return packed
+
+        y = x.derived("groups", pack)
+        args = (self.ptr, y.ptr, out.ptr, n, k, residual.ptr if residual is not None else 0, rows)
+        reads = (y,) if residual is None else (y, residual)
+        backend.launch(backend.kernel("quant", "matvec", self.format.name), args, 2 * rows * n * k, reads, (out,))
+
+    def _matmul(self, plan, x, out, residual, rows, n, k):
+        tokens, halves = backend.backend().tokens, int(self.format.name in plan.HALVES)
+        bias = plan.BIAS[self.format.name]
+
+        def pack():
+            packed = Array.empty((plan.tiles_bytes(rows, k, tokens, halves),), "u8", CPU)
+            args = (x.ptr, 4 * k, k, rows, packed.ptr, bias)
+            backend.launch(backend.kernel("quant", "quantize_tiles", tokens, halves), args, 4 * rows * k, (x,), (packed,))
+            return packed
+
+        y = x.derived(("tiles", halves, bias), pack)
+        scratch = Array.empty((plan.SCRATCH * backend.threads(),), "u8", CPU)
+        args = (self.ptr, y.ptr, out.ptr, n, k, residual.ptr if residual is not None else 0, rows, scratch.ptr, plan.SCRATCH)
+        reads = (y,) if residual is None else (y, residual)
+        kernel = backend.kernel("quant", "matmul", self.format.name, tokens)
+        backend.launch(kernel, args, 2 * rows * n * k, reads, (out, scratch))
+
+    def _linear_dense(self, x, residual):
+        from tensorlib.ops import linalg
+
+        name = self.format.name
+        if name not in _told:
+            _told.add(name)
+            backend.log(f"{name} has no matmul kernel on the CPU yet: such weights are dequantised to f32 once")
+        if self._dense is None:
+            self._dense = self.dequantize("f32", type(x))
+        out = linalg.linear(x, self._dense)
+        return out if residual is None else out + residual
+
+
+def from_bytes(data, shape, format):
+    """A QTensor over the bytes of any object with the buffer protocol (uint8 NumPy array, bytes), uncopied.
+
+    >>> from_bytes(bytes(34 * 4), (2, 64), "q8_0")
+    QTensor(shape=(2, 64), format=q8_0, 136 bytes)
+    """
+    return QTensor(Buffer.of(data), 0, shape, format)

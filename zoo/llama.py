@@ -1,0 +1,119 @@
+"""Llama (arXiv:2302.13971; 2: arXiv:2307.09288; 3: arXiv:2407.21783), and what shares its shape: SmolLM2, TinyLlama.
+
+A pre-norm decoder (section 2.2): RMSNorm before each sub-layer, SwiGLU instead of ReLU, rotary positions instead of
+absolute ones; from Llama 2 on, groups of query heads share a key-value head (arXiv:2305.13245).
+
+Shapes: T tokens, D hidden, H query heads, K key-value heads, h head dim, F feed-forward, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+from tensorlib import nn
+
+
+class LlamaConfig(NamedTuple):
+    """Hugging Face's names. `rope_interleaved` is a property of the file: GGUF's rows are permuted, safetensors' are not."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_factors: tuple | None = None
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    rope_interleaved: bool = False
+
+
+TINY = LlamaConfig(256, 64, 128, 2, 4, 2, 16, max_position_embeddings=64)
+
+
+class LlamaAttention(nn.Module):
+    """softmax(q k^T / sqrt(h)) v, causal, over all tokens in the cache."""
+
+    def __init__(self, config, layer):
+        self._layer, self._heads, self._kv_heads = layer, config.num_attention_heads, config.num_key_value_heads
+        self._head_dim = config.head_dim
+        D, q, kv = config.hidden_size, self._heads * config.head_dim, self._kv_heads * config.head_dim
+        self.q_proj = nn.Linear(D, q, bias=config.attention_bias)
+        self.k_proj = nn.Linear(D, kv, bias=config.attention_bias)
+        self.v_proj = nn.Linear(D, kv, bias=config.attention_bias)
+        self.o_proj = nn.Linear(q, D, bias=config.attention_bias)
+
+    def forward(self, x_TD, cache, rotary):
+        T = x_TD.shape[0]
+        q_THh = self.q_proj(x_TD).reshape(T, self._heads, self._head_dim)
+        k_TKh = self.k_proj(x_TD).reshape(T, self._kv_heads, self._head_dim)
+        v_TKh = self.v_proj(x_TD).reshape(T, self._kv_heads, self._head_dim)
+        keys, values = cache.append(self._layer, k_TKh, v_TKh, rotary)
+        o_THh = nn.attention(rotary(q_THh, cache.start), keys, values, start=cache.start)
+        return self.o_proj(o_THh.reshape(T, self._heads * self._head_dim))
+
+
+class LlamaMLP(nn.Module):
+    """W_down (silu(W_gate x) * W_up x) (arXiv:2002.05202)."""
+
+    def __init__(self, config):
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x_TD):
+        return self.down_proj(nn.swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
+
+
+class LlamaDecoderLayer(nn.Module):
+    def __init__(self, config, layer):
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LlamaAttention(config, layer)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+
+    def forward(self, x_TD, cache, rotary):
+        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), cache, rotary)
+        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+
+
+class LlamaModel(nn.Module):
+    def __init__(self, config):
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([LlamaDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class LlamaForCausalLM(nn.Module):
+    """`forward(ids, cache)`: logits of what follows each of the T tokens `ids` (i64), which are added to the cache."""
+
+    def __init__(self, config):
+        self.config = config
+        self.model = LlamaModel(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.rotary = nn.RotaryEmbedding(
+            config.head_dim,
+            config.max_position_embeddings,
+            config.rope_theta,
+            config.rope_interleaved,
+            config.rope_factors,
+        )
+
+    def new_cache(self, max_len, dtype="f16"):
+        """An empty cache for `max_len` tokens."""
+        c = self.config
+        return nn.KVCache(c.num_hidden_layers, c.num_key_value_heads, max_len, c.head_dim, dtype)
+
+    def forward(self, ids_T, cache, last_only=True):
+        """Logits [1, V] after the last token, or [T, V] after each. ContextError, before any work, if they do not fit."""
+        T = ids_T.shape[0]
+        cache.reserve(T)
+        x_TD = self.model.embed_tokens(ids_T)
+        for layer in self.model.layers:
+            x_TD = layer(x_TD, cache, self.rotary)
+        cache.advance(T)
+        x_TD = self.model.norm(x_TD[-1:] if last_only else x_TD)
+        return self.model.embed_tokens.as_linear(x_TD) if self.config.tie_word_embeddings else self.lm_head(x_TD)
