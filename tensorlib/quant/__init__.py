@@ -1,0 +1,1 @@
+"""GGML-quantised weights: `formats` (one row per type), `decode` (NumPy reference), `source`, `tensor` (QTensor)."""

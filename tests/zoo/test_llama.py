@@ -1,0 +1,119 @@
+"""Llama against an independent float64 implementation: prefill, cached steps, recorded steps; and what it refuses."""
+
+import numpy as np
+import pytest
+
+import tensorlib
+from bench.reference import Reference
+from tensorlib.errors import ContextError, FormatError, ShapeError
+from tests.zoo.conftest import write_llama
+from zoo.generate import TextModel
+from zoo.llama import TINY
+from zoo.load import load_gguf
+
+IDS = [3, 200, 17, 17, 99, 4, 250, 1, 0, 77, 31, 5, 142, 8]
+
+
+def model(path, **options):
+    return TextModel(*load_gguf(path, **options))
+
+
+def close(got, want, tolerance):
+    """Relative to the spread of the logits: they are sums of hidden_size terms of one size."""
+    assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
+
+
+# f32, f16: rounding of f32 arithmetic and of an f16 cache (2^-11 per element, averaged over the head) through two layers.
+# Quantised: activations are rounded to 8 bits too, 1/254 of a block's largest value each; seven products deep.
+@pytest.mark.parametrize(
+    ("fmt", "tolerance"), [("f32", 2e-3), ("f16", 2e-3), ("bf16", 2e-3), ("q8_0", 3e-2), ("q4_1", 3e-2), ("q5_0", 3e-2)]
+)
+def test_logits(fmt, tolerance, tiny_llama):
+    path = tiny_llama(fmt)
+    close(model(path).logits(IDS), Reference(path).logits(IDS), tolerance)
+
+
+def test_an_untied_output_layer(tiny_llama):
+    path = tiny_llama("q8_0", tied=False)
+    close(model(path).logits(IDS), Reference(path).logits(IDS), 3e-2)
+
+
+def test_steps_equal_the_prompt(tiny_llama):
+    m = model(tiny_llama("f32"))
+    whole = m.logits(IDS)
+    m.cache.reset()
+    steps = [m.model(tensorlib.tensor([i], dtype="i64"), m.cache).numpy().copy() for i in IDS]
+    # the same products in another order of summation, and one f16 cache: only f32 rounding differs
+    close(np.concatenate(steps), whole, 2e-4)
+
+
+def test_recorded_steps_equal_eager_ones(tiny_llama):
+    m = model(tiny_llama("q8_0"))
+    got = list(m.generate(IDS, 20))
+    ids = list(IDS)
+    m.cache.reset()
+    logits = m.model(tensorlib.tensor(ids, dtype="i64"), m.cache)
+    for _ in range(20):
+        ids.append(int(logits.numpy()[-1].argmax()))
+        logits = m.model(tensorlib.tensor(ids[-1:], dtype="i64"), m.cache)
+    assert got == ids[len(IDS) :]
+    assert list(m.generate(IDS, 20)) == got, "the recorded step is used again, from a fresh cache"
+
+
+def test_stops_and_counts(tiny_llama):
+    m = model(tiny_llama("q8_0"))
+    whole = list(m.generate(IDS, 12))
+    assert len(whole) == 12
+    stop = whole[5]
+    assert list(m.generate(IDS, 12, stop_ids=[stop])) == whole[: whole.index(stop)]
+    assert list(m.generate(IDS, 0)) == []
+    assert len(list(m.generate(IDS))) == TINY.max_position_embeddings - len(IDS)
+
+
+def test_context_is_refused_before_anything_runs(tiny_llama):
+    m = model(tiny_llama("q8_0"))
+    limit = TINY.max_position_embeddings
+    with pytest.raises(ContextError, match=f"a prompt of {limit + 1} tokens"):
+        m.generate([1] * (limit + 1))
+    with pytest.raises(ContextError, match=f"at most {limit} in all"):
+        m.generate([1] * limit, 1)
+    with pytest.raises(ContextError, match="KVCache: got 0 tokens in the cache and 65 more"):
+        m.logits([1] * (limit + 1))
+    assert m.cache.length == 0
+    with pytest.raises(ShapeError, match="an empty prompt"):
+        m.generate([])
+    assert model(tiny_llama("q8_0"), context=16).context_length == 16
+
+
+def test_seeds(tiny_llama):
+    from zoo.generate import SamplerConfig
+
+    m = model(tiny_llama("q8_0"))
+    draw = lambda seed: list(m.generate(IDS, 24, SamplerConfig(temperature=1.5, top_k=50, seed=seed)))  # noqa: E731
+    assert draw(1) == draw(1)
+    assert len({tuple(draw(seed)) for seed in range(4)}) == 4
+    assert list(m.generate(IDS, 24, SamplerConfig(temperature=1.5, top_k=1))) == list(m.generate(IDS, 24))
+
+
+def test_what_is_not_a_llama(tmp_path):
+    with pytest.raises(FormatError, match=r"general.architecture: got 'mamba'; expected one of llama"):
+        load_gguf(write_llama(tmp_path / "mamba.gguf", arch="mamba"))
+    with pytest.raises(FormatError, match="no blk.1.ffn_up.weight; expected all weights of LlamaForCausalLM"):
+        load_gguf(write_llama(tmp_path / "part.gguf", skip=["blk.1.ffn_up.weight"]))
+    with pytest.raises(FormatError, match=r"blk.0.ffn_gate.weight: got shape \(128, 64\); expected \(96, 64\)"):
+        load_gguf(write_llama(tmp_path / "shape.gguf", feed_forward_length=96))
+    with pytest.raises(FormatError, match="head_count"):
+        load_gguf(write_llama(tmp_path / "heads.gguf", **{"attention.head_count": 5}))
+    with pytest.raises(FormatError, match="head_count"):
+        load_gguf(write_llama(tmp_path / "none.gguf", **{"attention.head_count": 0}))
+
+
+def test_names_are_those_of_the_gguf_package():
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    from zoo.llama import LlamaForCausalLM
+    from zoo.load import gguf_name
+
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, TINY.num_hidden_layers)
+    for path, _ in LlamaForCausalLM(TINY).named_parameters():
+        assert gguf_name(path) == names.get_name(path, try_suffixes=(".weight",)), path
