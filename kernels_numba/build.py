@@ -24,17 +24,28 @@ def build_kernel(room, name, params, level, source=None):
     """Machine code of kernel `name` of kernels_numba/`room`.py for `level`: (bytes, entry offset), or None if there is none.
 
     `params` are the strings (or ints) that the room's `build` takes, `source` the text of a decode function for rooms that
-    compile one. All kernels of a process are built for one level.
+    compile one. All kernels of a process are built for one level. ValueError for a kernel that is not self-contained.
     """
-    if simd.LEVEL != level:
-        simd.LEVEL = level
+    compiled = _compile(room, name, params, level, source)
+    if compiled is None:
+        return None
+    module, machine = compiled
+    code, entries = link_flat(machine.emit_object(module))
+    return code, entries["kernel"]
+
+
+def assembly(room, name, params, level, source=None):
+    """The same kernel as assembly text, to read."""
+    module, machine = _compile(room, name, params, level, source)
+    return machine.emit_assembly(module)
+
+
+def _compile(room, name, params, level, source):
+    simd.LEVEL = level
     function = importlib.import_module(f"{__package__}.{room}").build(name, *params, source=source)
     if function is None:
         return None
-    text, mangled = _numba_ir(function)
-    module, machine = _optimise(_wrap(text, mangled, "kernel"), LEVELS[level])
-    code, entries = link_flat(machine.emit_object(module))
-    return code, entries["kernel"]
+    return _optimise(_wrap(*_numba_ir(function), "kernel"), LEVELS[level])
 
 
 def _numba_ir(function):
@@ -47,7 +58,7 @@ def _numba_ir(function):
     finally:
         numba.config.OPT = old
     result = kernel.overloads[_SIGNATURE]
-    return result.library.get_llvm_str(), result.fndesc.llvm_func_name
+    return result.library.get_llvm_str().replace(f"{simd.ALIAS}llvm.", "llvm."), result.fndesc.llvm_func_name
 
 
 def _wrap(text, mangled, name):

@@ -16,13 +16,13 @@ from .simd import (
     I16x16,
     _call,
     _const,
-    _llvm,
     _make,
     _pointer,
     _shuffle,
     _splat,
     arg,
     constant,
+    fma,
     h2f,
     ld_bf16x16,
     ld_f16x16,
@@ -44,12 +44,10 @@ from .simd import (
 )
 
 _PLAIN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-inline, shared = njit(forceinline=True, **_PLAIN), njit(**_PLAIN)  # what kernels call: always copied in, or LLVM's choice
+# what kernels call: always copied in, or as LLVM likes
+inline, shared = njit(forceinline=True, **_PLAIN), njit(**_PLAIN)
 
 _F32V, _I32V = F32x16.ll, ir.VectorType(_I32, 16)
-
-# one rounding where the CPU has FMA, two where it has not (`llvm.fma` would call a library there)
-fma = _llvm("fma", 3, "fmuladd")
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------

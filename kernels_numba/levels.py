@@ -24,7 +24,7 @@ LEVELS = {
     "avx512vnni": Level(_X86, "x86-64-v4", "+avx512vnni,-prefer-256-bit", frozenset(_AVX512.split()), 12),
     "avx2": Level(_X86, "x86-64-v3", "", frozenset(_AVX2.split()), 4),
     "neon": Level(_ARM, "neoverse-n1", "+neon,+dotprod,+fullfp16", frozenset(["asimddp"]), 4),
-    "portable": Level(_X86, "x86-64", "", frozenset(), 2),
+    "portable": Level(_X86, "x86-64-v2", "", frozenset("ssse3 sse4_1 sse4_2 popcnt".split()), 2),
 }
 _BEST_FIRST = {"x86_64": ("avx512vnni", "avx2", "portable"), "aarch64": ("neon",)}
 

@@ -1,12 +1,12 @@
-"""Row kernels: RMSNorm, LayerNorm, and the gated activations SwiGLU and GEGLU.
+"""Row kernels: RMSNorm, LayerNorm, the gated activations SwiGLU and GEGLU, and rows picked from a table.
 
-Rows are f32, f16 or bf16 (computed in f32), adjacent in their last dim, any strides elsewhere. A row is one thread's, or
-a piece of a row where elements are independent. The argument block ends with a table of the leading dims, outermost
-first: their number, then per dim its size and one byte stride per operand (the output's last).
+Rows are f32, f16 or bf16 (computed in f32), adjacent in their last dim, any strides elsewhere. A row is one thread's,
+or a piece of a row where elements are independent. The argument block of most ends with a table of the leading dims,
+outermost first: their number, then per dim its size and one byte stride per operand (the output's last).
 """
 
 from .lanes import MEMORY, all_sum, first, fma, inline, row_address
-from .simd import _llvm, arg, argf, constant, splat_f32x16, vadd, vdiv, vmul, vsub, zero_f32x16
+from .simd import _llvm, arg, argf, constant, ldi_i64, splat_f32x16, vadd, vdiv, vmul, vsub, zero_f32x16
 from .vmath import vsigmoid, vsilu
 
 _PIECE = 1024  # elements of a gated activation that a thread takes at a time
@@ -147,13 +147,43 @@ def _gated(dtype, activate):
     return gated
 
 
+def _swiglu(dtype):
+    """_gated by x / (1 + exp(-x))"""
+    return _gated(dtype, vsilu)
+
+
+def _geglu(dtype):
+    """_gated by GELU's tanh form"""
+    return _gated(dtype, _gelu)
+
+
+def _embedding(dtype):
+    """Rows of a table as f32; an id outside [0, rows) gives NaN, nothing is read.
+
+    args: ids (i64), table, its stride of rows, rows, out (f32, contiguous), width, how many ids
+    """
+    size, part, put = MEMORY[dtype].size, MEMORY[dtype].part, MEMORY["f32"].put
+
+    def embedding(a, tid, nth):
+        width, n = arg(a, 5), arg(a, 6)
+        for i in range(n * tid // nth, n * (tid + 1) // nth):
+            row, to = ldi_i64(arg(a, 0), i), arg(a, 4) + 4 * width * i
+            known = 0 <= row < arg(a, 3)
+            x = arg(a, 1) + row * arg(a, 2)
+            for j in range(0, width, 16):
+                put(to + 4 * j, part(x + size * j, width - j) if known else splat_f32x16(float("nan")), width - j)
+
+    return embedding
+
+
 def build(name, *params, source=None):
-    """rms_norm (x, weight or none, out), layer_norm (x, weight, bias or none, out), swiglu and geglu (dtype)."""
-    count = {"rms_norm": 3, "layer_norm": 4, "swiglu": 1, "geglu": 1}.get(name)
-    if count != len(params) or not {*params} <= {*MEMORY, "none"}:
+    """rms_norm (x, weight or none, out), layer_norm (x, weight or none, bias or none, out); of one dtype: swiglu,
+    geglu, embedding.
+    """
+    makers = {"rms_norm": _rms_norm, "layer_norm": _layer_norm, "swiglu": _swiglu, "geglu": _geglu}
+    makers["embedding"] = _embedding
+    weights = {"rms_norm": 1, "layer_norm": 2}.get(name, 0)
+    if name not in makers or len(params) != (weights + 2 if weights else 1):
         return None
-    if name == "rms_norm":
-        return _rms_norm(*params)
-    if name == "layer_norm":
-        return _layer_norm(*params)
-    return _gated(*params, vsilu if name == "swiglu" else _gelu)
+    known = (p in MEMORY or (p == "none" and 0 < i <= weights) for i, p in enumerate(params))
+    return makers[name](*params) if all(known) else None

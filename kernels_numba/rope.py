@@ -18,6 +18,7 @@ from .simd import (
     vsub,
 )
 
+_part = MEMORY["f32"].part
 _even, _odd = shuffle(range(0, 32, 2)), shuffle(range(1, 32, 2))
 _zip_low = shuffle([i // 2 + 16 * (i & 1) for i in range(16)])
 _zip_high = shuffle([8 + i // 2 + 16 * (i & 1) for i in range(16)])
@@ -79,19 +80,18 @@ def _tables(dtype):
 
 @inline
 def _angles(cos, sin, j, n, spoil):
-    part = MEMORY["f32"].part
-    return vadd(part(cos + 4 * j, n), spoil), vadd(part(sin + 4 * j, n), spoil)
+    return vadd(_part(cos + 4 * j, n), spoil), vadd(_part(sin + 4 * j, n), spoil)
 
 
 def _halves(out):
     """A row whose elements i and i + half turn together (GPT-NeoX, Hugging Face)."""
-    part, size, put = MEMORY["f32"].part, MEMORY[out].size, MEMORY[out].put
+    size, put = MEMORY[out].size, MEMORY[out].put
 
     def rotate(x, to, cos, sin, half, spoil):
         for j in range(0, half, 16):
             n = half - j
             c, s = _angles(cos, sin, j, n, spoil)
-            u, v = part(x + 4 * j, n), part(x + 4 * (half + j), n)
+            u, v = _part(x + 4 * j, n), _part(x + 4 * (half + j), n)
             put(to + size * j, vsub(vmul(u, c), vmul(v, s)), n)
             put(to + size * (half + j), vadd(vmul(v, c), vmul(u, s)), n)
 
@@ -100,13 +100,13 @@ def _halves(out):
 
 def _pairs(out):
     """A row whose elements 2 i and 2 i + 1 turn together (GPT-J, the original Llama, GGUF's normal layout)."""
-    part, size, put = MEMORY["f32"].part, MEMORY[out].size, MEMORY[out].put
+    size, put = MEMORY[out].size, MEMORY[out].put
 
     def rotate(x, to, cos, sin, half, spoil):
         for j in range(0, half, 16):
             n = half - j
             c, s = _angles(cos, sin, j, n, spoil)
-            low, high = part(x + 8 * j, 2 * n), part(x + 8 * j + 64, 2 * n - 16)
+            low, high = _part(x + 8 * j, 2 * n), _part(x + 8 * j + 64, 2 * n - 16)
             u, v = _even(low, high), _odd(low, high)
             p, q = vsub(vmul(u, c), vmul(v, s)), vadd(vmul(v, c), vmul(u, s))
             put(to + 2 * size * j, _zip_low(p, q), 2 * n)
@@ -122,7 +122,7 @@ def _rope(layout, out):
     args: x (f32), x stride of t, of heads, cos, sin (f32), positions in them, half, out, its stride of t, of heads,
     its rows, T, heads, D, address of start or 0, start, 1 if the output's row is start + t (0: t). Strides in bytes.
     """
-    part, size, put = MEMORY["f32"].part, MEMORY[out].size, MEMORY[out].put
+    size, put = MEMORY[out].size, MEMORY[out].put
     rotate = _pairs(out) if layout == "pairs" else _halves(out)
 
     def rope(a, tid, nth):
@@ -138,7 +138,7 @@ def _rope(layout, out):
                 at = 4 * half * (t + start if known else 0)
                 rotate(x, to, arg(a, 3) + at, arg(a, 4) + at, half, splat_f32x16(0.0 if known else float("nan")))
                 for j in range(2 * half, width, 16):
-                    put(to + size * j, part(x + 4 * j, width - j), width - j)
+                    put(to + size * j, _part(x + 4 * j, width - j), width - j)
 
     return rope
 
@@ -146,10 +146,10 @@ def _rope(layout, out):
 def _append(out):
     """Rows (t, head) copied to row start + t of the output; a row outside it is not written.
 
-    args: x (f32), x stride of t, of heads, out, its stride of t, of heads, its rows, T, heads, D, address of start or 0,
-    start. Strides in bytes.
+    args: x (f32), x stride of t, of heads, out, its stride of t, of heads, its rows, T, heads, D, address of start
+    or 0, start. Strides in bytes.
     """
-    part, size, put = MEMORY["f32"].part, MEMORY[out].size, MEMORY[out].put
+    size, put = MEMORY[out].size, MEMORY[out].put
 
     def append(a, tid, nth):
         heads, width = arg(a, 8), arg(a, 9)
@@ -160,7 +160,7 @@ def _append(out):
                 x = arg(a, 0) + t * arg(a, 1) + h * arg(a, 2)
                 to = arg(a, 3) + (t + start) * arg(a, 4) + h * arg(a, 5)
                 for j in range(0, width, 16):
-                    put(to + size * j, part(x + 4 * j, width - j), width - j)
+                    put(to + size * j, _part(x + 4 * j, width - j), width - j)
 
     return append
 

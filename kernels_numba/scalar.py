@@ -123,7 +123,7 @@ def convert(b, x, source, dtype):
     return _NARROW[dtype](b, _f64_to_odd_f32(b, x) if x.type == _F64 else x)
 
 
-def _scope(b, read):
+def _scope(b):
     """Metadata: what this package's strided templates read and write does not alias. In place, element i is read before it
     is written and no other iteration touches it, so the promise holds where it matters: between iterations."""
     module = b.module
@@ -141,7 +141,7 @@ def loader(dtype):
     def lower(b, t, base, i):
         value = b.load(_pointer_at(b, base, i, ll))
         value.align = 1
-        value.set_metadata("alias.scope", _scope(b, True))
+        value.set_metadata("alias.scope", _scope(b))
         if dtype == "bool":
             return b.icmp_unsigned("!=", value, ir.Constant(ll, 0))
         return _WIDEN[dtype](b, value) if dtype in _WIDEN else value
@@ -157,7 +157,7 @@ def storer(dtype):
         value = convert(b, x, t[2], dtype)
         store = b.store(value, _pointer_at(b, base, i, value.type))
         store.align = 1
-        store.set_metadata("noalias", _scope(b, False))
+        store.set_metadata("noalias", _scope(b))
 
     return _make(f"store_{dtype}", lambda base, i, x: types.void, lower, 3)
 
@@ -256,6 +256,7 @@ def _logb(b, t, x):
 
 pow2, frac, logb = _make("pow2", _same, _pow2, 1), _make("frac", _same, _frac, 1), _make("logb", _same, _logb, 1)
 bit = _make("bit", lambda x, i: types.boolean, lambda b, t, x, i: b.trunc(b.lshr(x, i), _I1), 2, "bit i of an integer")
+quarters = _make("quarters", lambda x: types.int64, lambda b, t, x: b.bitcast(x, _I64), 1, "bits of an f64, signed")
 bits64 = _make("bits64", lambda x: types.uint64, lambda b, t, x: b.bitcast(x, _I64), 1, "bits of an f64")
 bits32 = _make("bits32", lambda x: types.int32, lambda b, t, x: b.bitcast(x, _I32), 1, "bits of an f32")
 
@@ -272,7 +273,9 @@ def table(name, values, dtype):
             found.global_constant, found.linkage = True, "internal"
             found.initializer = ir.Constant(array, list(values))
         i = b.sext(i, _I64) if i.type != _I64 else i
-        return b.load(b.gep(found, [_const(_I64, 0), i]))
+        value = b.load(b.gep(found, [_const(_I64, 0), i]))
+        value.set_metadata("alias.scope", _scope(b))
+        return value
 
     return _make(name, lambda i: NUMBA[dtype], lower, 1)
 
@@ -304,81 +307,6 @@ def _product_error(b, t, x, y, p):
 
 product_error = _make("product_error", _same, _product_error, 3)
 mulhi = _make("mulhi", lambda x, y: types.uint64, _mulhi, 2)
-
-
-def _integer(name, of_signed, of_unsigned=None):
-    def lower(b, t, *x):
-        return (of_signed if t[0].signed or of_unsigned is None else of_unsigned)(b, *x)
-
-    return _make(name, _same, lower, of_signed.__code__.co_argcount - 1)
-
-
-def _guarded(b, y, signed):
-    """Divisor with 0 replaced by 1, and -1 too (the caller handles it): neither x / 0 nor INT_MIN / -1 may trap."""
-    one = ir.Constant(y.type, 1)
-    bad = b.icmp_unsigned("==", y, ir.Constant(y.type, 0))
-    if signed:
-        bad = b.or_(bad, b.icmp_unsigned("==", y, ir.Constant(y.type, -1)))
-    return b.select(bad, one, y)
-
-
-def _when(b, y, value, then, otherwise):
-    return b.select(b.icmp_unsigned("==", y, ir.Constant(y.type, value)), then, otherwise)
-
-
-def _floor_parts(b, x, y):
-    """Quotient rounded down and remainder of the divisor's sign, for y other than 0 and -1."""
-    zero, d = ir.Constant(x.type, 0), _guarded(b, y, True)
-    q, r = b.sdiv(x, d), b.srem(x, d)
-    wrong = b.and_(b.icmp_signed("!=", r, zero), b.icmp_signed("<", b.xor(r, d), zero))
-    return b.sub(q, b.zext(wrong, x.type)), b.select(wrong, b.add(r, d), r)
-
-
-def _idiv(b, x, y):
-    zero = ir.Constant(x.type, 0)
-    return _when(b, y, 0, zero, _when(b, y, -1, b.sub(zero, x), _floor_parts(b, x, y)[0]))
-
-
-def _imod(b, x, y):
-    zero = ir.Constant(x.type, 0)
-    return _when(b, y, 0, zero, _when(b, y, -1, zero, _floor_parts(b, x, y)[1]))
-
-
-def _imod_trunc(b, x, y):
-    zero = ir.Constant(x.type, 0)
-    return _when(b, y, 0, zero, _when(b, y, -1, zero, b.srem(x, _guarded(b, y, True))))
-
-
-def _unsigned_parts(op):
-    def lower(b, x, y):
-        return _when(b, y, 0, ir.Constant(x.type, 0), getattr(b, op)(x, _guarded(b, y, False)))
-
-    return lower
-
-
-def _shift(op):
-    """Shifts by the width or more (or by a negative count) give what shifting bit by bit would: 0, or the sign."""
-
-    def lower(b, x, n):
-        width = ir.Constant(x.type, x.type.width)
-        inside = b.icmp_unsigned("<", n, width)
-        value = getattr(b, op)(x, b.select(inside, n, ir.Constant(x.type, 0)))
-        last = b.ashr(x, ir.Constant(x.type, x.type.width - 1)) if op == "ashr" else ir.Constant(x.type, 0)
-        return b.select(inside, value, last)
-
-    return lower
-
-
-iadd, isub, imul = (_integer(n, f) for n, f in (
-    ("iadd", lambda b, x, y: b.add(x, y)), ("isub", lambda b, x, y: b.sub(x, y)), ("imul", lambda b, x, y: b.mul(x, y)),
-))  # fmt: skip
-iand, ior, ixor = (_integer(n, f) for n, f in (
-    ("iand", lambda b, x, y: b.and_(x, y)), ("ior", lambda b, x, y: b.or_(x, y)), ("ixor", lambda b, x, y: b.xor(x, y)),
-))  # fmt: skip
-ineg, inot = _integer("ineg", lambda b, x: b.neg(x)), _integer("inot", lambda b, x: b.not_(x))
-idiv, imod = _integer("idiv", _idiv, _unsigned_parts("udiv")), _integer("imod", _imod, _unsigned_parts("urem"))
-imod_trunc = _integer("imod_trunc", _imod_trunc, _unsigned_parts("urem"))
-shl, shr = _integer("shl", _shift("shl")), _integer("shr", _shift("ashr"), _shift("lshr"))
 
 
 # ---- literals of one type ----------------------------------------------------------------------------------------------

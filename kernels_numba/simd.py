@@ -10,12 +10,14 @@ has no relocations and no undefined symbols (`build.link_flat` refuses both).
 
 import operator
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 LEVEL = "portable"
+FOREIGN, ALIAS = ("llvm.x86.", "llvm.aarch64."), "tensorlib."
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 _LL = {"i8": _I8, "i16": _I16, "i32": _I32, "i64": _I64, "f32": ir.FloatType(), "f64": ir.DoubleType()}
@@ -78,6 +80,10 @@ def _load(b, address, ty, align=1):
 
 
 def _call(b, name, result, args, flags=()):
+    if name.startswith(FOREIGN):
+        # Numba compiles for this host before build.py retargets: another CPU's intrinsic goes by a name of ours till then
+        name = ALIAS + name
+        llvm.add_symbol(name, 8)
     fn = cgutils.get_or_insert_function(b.module, ir.FunctionType(result, [a.type for a in args]), name)
     return b.call(fn, args, fastmath=flags)
 
@@ -358,7 +364,16 @@ def _llvm(name, arity, intrinsic_name, flags=()):
     return _make(name, lambda a, *rest: a, lower, arity)
 
 
-fma = _llvm("fma", 3, "fma")
+
+
+def _fma(b, t, x, y, z):
+    """x * y + z, rounded once where the CPU can; without FMA, LLVM would call libm for that"""
+    if LEVEL == "portable":
+        return b.fadd(b.fmul(x, y), z)
+    return _call(b, f"llvm.fma.v{t[0].n}{t[0].e}", t[0].ll, [x, y, z])
+
+
+fma = _make("fma", lambda x, y, z: x, _fma, 3)
 vmax, vmin = _llvm("vmax", 2, "maxnum", ("nnan",)), _llvm("vmin", 2, "minnum", ("nnan",))
 vround, vabs = _llvm("vround", 1, "roundeven"), _llvm("vabs", 1, "fabs")
 

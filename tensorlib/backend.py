@@ -46,6 +46,7 @@ class CpuBackend:
             raise DeviceError("cpu", f"level {self.level!r}", f"one of {known}", "see kernels_numba/levels.py")
         self.tokens = levels.LEVELS[self.level].tokens
         self._kernels, self._unwritable = {}, False
+        self._folders = cache.folders(self.level, cache_root())
         threads = os.environ.get("TENSORLIB_THREADS")
         self.reset(int(threads) if threads else None)
         driver.on_fork(self.reset)
@@ -54,13 +55,29 @@ class CpuBackend:
         """A new pool (the workers of the old one are gone after a fork)."""
         self.pool = self.driver.Pool(lambda name: self.kernel("pool", name).entry, threads)
 
+    @property
+    def folder(self):
+        """Where compiled kernels are written."""
+        return self._folders[-1]
+
+    def files(self):
+        """Names of the kernel files in `folder`."""
+        try:
+            return sorted(name for name in os.listdir(self.folder) if name.endswith(".krn"))
+        except FileNotFoundError:
+            return []
+
+    def store_under(self, destination):
+        """Writes kernels to `destination`/<level> from now on, and looks nowhere else."""
+        self._folders, self._kernels = [os.path.join(destination, self.level)], {}
+
     def kernel(self, room, name, *params, source=None, source_key=""):
         """See `tensorlib.backend.kernel`."""
         key = (room, name, params, source_key)
         found = self._kernels.get(key)
         if found is None:
             file = self._cache.file_name(room, name, params, source_key)
-            paths = [os.path.join(f, file) for f in self._cache.folders(self.level, cache_root())]
+            paths = [os.path.join(f, file) for f in self._folders]
             code = next(filter(None, map(self._cache.load, paths)), None)
             if code is None:
                 code = self._compile(paths[-1], room, name, params, source)
@@ -108,11 +125,26 @@ def log(message):
     print(f"tensorlib: {message}", file=sys.stderr, flush=True)
 
 
-def compiling(name):
-    """Called before a kernel is compiled; the first time says that it happens once. Replaced by who shows progress."""
-    if not getattr(compiling, "told", False):
-        compiling.told = True
-        log("compiling kernels for this CPU, once; they are cached for the next start")
+class Progress:
+    """Says on standard error that kernels compile, once; on a terminal also which, on a line that `end` clears."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, name):
+        self.count += 1
+        if self.count == 1:
+            log("compiling kernels for this CPU, once; they are cached for the next start")
+        if sys.stderr.isatty():
+            print(f"\r\x1b[Ktensorlib: kernel {self.count}: {name}", end="", file=sys.stderr, flush=True)
+
+    def end(self):
+        """Clears the line."""
+        if self.count and sys.stderr.isatty():
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+compiling = Progress()
 
 
 def kernel(room, name, *params, device="cpu", source=None, source_key=""):

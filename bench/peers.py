@@ -1,0 +1,103 @@
+"""The peers: what to install, which worker speaks for them, their shortest program, and where their Python is.
+
+    python -m bench.peers list
+    python -m bench.peers install [NAME ...]
+
+Each peer lives in a virtual environment of its own under the bench cache folder (`$TENSORLIB_BENCH_CACHE`, else
+`~/.cache/tensorlib-bench`). llama-cpp-python builds llama.cpp from source for this very CPU; mistralrs is a portable
+wheel and the only well-kept way to Candle's CPU kernels from Python, so say "faster than the wheel" of it.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+CACHE = pathlib.Path(os.environ.get("TENSORLIB_BENCH_CACHE") or pathlib.Path.home() / ".cache" / "tensorlib-bench")
+WORKERS = pathlib.Path(__file__).parent / "workers"
+
+
+class Peer(NamedTuple):
+    """One row: `start` is the peer's shortest program that prints `FIRST <text of the first token>`."""
+
+    name: str
+    requires: tuple  # what pip installs; empty: the Python that runs the bench
+    worker: str
+    start: str
+    environment: dict = {}
+
+
+TENSORLIB_START = """
+from zoo.generate import SamplerConfig, load
+model = load({model!r}, threads={threads})
+for token in model.generate(model.tokenizer.encode({prompt!r}), 1, SamplerConfig(), frozenset()):
+    print("FIRST", model.tokenizer.decode([token]), flush=True)
+"""
+
+LLAMA_START = """
+from llama_cpp import Llama
+model = Llama({model!r}, n_threads={threads}, n_threads_batch={threads}, verbose=False)
+for chunk in model({prompt!r}, max_tokens=1, temperature=0.0, stream=True):
+    print("FIRST", chunk["choices"][0]["text"], flush=True)
+    break
+"""
+
+MISTRAL_START = """
+import os
+from mistralrs import CompletionRequest, Runner, Which
+model = Runner(Which.GGUF(*os.path.split({model!r})), no_paged_attn=True)
+answer = model.send_completion_request(CompletionRequest({prompt!r}, "default", max_tokens=1, temperature=0.0))
+print("\\nFIRST", answer.choices[0].text, flush=True)
+"""
+
+TENSORLIB = Peer("tensorlib", (), "tensorlib_worker.py", TENSORLIB_START)
+LLAMA = Peer("llama.cpp", ("llama-cpp-python==0.3.36",), "llama_worker.py", LLAMA_START)
+RAYON = {"RAYON_NUM_THREADS": "{threads}"}
+MISTRAL = Peer("mistral.rs", ("mistralrs==0.9.5",), "mistral_worker.py", MISTRAL_START, RAYON)
+PEERS = {peer.name: peer for peer in (LLAMA, MISTRAL)}
+
+
+def find(name, overrides=()):
+    """The peer's Python: the override if there is one, else the one that `install` made."""
+    if name == TENSORLIB.name:
+        return sys.executable
+    python = dict(overrides).get(name) or str(CACHE / "peers" / name / "bin" / "python")
+    if not os.path.exists(python):
+        fix = f"run python -m bench.peers install {name}, or pass --python {name}=PATH"
+        raise SystemExit(f"{name}: no Python at {python}; {fix}")
+    return python
+
+
+def version(name, python):
+    """`package version` of the peer's first requirement as installed, or tensorlib's own version."""
+    peer = PEERS.get(name)
+    package = peer.requires[0].split("==")[0] if peer else "tensorlib"
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    return done.stdout.strip() or "checkout"
+
+
+def install(name):
+    """Make the peer's virtual environment and install its pinned requirements."""
+    folder = CACHE / "peers" / name
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", *PEERS[name].requires], check=True)
+
+
+def main():
+    """Command line of `python -m bench.peers`."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("command", choices=["list", "install"])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(PEERS)}")
+    options = parser.parse_args()
+    for name in options.names or PEERS:
+        if options.command == "install":
+            install(name)
+        python = CACHE / "peers" / name / "bin" / "python"
+        print(f"{name:12} {' '.join(PEERS[name].requires):28} {python if python.exists() else 'not installed'}")
+
+
+if __name__ == "__main__":
+    main()

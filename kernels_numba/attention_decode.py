@@ -1,0 +1,219 @@
+"""Attention of few queries (decoding): the caches are read once, as they lie, at the memory's speed.
+
+The keys are cut into ranges of a fixed size; a thread takes (KV head, range) pairs and leaves, per query, the maximum,
+the sum and the weighted values of that range. `merge` joins the ranges. The ranges do not depend on the number of
+threads, so neither do the results. The heads of a group share every load of K and V.
+The argument block's first 13 words are those of `attention.py`.
+"""
+
+from . import lanes, simd
+from .attention import cap_of, end_key, factor, first_key, keys_of, lowest, start_of, take_query, tiny
+from .lanes import MEMORY, all_max, all_sum, between, exp2, fma, greater, inline, shared, tanh
+from .simd import (
+    arg,
+    constant,
+    extract,
+    ld_f32,
+    ld_f32x16,
+    splat_f32x16,
+    st_f32,
+    st_f32x16,
+    vadd,
+    vdiv,
+    vmul,
+    vsub,
+    zero_f32x16,
+)
+
+_nothing = constant("f32", 16, float("-inf"))
+_lane = extract(0)
+_put = MEMORY["f32"].put
+_FOLDS = {f"fold{bit}": getattr(lanes, f"fold{bit}") for bit in (1, 2, 4, 8)}
+
+
+def _scores(width, rows, memory):
+    """f(q, k, step, s, ss): dot products of `rows` queries with 16 keys, to the vectors s, s + ss, ...
+
+    Every K vector is loaded once; the sums over lanes are folded as soon as two keys are there, so that few are alive.
+    """
+    vectors = (width + 15) // 16
+    lines = ["def scores(q, k, step, s, ss):"]
+    lines += [f"    q{g}_{d} = ld_f32x16(q + {(g * vectors + d) * 64})" for g in range(rows) for d in range(vectors)]
+    for j in range(16):
+        for d in range(vectors):
+            rest = width - 16 * d
+            address = f"k + {16 * d * memory.size}"
+            lines.append(f"    x = ld({address})" if rest >= 16 else f"    x = part({address}, {rest})")
+            for g in range(rows):
+                new = f"fma(q{g}_{d}, x, z{g}_{j})" if d else f"vmul(q{g}_{d}, x)"
+                lines.append(f"    z{g}_{j} = {new}")
+        lines.append("    k += step")
+        for bit, fold in zip((1, 2, 4, 8), _FOLDS):
+            if j % (2 * bit) == 2 * bit - 1:
+                lines += [f"    z{g}_{j} = {fold}(z{g}_{j - bit}, z{g}_{j})" for g in range(rows)]
+    lines += [f"    st_f32x16(s + {g} * ss, z{g}_15)" for g in range(rows)]
+    scope = dict(globals(), ld=memory.ld, part=memory.part, **_FOLDS)
+    exec("\n".join(lines), scope)
+    return shared(scope["scores"])
+
+
+def _values(width, first, vectors, rows, memory):
+    """f(p, sp, v, step, n, o, so): o = P V for `rows` queries, dims 16 * first on; n keys."""
+    copies = 2 if rows * vectors < 8 else 1  # enough independent sums to hide the latency of FMA
+    cells = [(c, g, d) for c in range(copies) for g in range(rows) for d in range(vectors)]
+    lines = ["def values(p, sp, v, step, n, o, so):"]
+    lines += [f"    o{c}_{g}_{d} = zero_f32x16()" for c, g, d in cells]
+
+    def body(c, indent):
+        for d in range(vectors):
+            rest, address = width - 16 * (first + d), f"v + {16 * (first + d) * memory.size}"
+            lines.append(f"{indent}x{d} = ld({address})" if rest >= 16 else f"{indent}x{d} = part({address}, {rest})")
+        for g in range(rows):
+            lines.append(f"{indent}y = splat_f32x16(ld_f32(p + {g} * sp + 4 * k))")
+            lines.extend(f"{indent}o{c}_{g}_{d} = fma(x{d}, y, o{c}_{g}_{d})" for d in range(vectors))
+        lines.append(f"{indent}v += step")
+        lines.append(f"{indent}k += 1")
+
+    lines += ["    k = 0", f"    while k <= n - {copies}:"]
+    for c in range(copies):
+        body(c, "        ")
+    if copies == 2:
+        lines.append("    if k < n:")
+        body(0, "        ")
+    for g in range(rows):
+        for d in range(vectors):
+            total = f"vadd(o0_{g}_{d}, o1_{g}_{d})" if copies == 2 else f"o0_{g}_{d}"
+            lines.append(f"    st_f32x16(o + {g} * so + {64 * (first + d)}, {total})")
+    scope = dict(globals(), ld=memory.ld, part=memory.part)
+    exec("\n".join(lines), scope)
+    return shared(scope["values"])
+
+
+def _all_values(width, rows, memory):
+    """The same for all dims, in as many passes as the registers ask for."""
+    most = 4 if simd.LEVEL == "avx512vnni" else 2
+    vectors = (width + 15) // 16
+    scope = {f"f{c}": _values(width, c, min(most, vectors - c), rows, memory) for c in range(0, vectors, most)}
+    calls = "\n".join(f"    {f}(p, sp, v, step, n, o, so)" for f in scope)
+    exec(f"def values(p, sp, v, step, n, o, so):\n{calls}", scope)
+    return inline(scope["values"])
+
+
+@shared
+def _soften(s, low, high, cap):
+    """Scores of the keys low to high of a range (from s on, whole vectors) to exp2(score - maximum): (maximum, sum)."""
+    m, total = lowest(), zero_f32x16()
+    for j in range(low & -16, high, 16):
+        x = ld_f32x16(s + 4 * j)
+        if cap != 0:
+            x = vmul(tanh(x), splat_f32x16(cap))
+        x = between(x, low - j, high - j)
+        st_f32x16(s + 4 * j, x)
+        m = greater(m, x)
+    m = all_max(m)
+    for j in range(low & -16, high, 16):
+        x = exp2(vsub(ld_f32x16(s + 4 * j), m))
+        st_f32x16(s + 4 * j, x)
+        total = vadd(total, x)
+    return m, all_sum(total)
+
+
+def _decode(dtype, width, rows):
+    """Per (query, head, range of keys): maximum (f32 at byte 0), sum (at 4) and sum of weighted values (from 64 on).
+
+    args: 13 Q (f32), 14 its stride of t, 15 of heads, 16 K, 17 its stride of heads, 18 of rows, 19 V, 20, 21 likewise,
+    22 records, laid out [T][heads][ranges] of row + 64 bytes with row = 4 * D padded to 16, 23 keys per range (a
+    multiple of 16), 24 ranges, 25 scratch, 26 its bytes per thread: rows * (row + 4 * keys per range + 128),
+    27 how many threads have scratch. The caches have at least 16 rows.
+    """
+    memory = MEMORY[dtype]
+    rows = min(rows, 4 if simd.LEVEL == "avx512vnni" else 2)
+    scores, values, row = _scores(width, rows, memory), _all_values(width, rows, memory), (width + 15) // 16 * 64
+
+    @shared
+    def heads_of_group(a, t, h, base, low, high, k, v, record, scratch):
+        """`rows` heads from h on; low and high are within the range that begins with key `base`"""
+        stride = 4 * arg(a, 23) + 128
+        s, records = scratch + rows * row + 64, arg(a, 24) * (row + 64)
+        for g in range(rows):
+            q = arg(a, 13) + t * arg(a, 14) + (h + g) * arg(a, 15)
+            take_query(q, width, factor(a), scratch + g * row)
+        for j in range(low & -16, high, 16):
+            # the last 16 rows may have to begin earlier; scores computed twice are the same
+            begin = min(j, arg(a, 8) - 16 - base)
+            if begin < j:
+                for g in range(rows):
+                    st_f32x16(s + g * stride + 4 * j, _nothing())
+            scores(scratch, k + begin * arg(a, 18), arg(a, 18), s + 4 * begin, stride)
+        for g in range(rows):
+            m, total = _soften(s + g * stride, low, high, cap_of(a))
+            st_f32(record + g * records, _lane(m))
+            st_f32(record + g * records + 4, _lane(total))
+        values(s + 4 * low, stride, v + low * arg(a, 21), arg(a, 21), high - low, record + 64, records)
+
+    @shared
+    def task(a, h, r, scratch):
+        group, keys, base = arg(a, 1) // arg(a, 2), keys_of(a), r * arg(a, 23)
+        k, v = arg(a, 16) + h * arg(a, 17) + base * arg(a, 18), arg(a, 19) + h * arg(a, 20) + base * arg(a, 21)
+        for t in range(arg(a, 0)):
+            position = start_of(a) + t
+            low = max(first_key(a, position) - base, 0)
+            high = min(end_key(a, position, keys) - base, arg(a, 23))
+            if low < high:
+                for g in range(0, group, rows):
+                    head = h * group + min(g, group - rows)
+                    record = arg(a, 22) + ((t * arg(a, 1) + head) * arg(a, 24) + r) * (row + 64)
+                    heads_of_group(a, t, head, base, low, high, k, v, record, scratch)
+
+    def decode(a, tid, nth):
+        team, per, start = min(nth, arg(a, 27)), arg(a, 23), start_of(a)
+        first = first_key(a, start) // per
+        ranges = max(0, (end_key(a, start + arg(a, 0) - 1, keys_of(a)) + per - 1) // per - first)
+        n = arg(a, 2) * ranges
+        if tid < team:
+            for i in range(n * tid // team, n * (tid + 1) // team):
+                task(a, i // ranges, first + i % ranges, arg(a, 25) + tid * arg(a, 26))
+
+    return decode
+
+
+def _merge():
+    """Joins the ranges of every (query, head); overwrites the records' heads.
+
+    args: 13 records, 14 keys per range, 15 ranges, 16 out (f32, contiguous)
+    """
+
+    @shared
+    def join(record, step, first, end, width, to):
+        m, total = lowest(), zero_f32x16()
+        for r in range(first, end):
+            m = greater(m, splat_f32x16(ld_f32(record + r * step)))
+        for r in range(first, end):
+            weight = exp2(vsub(splat_f32x16(ld_f32(record + r * step)), m))
+            total = fma(splat_f32x16(ld_f32(record + r * step + 4)), weight, total)
+            st_f32x16(record + r * step, weight)
+        for d in range(0, width, 16):
+            o = zero_f32x16()
+            for r in range(first, end):
+                o = fma(ld_f32x16(record + r * step + 64 + 4 * d), ld_f32x16(record + r * step), o)
+            _put(to + 4 * d, vdiv(o, greater(tiny(), total)), width - d)
+
+    def merge(a, tid, nth):
+        heads, width, per, keys = arg(a, 1), arg(a, 3), arg(a, 14), keys_of(a)
+        step, n = (width + 15 & -16) * 4 + 64, arg(a, 0) * heads
+        for i in range(n * tid // nth, n * (tid + 1) // nth):
+            position = start_of(a) + i // heads
+            first, end = first_key(a, position), end_key(a, position, keys)
+            end = (end + per - 1) // per if first < end else 0
+            join(arg(a, 13) + i * arg(a, 15) * step, step, first // per, end, width, arg(a, 16) + i * width * 4)
+
+    return merge
+
+
+def build(name, *params, source=None):
+    """decode (dtype of the caches, D, heads taken together), merge."""
+    if name == "merge" and not params:
+        return _merge()
+    if name != "decode" or len(params) != 3 or params[0] not in MEMORY:
+        return None
+    return _decode(*params) if 0 < params[1] <= 256 and 0 < params[2] <= 4 else None

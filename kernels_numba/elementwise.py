@@ -1,0 +1,198 @@
+"""Elementwise operations: one line each, put into one strided template.
+
+An expression names its operands x, y, z (c is a condition). It is written for floats ("f"), integers ("i") or bools ("b");
+f16, bf16 and float8 compute in f32. A plain string is for floats, and integers where they compute alike.
+
+The kernel's arguments, all strides in elements: inner size, rows, outer size, number of outer dims; per operand (the output
+first) address, inner stride, row stride, value; per outer dim, innermost first, its size and each operand's stride.
+An operand with address 0 is the number in its fourth word.
+"""
+
+import ast
+import itertools
+
+from . import functions
+from .scalar import BITS, caster, loader, storer, typed
+from .simd import arg
+
+UNARY = {
+    "copy": {"fib": "x"},
+    "neg": {"f": "-x", "i": "ineg(x)"},
+    "abs": {"f": "fabs(x)", "i": "iabs(x)", "b": "x"},
+    "sign": {"f": "sign(x)", "i": "isign(x)", "b": "x"},
+    "square": {"f": "x * x", "i": "imul(x, x)", "b": "x"},
+    "relu": {"f": "relu(x)", "i": "imax(x, isub(x, x))"},
+    "floor": {"f": "floor(x)", "i": "x"},
+    "ceil": {"f": "ceil(x)", "i": "x"},
+    "round": {"f": "rint(x)", "i": "x"},
+    "trunc": {"f": "trunc(x)", "i": "x"},
+    "sqrt": {"f": "sqrt(x)"},
+    "rsqrt": {"f": "1 / sqrt(x)"},
+    "reciprocal": {"f": "1 / x"},
+    "exp": {"f": "exp(x)"},
+    "exp2": {"f": "exp2(x)"},
+    "expm1": {"f": "expm1(x)"},
+    "log": {"f": "log(x)"},
+    "log2": {"f": "log2(x)"},
+    "log10": {"f": "log10(x)"},
+    "log1p": {"f": "log1p(x)"},
+    "sin": {"f": "sin(x)"},
+    "cos": {"f": "cos(x)"},
+    "tan": {"f": "tan(x)"},
+    "asin": {"f": "asin(x)"},
+    "acos": {"f": "acos(x)"},
+    "atan": {"f": "atan(x)"},
+    "sinh": {"f": "sinh(x)"},
+    "cosh": {"f": "cosh(x)"},
+    "tanh": {"f": "tanh(x)"},
+    "asinh": {"f": "asinh(x)"},
+    "acosh": {"f": "acosh(x)"},
+    "atanh": {"f": "atanh(x)"},
+    "erf": {"f": "erf(x)"},
+    "erfc": {"f": "erfc(x)"},
+    "sigmoid": {"f": "sigmoid(x)"},
+    "logsigmoid": {"f": "-softplus(-x)"},
+    "softplus": {"f": "softplus(x)"},
+    "silu": {"f": "x * sigmoid(x)"},
+    "gelu": {"f": "gelu(x)"},
+    "gelu_tanh": {"f": "x * sigmoid(x * (1.5957691216057308 + 0.07135481282553582 * (x * x)))"},
+    "mish": {"f": "x * tanh(softplus(x))"},
+    "hardsigmoid": {"f": "minimum(maximum(x + 3, 0), 6) / 6"},
+    "hardswish": {"f": "x * minimum(maximum(x + 3, 0), 6) / 6"},
+    "isnan": {"f": "x != x", "i": "x != x", "b": "x != x"},
+    "isinf": {"f": "fabs(x) == INF", "i": "x != x", "b": "x != x"},
+    "isfinite": {"f": "fabs(x) < INF", "i": "x == x", "b": "x == x"},
+    "signbit": {"f": "copysign(1, x) < 0", "i": "x < isub(x, x)"},
+    "logical_not": {"f": "x == 0", "i": "x == 0", "b": "not x"},
+    "bitwise_not": {"i": "inot(x)", "b": "not x"},
+}
+BINARY = {
+    "add": {"f": "x + y", "i": "iadd(x, y)", "b": "x | y"},
+    "sub": {"f": "x - y", "i": "isub(x, y)"},
+    "mul": {"f": "x * y", "i": "imul(x, y)", "b": "x & y"},
+    "div": {"f": "x / y"},
+    "floor_divide": {"f": "floor_divide(x, y)", "i": "idiv(x, y)"},
+    "remainder": {"f": "remainder(x, y)", "i": "imod(x, y)"},
+    "fmod": {"f": "fmod(x, y)", "i": "imod_trunc(x, y)"},
+    "pow": {"f": "pow(x, y)", "i": "ipow(x, y)"},
+    "maximum": {"f": "maximum(x, y)", "i": "imax(x, y)", "b": "x | y"},
+    "minimum": {"f": "minimum(x, y)", "i": "imin(x, y)", "b": "x & y"},
+    "atan2": {"f": "atan2(x, y)"},
+    "copysign": {"f": "copysign(x, y)"},
+    "eq": {"fi": "x == y", "b": "x == y"},
+    "ne": {"fi": "x != y", "b": "x != y"},
+    "lt": {"fi": "x < y", "b": "y & (not x)"},
+    "le": {"fi": "x <= y", "b": "y | (not x)"},
+    "gt": {"fi": "x > y", "b": "x & (not y)"},
+    "ge": {"fi": "x >= y", "b": "x | (not y)"},
+    "logical_and": {"fi": "(x != 0) & (y != 0)", "b": "x & y"},
+    "logical_or": {"fi": "(x != 0) | (y != 0)", "b": "x | y"},
+    "logical_xor": {"fi": "(x != 0) != (y != 0)", "b": "x != y"},
+    "bitwise_and": {"i": "iand(x, y)", "b": "x & y"},
+    "bitwise_or": {"i": "ior(x, y)", "b": "x | y"},
+    "bitwise_xor": {"i": "ixor(x, y)", "b": "x != y"},
+    "bitwise_left_shift": {"i": "shl(x, y)"},
+    "bitwise_right_shift": {"i": "shr(x, y)"},
+    "leaky_relu": {"f": "select(x > 0, x, x * y)"},
+    "elu": {"f": "select(x > 0, x, y * expm1(x))"},
+}
+TERNARY = {
+    "where": {"fib": "select(c, x, y)"},
+    "clamp": {"f": "minimum(maximum(x, y), z)", "i": "imin(imax(x, y), z)"},
+    "lerp": {"f": "fma(z, y - x, x)"},
+    "addcmul": {"f": "fma(y, z, x)", "i": "iadd(x, imul(y, z))", "b": "x | (y & z)"},
+}
+EXPRESSIONS = {name: row for table in (UNARY, BINARY, TERNARY) for name, row in table.items()}
+OPERANDS = {"where": "cxy"}
+
+
+def expression(name, compute):
+    """Source of op `name` for operands of the computing dtype `compute`, or None."""
+    kind = "f" if compute in ("f32", "f64") else "b" if compute == "bool" else "i"
+    return next((text for kinds, text in EXPRESSIONS.get(name, {}).items() if kind in kinds), None)
+
+
+def _loop(classes, names, indent):
+    """The innermost loop, for operands whose inner stride is 1, 0 (loaded once) or s (whatever it is)."""
+    lines = [f"v{n} = cast_{n}(load_{n}(b{n}, 0))" for n, c in zip(names, classes) if c == "0"]
+    lines.append("for t in range(m):")
+    lines += [
+        f"    v{n} = cast_{n}(load_{n}(b{n}, t{f' * s{n}' if c == 's' else ''}))"
+        for n, c in zip(names, classes) if c != "0"
+    ]  # fmt: skip
+    call = f"function({', '.join(f'v{n}' for n in names)})"
+    lines.append(f"    store(bo, t{' * so' if 's' in classes else ''}, {call})")
+    return "\n".join(" " * indent + line for line in lines)
+
+
+def _variants(names):
+    """Stride classes that get a loop of their own: all 1, or one operand 0 (a unary's operand too: that is a fill)."""
+    first = ["1" * len(names)]
+    return first + ["".join("0" if i == j else "1" for i in range(len(names))) for j in reversed(range(len(names)))]
+
+
+def template(names, widths):
+    """Source of the kernel for operands `names`; `widths` are the sizes in bytes of output and operands."""
+    all_names = "o" + names
+    n = len(all_names)
+    lines = ["def kernel(a, tid, nth):", "    n0, n1, outer, nd = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3)"]
+    for i, k in enumerate(all_names):
+        w = 4 + 4 * i
+        lines += [
+            f"    p{k} = arg(a, {w}) if arg(a, {w}) != 0 else a + {8 * (w + 3)}",
+            f"    s{k}, r{k} = arg(a, {w + 1}), arg(a, {w + 2}) * {widths[i]}",
+        ]
+    lines += [
+        "    total = n0 * n1 * outer",
+        "    chunk = (((total + nth - 1) // nth) + 63) & -64",
+        "    pos = tid * chunk",
+        "    end = min(pos + chunk, total)",
+        "    while pos < end:",
+        "        row = pos // n0",
+        "        j = pos - row * n0",
+        "        left = row // n1",
+        "        i = row - left * n1",
+        *[f"        b{k} = p{k} + i * r{k} + j * s{k} * {w}" for k, w in zip(all_names, widths)],
+        f"        w = {4 + 4 * n}",
+        "        for d in range(nd):",
+        "            up = left // arg(a, w)",
+        "            at = left - up * arg(a, w)",
+        "            left = up",
+        *[f"            b{k} += at * arg(a, w + {q + 1}) * {widths[q]}" for q, k in enumerate(all_names)],
+        f"            w += {n + 1}",
+        "        while i < n1 and pos < end:",
+        "            m = min(n0 - j, end - pos)",
+    ]
+    word = "if"
+    for classes in _variants(names):
+        tests = [f"s{k} == {c}" for k, c in zip(all_names, "1" + classes)]
+        lines += [f"            {word} {' and '.join(tests)}:", _loop(classes, names, 16)]
+        word = "elif"
+    lines += ["            else:", _loop("s" * len(names), names, 16)]
+    lines += [f"            b{k} += r{k} - j * s{k} * {w}" for k, w in zip(all_names, widths)]
+    lines += ["            pos += m", "            j = 0", "            i += 1"]
+    return "\n".join(lines)
+
+
+def build(name, compute, out, *operands, source=None):
+    """Kernel `name` for operands of these dtypes, computing in `compute` and storing `out`; None if there is no such row."""
+    text = expression(name, compute)
+    if text is None:
+        return None
+    names = OPERANDS.get(name, "xyz"[: len(operands)])
+    scope = dict(functions.scope(compute))
+    body = typed(ast.parse(f"def function({', '.join(names)}):\n    return {text}"), compute, scope)
+    exec(compile(body, f"<{name} {compute}>", "exec"), scope)
+    scope["function"] = functions.jitted(scope["function"])
+    scope |= {"arg": arg, "store": storer(out)}
+    for k, dtype in zip(names, operands):
+        scope |= {f"load_{k}": loader(dtype), f"cast_{k}": caster("bool" if k == "c" else compute)}
+    widths = [BITS[d] // 8 for d in (out, *operands)]
+    exec(compile(template(names, widths), f"<elementwise {name}>", "exec"), scope)
+    return scope["kernel"]
+
+
+def rows():
+    """(name, compute dtype) of every expression there is, for tests and listings."""
+    computes = ("f32", "f64", "bool", "i64")
+    return [(n, c) for n, c in itertools.product(EXPRESSIONS, computes) if expression(n, c)]

@@ -1,0 +1,139 @@
+"""A Tokenizer from Hugging Face's `tokenizer.json`, with what `tokenizer_config.json` and its neighbours add to it."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from tensorlib.errors import FormatError
+from tensorlib.io import tokenizer as tk
+
+MAX_CONFIG = 1 << 24  # bytes; tokenizer_config.json repeats the added tokens, which makes it a few megabytes at most
+
+
+class Codec:
+    """The library's own tokenizer. Byte-level ones decode by bytes, others by the library's incremental decoder."""
+
+    space_prefix = False
+
+    def __init__(self, path: str):
+        from tokenizers import Tokenizer as Library
+        from tokenizers import decoders
+
+        try:
+            self._library = Library.from_file(path)
+        except Exception as error:  # the library raises plain Exceptions, for a missing file too
+            fix = "check the path, or fetch the file again"
+            raise FormatError(path, "file", str(error)[:300], "a tokenizer.json", fix) from None
+        self.n_vocab = 1 + max(self._library.get_vocab().values(), default=0)
+        added = self._library.get_added_tokens_decoder()
+        self.literal, self.hidden = set(added), {id for id, token in added.items() if token.special}
+        self._bytes = tk.byte_of_letter() if isinstance(self._library.decoder, decoders.ByteLevel) else None
+
+    def encode(self, text, parse_special, add_special=False):
+        self._library.encode_special_tokens = not parse_special
+        return self._library.encode(text, add_special_tokens=add_special).ids
+
+    def id_of(self, token):
+        return self._library.token_to_id(token)
+
+    def piece(self, id, skip_special):
+        text = self._library.id_to_token(id)
+        if text is None or (id in self.hidden and skip_special):
+            return b""
+        if id not in self.literal and self._bytes is not None:
+            return b"".join(bytes([self._bytes[c]]) if c in self._bytes else c.encode() for c in text)
+        return text.encode()
+
+    def decode(self, ids, skip_special):
+        return self._library.decode(ids, skip_special_tokens=skip_special)
+
+    def stream(self, tokenizer, skip_special):
+        if self._bytes is not None:
+            return tk.Stream(tokenizer, skip_special)
+        return LibraryStream(tokenizer, self._library, skip_special)
+
+
+class LibraryStream:
+    """Incremental decoding where tokens change with their neighbours (WordPiece, byte fallback, clean-up)."""
+
+    def __init__(self, tokenizer, library, skip_special):
+        from tokenizers.decoders import DecodeStream
+
+        self._tokenizer, self._library, self._skip = tokenizer, library, skip_special
+        self._stream, self._ids, self._given = DecodeStream(skip_special_tokens=skip_special), [], 0
+
+    def push(self, id: int) -> str:
+        """Text that became certain with this token."""
+        self._ids.append(self._tokenizer._check(id))
+        text = self._stream.step(self._library, id) or ""
+        self._given += len(text)
+        return text
+
+    def flush(self) -> str:
+        """The rest, with U+FFFD for a character that was begun."""
+        return self._library.decode(self._ids, skip_special_tokens=self._skip)[self._given :]
+
+
+def load(cls, path: str):
+    """Build a `Tokenizer` (given as `cls`) from the file at `path`."""
+    codec, folder = Codec(path), os.path.dirname(os.path.abspath(path))
+    self = cls(codec, path, codec.n_vocab)
+    config = _config(folder, "tokenizer_config.json")
+    for name in ("bos", "eos", "unk"):
+        spelling = config.get(f"{name}_token")
+        if isinstance(spelling, dict):
+            spelling = spelling.get("content")
+        setattr(self, f"{name}_id", codec.id_of(spelling) if isinstance(spelling, str) else None)
+    ends = {self.eos_id, *_end_ids(folder, codec.n_vocab)}
+    self.eos_ids = (tk._ends(codec.id_of) | ends) - {None}
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
+        template = named.get("default")
+    beside = _text(os.path.join(folder, "chat_template.jinja"))
+    self.chat_template = beside or (template if isinstance(template, str) else None)
+    self.encode = _encoder(self)
+    return self
+
+
+def _encoder(tokenizer):
+    """`Tokenizer.encode`, but BOS and EOS come from the library's own post-processor."""
+
+    def encode(text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        return tokenizer._codec.encode(tk.well_formed(text), parse_special, add_special)
+
+    return encode
+
+
+def _end_ids(folder, n_vocab):
+    found = _config(folder, "generation_config.json").get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    return {id for id in ids if type(id) is int and 0 <= id < n_vocab}
+
+
+def _config(folder, name) -> dict:
+    path = os.path.join(folder, name)
+    text = _text(path)
+    if not text:
+        return {}
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, "file", str(error)[:200], "JSON") from None
+    if not isinstance(config, dict):
+        raise FormatError(path, "file", f"a JSON {type(config).__name__}", "a JSON object")
+    return config
+
+
+def _text(path) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CONFIG + 1)
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(path, "file", str(error)[:200], "readable UTF-8 text") from None
+    if len(text) > MAX_CONFIG:
+        raise FormatError(path, "file", f"over {MAX_CONFIG} characters", "a file of a few megabytes at most")
+    return text

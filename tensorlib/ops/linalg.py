@@ -1,0 +1,214 @@
+"""Matrix products: `matmul` with PyTorch's semantics and `linear` with a float or a quantised weight.
+
+Any strides are taken as they are: the kernels pack what they do not read in order. Sums are f32 for f32, f16 and bf16 (f64
+for f64, integers modulo 2**bits), so |error| <= (K + 1) eps sum |x||w| plus one rounding to the result's dtype.
+"""
+
+from math import prod
+
+from tensorlib import backend
+from tensorlib import layout as _layout
+from tensorlib.device import Array
+from tensorlib.dtype import promote
+from tensorlib.errors import DeviceError, DTypeError, ShapeError
+from tensorlib.layout import Layout, broadcast_shapes
+
+FEW = 4  # rows up to which W is read directly instead of being packed
+DEPTH = 768  # elements of K per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
+GROUP = 256  # columns that one thread packs at a time
+PACKED_BYTES = 16 << 20  # packed A at most: a larger one is cut, so that it stays in the L3 and memory stays bounded
+_SMALL_FLOATS = ("f32", "f16", "bf16")
+_BIAS_CODES = {"f32": 1, "f16": 2, "bf16": 3, "f64": 4}
+
+
+def matmul(x, y):
+    """Matrix product: (..., M, K) @ (..., K, N) -> (..., M, N), batch dims broadcast; a 1-d operand is a row or a column.
+
+    The dtype is the promoted one. Raises ShapeError, DTypeError (bool), DeviceError.
+
+    >>> from tensorlib.device import Array
+    >>> matmul(Array.empty((5, 2, 3)), Array.empty((3, 4), "f16")).shape
+    (5, 2, 4)
+    """
+    _check("matmul", x, y)
+    a, b = x.layout, y.layout
+    if not a.shape or not b.shape:
+        fix = "multiply by a number with *, or add dims with unsqueeze"
+        raise ShapeError("matmul", f"shapes {a.shape} and {b.shape}", "operands of at least one dim", fix)
+    a = a.unsqueeze(0) if x.ndim == 1 else a
+    b = b.unsqueeze(1) if y.ndim == 1 else b
+    if a.shape[-1] != b.shape[-2]:
+        expected = f"the first's last size ({a.shape[-1]}) to equal the second's size at dim {-min(2, y.ndim)}"
+        raise ShapeError("matmul", f"shapes {x.shape} and {y.shape}", expected, "transpose or reshape one of them")
+    batch = broadcast_shapes("matmul", a.shape[:-2], b.shape[:-2])
+    out = type(x).empty((*batch, a.shape[-2], b.shape[-1]), promote(x.dtype, y.dtype), x.device)
+    _product(out, x.view(a), y.view(b))
+    if x.ndim > 1 and y.ndim > 1:
+        return out
+    gone = [d for d, one in ((-2, x.ndim == 1), (-1, y.ndim == 1)) if one]
+    return out.view(out.layout.squeeze(gone))
+
+
+def linear(x, weight, bias=None):
+    """x @ weight.T + bias: x (..., K), weight (N, K) or quantised, bias (N,) -> (..., N).
+
+    The dtype is the promoted one of x and weight; bias may be any float. Raises ShapeError, DTypeError, DeviceError.
+
+    >>> from tensorlib.device import Array
+    >>> linear(Array.empty((2, 7, 3)), Array.empty((5, 3)), Array.empty((5,))).shape
+    (2, 7, 5)
+    """
+    if hasattr(weight, "format"):
+        return weight.linear(x, bias)
+    _check_linear(x, weight, bias)
+    out = type(x).empty((*x.shape[:-1], weight.shape[0]), promote(x.dtype, weight.dtype), x.device)
+    return _linear_into(out, x, weight, bias)
+
+
+def _linear_into(out, x, weight, bias=None, accumulate=False):
+    """`linear` written to `out` (..., N) of unit stride along N, or added to what it holds; returns `out`."""
+    one = 1 if x.ndim == 1 else 0
+    rows, result = (a.view(a.layout.unsqueeze(0)) if one else a for a in (x, out))
+    _product(result, rows, weight.view(weight.layout.transpose(0, 1)), bias, accumulate)
+    return out
+
+
+def _check(op, x, y):
+    if x.device != y.device:
+        got = f"operands on {x.device} and {y.device}"
+        raise DeviceError(op, got, "operands on one device", "move one of them with .to(device)")
+    if x.dtype.kind == y.dtype.kind == "b":
+        raise DTypeError(op, "bool and bool", "numbers", "convert one operand with .to(dtype)")
+
+
+def _check_linear(x, weight, bias):
+    _check("linear", x, weight)
+    if weight.ndim != 2 or not x.shape or x.shape[-1] != weight.shape[1]:
+        expected = "x (..., K) and weight (N, K)"
+        raise ShapeError("linear", f"shapes {x.shape} and {weight.shape}", expected, "transpose the weight, or reshape x")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        expected = f"a bias of shape {weight.shape[:1]}"
+        raise ShapeError("linear", f"bias of shape {bias.shape}", expected, "one element per row of the weight")
+    if bias is not None and (bias.dtype.name not in _BIAS_CODES or not promote(x.dtype, weight.dtype).is_float):
+        got = f"{x.dtype}, {weight.dtype} and a bias of {bias.dtype}"
+        raise DTypeError("linear", got, "floats", "convert the operands with .to(dtype)")
+
+
+# ---- which kernel, and with which words -------------------------------------------------------------------------------
+
+
+def _product(out, a, b, bias=None, accumulate=False):
+    """out (+)= a @ b (+ bias): layouts (..., M, N), (..., M, K), (..., K, N), batch dims of a and b broadcast to out's."""
+    if 0 in out.shape:
+        return
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    if prod(b.shape[:-2]) == 1 and out.ndim > 2:
+        rows = prod(out.shape[:-1])
+        flat = out.layout.reshape((rows, n)), a.layout.reshape((rows, k))
+        if None not in flat:
+            m, out, a, b = rows, out.view(flat[0]), a.view(flat[1]), b.view(b.layout.squeeze(range(b.ndim - 2)))
+    batch = out.shape[:-2]
+    a, b = a.view(a.layout.expand((*batch, m, k))), b.view(b.layout.expand((*batch, k, n)))
+    a_row, b_column = a.strides[-1] == 1 or k == 1, b.strides[-2] == 1 or k == 1
+    small = {a.dtype.name, b.dtype.name, out.dtype.name} <= set(_SMALL_FLOATS)
+    if not out.dtype.is_float:
+        _integers(out, a, b)
+    elif small and a_row and b_column and m <= FEW:
+        _matvec(out, a, b, bias, 0, accumulate)
+    elif small and a_row and b_column and n <= FEW:
+        swapped = (x.view(x.layout.transpose(-2, -1)) for x in (out, b, a))
+        _matvec(*swapped, bias, 1, accumulate)
+    elif small and m == 1 and k and b.strides[-1] == out.strides[-1] == 1 and bias is None and not accumulate:
+        _vecmat(out, a, b)
+    else:
+        _gemm(out, a, b, bias, accumulate)
+
+
+def _batch(out, *others):
+    """Batch dims in the fewest dims, as words: how many; per dim its size, and the strides of the others and of `out`."""
+    sizes, (led, *strides) = _layout.collapse(*(Layout(x.shape[:-2], x.strides[:-2]) for x in (out, *others)))
+    if prod(sizes) == 1:
+        return [0]
+    return [len(sizes), *(word for group in zip(sizes, *strides, led, strict=True) for word in group)]
+
+
+def _bias_words(bias):
+    if bias is None:
+        return [0, 0, 0]
+    return [_BIAS_CODES[bias.dtype.name], bias.ptr, bias.strides[0] * bias.dtype.itemsize]
+
+
+def _names(*arrays):
+    return [x.dtype.name for x in arrays]
+
+
+def _reads(a, b, bias, out, accumulate):
+    return [a, b, *([bias] if bias is not None else []), *([out] if accumulate else [])]
+
+
+def _integers(out, a, b):
+    kernel = backend.kernel("matmul", "integers", *_names(a, b, out), device=out.device.type)
+    (m, n), k = out.shape[-2:], a.shape[-1]
+    strides = [s for x in (a, b, out) for s in x.strides[-2:]]
+    words = [a.ptr, b.ptr, out.ptr, m, n, k, *strides, *_batch(out, a, b)]
+    backend.launch(kernel, words, out.numel() * k, (a, b), (out,))
+
+
+def _matvec(out, x, w, bias, bias_dim, accumulate):
+    """Few rows of x; w has unit stride along k. bias_dim: 0 if the bias runs along w's columns, 1 along x's rows."""
+    kernel = backend.kernel("matvec", "matvec", *_names(x, w, out), device=out.device.type)
+    (m, n), k = out.shape[-2:], x.shape[-1]
+    code, address, step = _bias_words(bias)
+    bias_strides = (step, 0) if bias_dim else (0, step)
+    words = [x.ptr, w.ptr, out.ptr, m, n, k, x.strides[-2], w.strides[-1], *out.strides[-2:], code, address, *bias_strides]
+    words += [int(accumulate), *_batch(out, x, w)]
+    backend.launch(kernel, words, out.numel() * k, _reads(x, w, bias, out, accumulate), (out,))
+
+
+def _vecmat(out, x, w):
+    kernel = backend.kernel("matvec", "vecmat", *_names(x, w, out), device=out.device.type)
+    (n, k), strides = (out.shape[-1], x.shape[-1]), (x.strides[-1], w.strides[-2])
+    sums = out if out.dtype.name == "f32" else Array.empty((out.numel(),), "f32", out.device)
+    words = [x.ptr, w.ptr, out.ptr, n, k, *strides, sums.ptr, *_batch(out, x, w)]
+    backend.launch(kernel, words, out.numel() * k, (x, w), (out, sums))
+
+
+def _cut(out, a, b, dim):
+    """The operands of a product in two halves along a batch dim, or along M (dim -2)."""
+    middle, size = out.shape[dim] // 2, out.shape[dim]
+    for part in ((0, middle), (middle, size - middle)):
+        yield tuple(x.view(x.layout.narrow(dim, *part)) for x in ((out, a) if dim == -2 else (out, a, b)))
+
+
+def _gemm(out, a, b, bias, accumulate):
+    (m, n), k, batch = out.shape[-2:], a.shape[-1], out.shape[:-2]
+    compute, size = ("f64", 8) if out.dtype.name == "f64" else ("f32", 4)
+    own = tuple(count if stride else 1 for count, stride in zip(batch, a.strides[:-2], strict=False))
+    # a's own matrices, not those it is broadcast to; tiles are 16 rows high at most, and padded by at most 8 per row
+    nbytes = prod(own) * (m + 16) * (k + 8) * size
+    if nbytes > PACKED_BYTES and (prod(own) > 1 or m > 64):
+        dim = next((d for d, count in enumerate(own) if count > 1), -2)
+        for o, x, *w in _cut(out, a, b, dim):
+            _gemm(o, x, *(w or [b]), bias, accumulate)
+        return
+    packed = Array.empty((nbytes,), "u8", out.device)
+    _pack(packed, a, own, compute)
+    threads = backend.threads(out.device.type)
+    blocks = max(1, -(-k // DEPTH))
+    depth, group = max(1, -(-k // (16 * blocks))) * 16, min(GROUP, -(-n // 32) * 32)
+    per_thread = size * group * (depth + 16 + (m if blocks > 1 else 0))
+    scratch = Array.empty((threads * per_thread,), "u8", out.device)
+    parts = min(-(-m // 64), max(1, 2 * threads // (-(-n // 32) * prod(batch))))
+    words = [packed.ptr, b.ptr, out.ptr, m, n, k, *b.strides[-2:], out.strides[-2], *_bias_words(bias), int(accumulate)]
+    words += [parts, group, depth, scratch.ptr, per_thread, threads]
+    matrices = packed.view(Layout((*own, 1, 1), (*_layout.strides_of(own), 1, 1)).expand((*batch, 1, 1)))
+    kernel = backend.kernel("matmul", "gemm", b.dtype.name, out.dtype.name, compute, device=out.device.type)
+    reads = _reads(packed, b, bias, out, accumulate)
+    backend.launch(kernel, [*words, *_batch(out, matrices, b)], out.numel() * k // 16, reads, (out, scratch))
+
+
+def _pack(packed, a, own, compute):
+    kernel = backend.kernel("matmul", "pack", a.dtype.name, compute, device=a.device.type)
+    words = [a.ptr, packed.ptr, a.shape[-2], a.shape[-1], *a.strides[-2:], len(own)]
+    words += [w for pair in zip(own, a.strides[:-2], strict=False) for w in pair]
+    backend.launch(kernel, words, prod(own) * a.shape[-2] * a.shape[-1], (a,), (packed,))

@@ -1,0 +1,43 @@
+"""Every CPU level compiles on any host, links without relocations, and uses the instructions it is there for."""
+
+import pytest
+
+from kernels_numba import levels
+
+SHOW = """
+import sys
+from kernels_numba import build
+level, *words = sys.argv[1:]
+for name, *params in (w.split(":") for w in words):
+    params = [int(p) if p.isdigit() else p for p in params]
+    assert build.build_kernel("quant", name, params, level)
+    print(build.assembly("quant", name, params, level))
+for name in ("worker", "run", "run_alone"):
+    assert build.build_kernel("pool", name, (), level)
+"""
+DOT = {"avx512vnni": "vpdpbusd", "avx2": "vpmaddubsw", "neon": "sdot", "portable": "pmaddwd"}
+
+
+@pytest.mark.parametrize("level", levels.LEVELS)
+def test_compiles_for_any_level(level, run_python):
+    tokens = levels.LEVELS[level].tokens
+    text = run_python(SHOW, level, "matvec:q4_1", f"matmul:q4_1:{tokens}", "quantize")
+    assert text.count(DOT[level]) >= 4 or level == "portable"
+    for other in set(DOT.values()) - {DOT[level], "pmaddwd"}:
+        assert other not in text
+
+
+def test_detects_the_best_level(monkeypatch):
+    flags = levels.LEVELS["avx512vnni"].flags
+    monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(levels, "cpu_flags", lambda: flags)
+    assert levels.detect() == "avx512vnni"
+    monkeypatch.setattr(levels, "cpu_flags", lambda: flags - {"avx512_vnni"})
+    assert levels.detect() == "avx2"
+    monkeypatch.setattr(levels, "cpu_flags", lambda: levels.LEVELS["portable"].flags)
+    assert levels.detect() == "portable"
+    monkeypatch.setattr(levels.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(levels, "cpu_flags", lambda: frozenset(["asimddp", "fp"]))
+    assert levels.detect() == "neon"
+    monkeypatch.setattr(levels.platform, "machine", lambda: "riscv64")
+    assert levels.detect() is None
