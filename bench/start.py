@@ -6,6 +6,7 @@
 NumPy is counted in is printed, as it is read from `sys.modules`.
 *first token*: from just before the process is made to the arrival of its first token on our end of the pipe; each peer
 runs its own shortest program (`peers.py`, `*_START`) in its own Python, in turn; the model file is in the page cache.
+*tensorlib generate* is the same through the command line, to the first byte of the answer.
 *first start*: the same program of tensorlib with an empty kernel cache; how long it compiles depends on the machine.
 `--check` fails when a target is missed.
 """
@@ -84,6 +85,9 @@ def start_times(rows, options, path, threads):
             taken, tokens[peer.name] = first_token([peers.find(peer.name, own), "-c", code], environment)
             if turn:  # the first round fills caches and is not counted
                 times.setdefault(peer.name, []).append(taken)
+            if turn and peer is peers.TENSORLIB:
+                command = [sys.executable, "-m", "zoo.cli", "generate", "-n1", f"-t{threads}", "-m", path, PROMPT]
+                times.setdefault("tensorlib generate", []).append(first_output(command))
     return times, tokens
 
 
@@ -130,7 +134,7 @@ def main():
     harness.show(["milliseconds", "of", "p20", "p50", "p80"], table)
     written = []
     for (measure, label), samples in found.items():
-        name = label if measure == "first token" else "tensorlib"
+        name = label if label in peers.PEERS else "tensorlib"
         version = peers.version(name, peers.find(name, own))
         written.append(harness.row(host, measure, label, version, samples, "ms", threads=threads))
     harness.write(written, "start", options)

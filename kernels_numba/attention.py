@@ -220,14 +220,19 @@ def _stepper():
     """f(...): 6 queries meet one block of keys."""
     per = 4 if simd.LEVEL == "avx512vnni" else 1  # 24 accumulators of 512 bits need 32 registers of as many
     scores, wide, narrow = _tile(per, True), _tile(per, False), _tile(1, False)
+    half = _tile(2, True) if per == 4 else scores
 
     @shared
     def step(a, position, keys, base, kt, v, width, row, q, o, state, p):
         last, cap = position + ROWS - 1, cap_of(a)
         if first_key(a, position) >= base + KEYS or end_key(a, last, keys) <= base:
             return
-        for c in range(0, 256, 64 * per):
-            scores(q, row, kt + c, 256, width, p + c, 256, 0)
+        needed = min(end_key(a, last, keys) - base, KEYS)
+        for c in range(0, 4 * needed, 64 * per):
+            if needed <= 32:
+                half(q, row, kt + c, 256, width, p + c, 256, 0)
+            else:
+                scores(q, row, kt + c, 256, width, p + c, 256, 0)
         for i in range(ROWS):
             low, high = first_key(a, position + i) - base, end_key(a, position + i, keys) - base
             soften(p + 256 * i, state + 192 * i, low, high, cap)

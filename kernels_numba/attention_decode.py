@@ -8,11 +8,9 @@ The argument block's first 13 words are those of `attention.py`.
 
 from . import lanes, simd
 from .attention import cap_of, end_key, factor, first_key, keys_of, lowest, start_of, take_query, tiny
-from .lanes import MEMORY, all_max, all_sum, between, exp2, fma, greater, inline, shared, tanh
+from .lanes import MEMORY, between, exp2, fma, greater, inline, shared, tanh
 from .simd import (
     arg,
-    constant,
-    extract,
     ld_f32,
     ld_f32x16,
     splat_f32x16,
@@ -25,43 +23,52 @@ from .simd import (
     zero_f32x16,
 )
 
-_nothing = constant("f32", 16, float("-inf"))
-_lane = extract(0)
 _put = MEMORY["f32"].put
-_FOLDS = {f"fold{bit}": getattr(lanes, f"fold{bit}") for bit in (1, 2, 4, 8)}
+_FOLDS = [getattr(lanes, f"fold{bit}") for bit in (1, 2, 4, 8)]
+_swap1, _swap2, _swap4, _swap8 = lanes.swap1, lanes.swap2, lanes.swap4, lanes.swap8
 
 
 def _scores(width, rows, memory):
-    """f(q, k, step, s, ss): dot products of `rows` queries with 16 keys, to the vectors s, s + ss, ...
+    """f(q, k, step, s): dot products of `rows` queries with 16 keys, to s as [key][lane], 1, 2 or 4 lanes per key.
 
-    Every K vector is loaded once; the sums over lanes are folded as soon as two keys are there, so that few are alive.
+    Every K vector is loaded once; the sums over lanes are folded, rows first, as soon as two are there, so that few are
+    alive at a time. A fourth lane without a row repeats the third.
     """
-    vectors = (width + 15) // 16
-    lines = ["def scores(q, k, step, s, ss):"]
+    vectors, count = (width + 15) // 16, _lanes_per_key(rows)
+    lines = ["def scores(q, k, step, s):"]
     lines += [f"    q{g}_{d} = ld_f32x16(q + {(g * vectors + d) * 64})" for g in range(rows) for d in range(vectors)]
     for j in range(16):
         for d in range(vectors):
-            rest = width - 16 * d
-            address = f"k + {16 * d * memory.size}"
+            rest, address = width - 16 * d, f"k + {16 * d * memory.size}"
             lines.append(f"    x = ld({address})" if rest >= 16 else f"    x = part({address}, {rest})")
-            for g in range(rows):
-                new = f"fma(q{g}_{d}, x, z{g}_{j})" if d else f"vmul(q{g}_{d}, x)"
-                lines.append(f"    z{g}_{j} = {new}")
+            lines += [f"    z{g} = " + (f"fma(q{g}_{d}, x, z{g})" if d else f"vmul(q{g}_{d}, x)") for g in range(rows)]
         lines.append("    k += step")
-        for bit, fold in zip((1, 2, 4, 8), _FOLDS):
-            if j % (2 * bit) == 2 * bit - 1:
-                lines += [f"    z{g}_{j} = {fold}(z{g}_{j - bit}, z{g}_{j})" for g in range(rows)]
-    lines += [f"    st_f32x16(s + {g} * ss, z{g}_15)" for g in range(rows)]
-    scope = dict(globals(), ld=memory.ld, part=memory.part, **_FOLDS)
+        for g in range(count):
+            lines += _pile(j * count + g, f"z{min(g, rows - 1)}")
+    scope = dict(globals(), ld=memory.ld, part=memory.part, **{f"fold{i}": f for i, f in enumerate(_FOLDS)})
     exec("\n".join(lines), scope)
     return shared(scope["scores"])
 
 
+def _pile(i, name):
+    """Lines that add vector number i to a binary counter of folds; every sixteenth completes a vector of sums."""
+    lines = [f"    y = {name}"]
+    for level in range(4):
+        if not i >> level & 1:
+            return [*lines, f"    y{level} = y"]
+        lines.append(f"    y = fold{level}(y{level}, y)")
+    return [*lines, f"    st_f32x16(s + {64 * (i // 16)}, y)"]
+
+
+def _lanes_per_key(rows):
+    return 4 if rows == 3 else rows
+
+
 def _values(width, first, vectors, rows, memory):
-    """f(p, sp, v, step, n, o, so): o = P V for `rows` queries, dims 16 * first on; n keys."""
+    """f(p, v, step, n, o, so): o = P V for `rows` queries, dims 16 * first on; n keys; P as `_scores` lays it out."""
     copies = 2 if rows * vectors < 8 else 1  # enough independent sums to hide the latency of FMA
     cells = [(c, g, d) for c in range(copies) for g in range(rows) for d in range(vectors)]
-    lines = ["def values(p, sp, v, step, n, o, so):"]
+    lines = ["def values(p, v, step, n, o, so):"]
     lines += [f"    o{c}_{g}_{d} = zero_f32x16()" for c, g, d in cells]
 
     def body(c, indent):
@@ -69,9 +76,10 @@ def _values(width, first, vectors, rows, memory):
             rest, address = width - 16 * (first + d), f"v + {16 * (first + d) * memory.size}"
             lines.append(f"{indent}x{d} = ld({address})" if rest >= 16 else f"{indent}x{d} = part({address}, {rest})")
         for g in range(rows):
-            lines.append(f"{indent}y = splat_f32x16(ld_f32(p + {g} * sp + 4 * k))")
+            lines.append(f"{indent}y = splat_f32x16(ld_f32(p + {4 * g}))")
             lines.extend(f"{indent}o{c}_{g}_{d} = fma(x{d}, y, o{c}_{g}_{d})" for d in range(vectors))
         lines.append(f"{indent}v += step")
+        lines.append(f"{indent}p += {4 * _lanes_per_key(rows)}")
         lines.append(f"{indent}k += 1")
 
     lines += ["    k = 0", f"    while k <= n - {copies}:"]
@@ -94,28 +102,50 @@ def _all_values(width, rows, memory):
     most = 4 if simd.LEVEL == "avx512vnni" else 2
     vectors = (width + 15) // 16
     scope = {f"f{c}": _values(width, c, min(most, vectors - c), rows, memory) for c in range(0, vectors, most)}
-    calls = "\n".join(f"    {f}(p, sp, v, step, n, o, so)" for f in scope)
-    exec(f"def values(p, sp, v, step, n, o, so):\n{calls}", scope)
+    calls = "\n".join(f"    {f}(p, v, step, n, o, so)" for f in scope)
+    exec(f"def values(p, v, step, n, o, so):\n{calls}", scope)
     return inline(scope["values"])
 
 
-@shared
-def _soften(s, low, high, cap):
-    """Scores of the keys low to high of a range (from s on, whole vectors) to exp2(score - maximum): (maximum, sum)."""
-    m, total = lowest(), zero_f32x16()
-    for j in range(low & -16, high, 16):
-        x = ld_f32x16(s + 4 * j)
-        if cap != 0:
-            x = vmul(tanh(x), splat_f32x16(cap))
-        x = between(x, low - j, high - j)
-        st_f32x16(s + 4 * j, x)
-        m = greater(m, x)
-    m = all_max(m)
-    for j in range(low & -16, high, 16):
-        x = exp2(vsub(ld_f32x16(s + 4 * j), m))
-        st_f32x16(s + 4 * j, x)
-        total = vadd(total, x)
-    return m, all_sum(total)
+def _softener(count):
+    """f(s, low, high, cap, to): scores of keys low to high (from s on, whole vectors) become exp2(score - maximum).
+
+    `count` lanes per key. Maxima and sums of the lanes 0 to count - 1 go to the vectors at `to` and `to` + 64.
+    """
+
+    @inline
+    def most(x):
+        x = greater(x, _swap8(x, x))
+        x = greater(x, _swap4(x, x))
+        x = greater(x, _swap2(x, x)) if count < 4 else x
+        return greater(x, _swap1(x, x)) if count < 2 else x
+
+    @inline
+    def total(x):
+        x = vadd(x, _swap8(x, x))
+        x = vadd(x, _swap4(x, x))
+        x = vadd(x, _swap2(x, x)) if count < 4 else x
+        return vadd(x, _swap1(x, x)) if count < 2 else x
+
+    @shared
+    def soften(s, low, high, cap, to):
+        m, l, low, high = lowest(), zero_f32x16(), low * count, high * count
+        for j in range(low & -16, high, 16):
+            x = ld_f32x16(s + 4 * j)
+            if cap != 0:
+                x = vmul(tanh(x), splat_f32x16(cap))
+            x = between(x, low - j, high - j)
+            st_f32x16(s + 4 * j, x)
+            m = greater(m, x)
+        m = most(m)
+        for j in range(low & -16, high, 16):
+            x = exp2(vsub(ld_f32x16(s + 4 * j), m))
+            st_f32x16(s + 4 * j, x)
+            l = vadd(l, x)
+        st_f32x16(to, m)
+        st_f32x16(to + 64, total(l))
+
+    return soften
 
 
 def _decode(dtype, width, rows):
@@ -123,33 +153,32 @@ def _decode(dtype, width, rows):
 
     args: 13 Q (f32), 14 its stride of t, 15 of heads, 16 K, 17 its stride of heads, 18 of rows, 19 V, 20, 21 likewise,
     22 records, laid out [T][heads][ranges] of row + 64 bytes with row = 4 * D padded to 16, 23 keys per range (a
-    multiple of 16), 24 ranges, 25 scratch, 26 its bytes per thread: rows * (row + 4 * keys per range + 128),
+    multiple of 16), 24 ranges, 25 scratch, 26 its bytes per thread: rows * row + 16 * keys per range + 1024,
     27 how many threads have scratch. The caches have at least 16 rows.
     """
-    memory = MEMORY[dtype]
-    rows = min(rows, 4 if simd.LEVEL == "avx512vnni" else 2)
-    scores, values, row = _scores(width, rows, memory), _all_values(width, rows, memory), (width + 15) // 16 * 64
+    memory, vectors = MEMORY[dtype], (width + 15) // 16
+    # queries stay in registers: 16 of the 32 (or of the 16 pairs)
+    rows = min(rows, max(1, (16 if simd.LEVEL == "avx512vnni" else 8) // vectors))
+    row, count = vectors * 64, _lanes_per_key(rows)
+    scores, soften, values = _scores(width, rows, memory), _softener(count), _all_values(width, rows, memory)
 
     @shared
     def heads_of_group(a, t, h, base, low, high, k, v, record, scratch):
         """`rows` heads from h on; low and high are within the range that begins with key `base`"""
-        stride = 4 * arg(a, 23) + 128
-        s, records = scratch + rows * row + 64, arg(a, 24) * (row + 64)
+        s, records = scratch + rows * row + 256, arg(a, 24) * (row + 64)
         for g in range(rows):
             q = arg(a, 13) + t * arg(a, 14) + (h + g) * arg(a, 15)
             take_query(q, width, factor(a), scratch + g * row)
         for j in range(low & -16, high, 16):
-            # the last 16 rows may have to begin earlier; scores computed twice are the same
+            # the last 16 rows may have to begin earlier: scores computed twice are the same, those behind stay unused
             begin = min(j, arg(a, 8) - 16 - base)
-            if begin < j:
-                for g in range(rows):
-                    st_f32x16(s + g * stride + 4 * j, _nothing())
-            scores(scratch, k + begin * arg(a, 18), arg(a, 18), s + 4 * begin, stride)
+            scores(scratch, k + begin * arg(a, 18), arg(a, 18), s + 4 * count * begin)
+        results = s + 4 * count * (arg(a, 23) + 16)
+        soften(s, low, high, cap_of(a), results)
+        values(s + 4 * count * low, v + low * arg(a, 21), arg(a, 21), high - low, record + 64, records)
         for g in range(rows):
-            m, total = _soften(s + g * stride, low, high, cap_of(a))
-            st_f32(record + g * records, _lane(m))
-            st_f32(record + g * records + 4, _lane(total))
-        values(s + 4 * low, stride, v + low * arg(a, 21), arg(a, 21), high - low, record + 64, records)
+            st_f32(record + g * records, ld_f32(results + 4 * g))
+            st_f32(record + g * records + 4, ld_f32(results + 64 + 4 * g))
 
     @shared
     def task(a, h, r, scratch):

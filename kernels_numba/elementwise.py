@@ -8,11 +8,10 @@ first) address, inner stride, row stride, value; per outer dim, innermost first,
 An operand with address 0 is the number in its fourth word.
 """
 
-import ast
 import itertools
 
 from . import functions
-from .scalar import BITS, caster, loader, storer, typed
+from .scalar import BITS, caster, loader, storer
 from .simd import arg
 
 UNARY = {
@@ -180,11 +179,8 @@ def build(name, compute, out, *operands, source=None):
     if text is None:
         return None
     names = OPERANDS.get(name, "xyz"[: len(operands)])
-    scope = dict(functions.scope(compute))
-    body = typed(ast.parse(f"def function({', '.join(names)}):\n    return {text}"), compute, scope)
-    exec(compile(body, f"<{name} {compute}>", "exec"), scope)
-    scope["function"] = functions.jitted(scope["function"])
-    scope |= {"arg": arg, "store": storer(out)}
+    function = functions.inline(f"def function({', '.join(names)}):\n    return {text}", compute)
+    scope = {"function": function, "arg": arg, "store": storer(out)}
     for k, dtype in zip(names, operands):
         scope |= {f"load_{k}": loader(dtype), f"cast_{k}": caster("bool" if k == "c" else compute)}
     widths = [BITS[d] // 8 for d in (out, *operands)]

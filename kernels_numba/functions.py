@@ -68,3 +68,10 @@ def scope(dtype):
             call = f"to_f32(f64_{node.name}({', '.join(f'to_f64({a})' for a in args)}))"
             _compile(ast.parse(f"def {node.name}({', '.join(args)}):\n    return {call}").body[0], None, names)
     return names
+
+
+def inline(source, compute):
+    """The one function defined by `source`, its literals in dtype `compute`, as kernels may call it."""
+    names = scope(compute) | {"widen": scalar.caster(compute)}
+    _compile(ast.parse(source).body[0], compute, names)
+    return names[ast.parse(source).body[0].name]

@@ -157,26 +157,26 @@ def _first(b, t, x, n):
 between = _make("between", lambda x, low, high: x, _between, 3)
 first = _make("first", lambda x, n: x, _first, 2)
 
-_swap8, _swap4 = shuffle([*range(8, 16), *range(8)]), shuffle([4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11])
-_swap2, _swap1 = shuffle([i ^ 2 for i in range(16)]), shuffle([i ^ 1 for i in range(16)])
+swap8, swap4 = shuffle([*range(8, 16), *range(8)]), shuffle([4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11])
+swap2, swap1 = shuffle([i ^ 2 for i in range(16)]), shuffle([i ^ 1 for i in range(16)])
 
 
 @inline
 def all_max(x):
     """The largest lane, in every lane."""
-    x = greater(x, _swap8(x, x))
-    x = greater(x, _swap4(x, x))
-    x = greater(x, _swap2(x, x))
-    return greater(x, _swap1(x, x))
+    x = greater(x, swap8(x, x))
+    x = greater(x, swap4(x, x))
+    x = greater(x, swap2(x, x))
+    return greater(x, swap1(x, x))
 
 
 @inline
 def all_sum(x):
     """The sum of the lanes, in every lane."""
-    x = vadd(x, _swap8(x, x))
-    x = vadd(x, _swap4(x, x))
-    x = vadd(x, _swap2(x, x))
-    return vadd(x, _swap1(x, x))
+    x = vadd(x, swap8(x, x))
+    x = vadd(x, swap4(x, x))
+    x = vadd(x, swap2(x, x))
+    return vadd(x, swap1(x, x))
 
 
 def _fold(low, high):

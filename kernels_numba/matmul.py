@@ -1,19 +1,18 @@
 """C[M, N] = A[M, K] @ W[K, N]: panels of both operands in the computing dtype, multiplied in register tiles (BLIS).
 
 `pack` writes A once as tiles of up to MR rows, [tile][k][row], in f32 (f64 for f64 results); `gemm` packs, per thread,
-panels of NR columns of W for one block of K, and multiplies all tiles with them. Both packers take 16 "lanes" (rows of A,
-columns of W) at a time, from any strides: 16 x 16 transposes where k is the unit stride, plain vectors where the lanes
-lie side by side, scalars for tails and for anything else. Every element of C is one chain of multiply-adds per block of
-K, whatever its tile and the number of threads. Nothing outside the tensors is read or written.
+panels of NR columns of W for one block of K, and multiplies all tiles with them. Both packers take 16 "lanes" (rows of
+A, columns of W) at a time, from any strides: 16 x 16 transposes where k is the unit stride, plain vectors where the
+lanes lie side by side, scalars for tails and for anything else. Every element of C is one chain of multiply-adds per
+block of K, whatever its tile and the number of threads. Nothing outside the tensors is read or written.
 
 Strides are in elements. Batch dims are groups of words behind the fixed ones, innermost dim last.
 """
 
-from llvmlite import ir
 from numba import njit, types
 
 from . import scalar, simd
-from .simd import F32x16, _call, _const, _load, _make, _shuffle, vec
+from .simd import _I64, _const, _make, _pointer, _shuffle
 
 # Register tile per level: rows, 512-bit vectors of columns, and the heights that a last tile may have instead.
 # 14 * 2 sums + 2 + 1 of 32 zmm; 6 * 2 + 2 + 1 of 16 ymm; NEON has 32 registers of 128 bits, SSE 16.
@@ -28,20 +27,15 @@ PAD = 16  # elements behind every packed tile: the packer's last vector reaches 
 SIZES = {"f32": 4, "f16": 2, "bf16": 2, "f64": 8}
 BIAS = ("f32", "f16", "bf16", "f64")  # the codes 1, 2, ... of a bias's dtype (0: no bias)
 
-# fused where the target has FMA; `fma` would call a library elsewhere
-muladd = _make("muladd", lambda a, x, y: a, lambda b, t, *v: _call(b, f"llvm.fmuladd.v{t[0].n}{t[0].e}", t[0].ll, v), 3)
-
 
 def compiled(source, name, **scope):
     """Function `name` of `source`, to be called from kernels; it sees the names of `simd` and of `scope`."""
-    scope = {**vars(simd), "muladd": muladd, **scope}
-    exec(compile(source, f"<matmul {name}>", "exec"), scope)
-    return njit(error_model="numpy")(scope[name])
+    return njit(error_model="numpy")(kernel(source, name, **scope))
 
 
 def kernel(source, name, **scope):
     """The same for a kernel itself, which `build.py` compiles."""
-    scope = {**vars(simd), "muladd": muladd, **scope}
+    scope = {**vars(simd), **scope}
     exec(compile(source, f"<matmul {name}>", "exec"), scope)
     return scope[name]
 
@@ -49,8 +43,8 @@ def kernel(source, name, **scope):
 # ---- packing ------------------------------------------------------------------------------------------------------
 
 
-def _transpose(b, rows):
-    """16 vectors of 16 as a matrix, transposed: blocks of 8, 4, 2, 1 lanes swapped between vectors as far apart."""
+def _store_columns(b, t, address, step, *rows):
+    """16 vectors as a matrix: column i goes to address + i * step, in order. Blocks of 8, 4, 2, 1 lanes are swapped."""
     rows = list(rows)
     for s in (8, 4, 2, 1):
         high = [k if not k & s else 16 + k - s for k in range(16)]
@@ -59,40 +53,11 @@ def _transpose(b, rows):
             if not i & s:
                 x, y = rows[i], rows[i + s]
                 rows[i], rows[i + s] = _shuffle(b, x, y, high), _shuffle(b, x, y, low)
-    return rows
+    for i, column in enumerate(rows):
+        b.store(column, _pointer(b, b.add(address, b.mul(step, _const(_I64, i))), column.type)).align = 1
 
 
-def _load16(b, address, dtype):
-    if dtype == "f32":
-        return _load(b, address, F32x16.ll)
-    widen = simd.f16_to_f32 if dtype == "f16" else simd.bf16_to_f32
-    return widen(b, _load(b, address, ir.VectorType(ir.IntType(16), 16)))
-
-
-def load16(dtype):
-    """Intrinsic f(address): 16 values of f32, f16 or bf16 as f32."""
-    return _make("load16", lambda a: F32x16, lambda b, t, a: _load16(b, a, dtype), 1)
-
-
-def _columns(dtype):
-    """Intrinsic f(address, stride, last): 16 x 16 values, of rows min(j, last) at a stride in bytes, transposed."""
-    result = types.UniTuple(F32x16, 16)
-
-    @simd.intrinsic
-    def columns(typingctx, address, stride, last):
-        def codegen(context, b, signature, values):
-            base, step, last = values
-            rows = []
-            for j in range(16):
-                at = _const(last.type, j)
-                at = b.select(b.icmp_signed("<", at, last), at, last)
-                rows.append(_load16(b, b.add(base, b.mul(at, step)), dtype))
-            return context.make_tuple(b, result, _transpose(b, rows))
-
-        return result(address, stride, last), codegen
-
-    return columns
-
+store_columns = _make("store_columns", lambda *a: types.void, _store_columns, 18)
 
 _PACK_LANES = """
 def pack_lanes(src, lane_stride, k_stride, exist, width, k, dst, step):
@@ -110,22 +75,22 @@ def pack_lanes(src, lane_stride, k_stride, exist, width, k, dst, step):
 """
 _PACK_VECTORS = """if k_stride == 1 and exist > 0:
         while i + 16 <= k:
-            t = columns(src + {size} * i, {size} * lane_stride, exist - 1)
-            {stores}
+            p = src + {size} * i
+            store_columns(dst + step * i, step, {rows})
             i += 16
     elif lane_stride == 1 and exist >= 16:
         while i < k:
-            st_f32x16(dst + step * i, load16(src + {size} * k_stride * i))
+            st_f32x16(dst + step * i, ld_{dtype}x16(src + {size} * k_stride * i))
             i += 1"""
 
 
 def _packer(dtype, compute):
     """pack_lanes from elements of `dtype` to f32 or f64."""
-    vectors, scope = "", {"load": scalar.loader(dtype), "store": scalar.storer(compute)}
+    vectors, size = "", scalar.BITS[dtype] // 8
     if compute == "f32" and dtype in ("f32", "f16", "bf16"):
-        stores = "; ".join(f"st_f32x16(dst + step * (i + {s}), t[{s}])" for s in range(16))
-        vectors = _PACK_VECTORS.format(size=SIZES[dtype], stores=stores)
-        scope |= {"columns": _columns(dtype), "load16": load16(dtype)}
+        rows = ", ".join(f"ld_{dtype}x16(p + {size} * lane_stride * min({j}, exist - 1))" for j in range(16))
+        vectors = _PACK_VECTORS.format(size=size, dtype=dtype, rows=rows)
+    scope = {"load": scalar.loader(dtype), "store": scalar.storer(compute), "store_columns": store_columns}
     return compiled(_PACK_LANES.format(vectors=vectors), "pack_lanes", **scope)
 
 
@@ -137,8 +102,8 @@ def _height():
 
 _PACK = """
 def pack(a, tid, nth):
-    # Rows of A into tiles, matrix after matrix. Words: A, packed, M, K, row stride, k stride, batch dims; per dim: size,
-    # stride. Parts: (matrix, tile).
+    # Rows of A into tiles, matrix after matrix. Words: A, packed, M, K, row stride, k stride, batch dims; per dim: its
+    # size, its stride. Threads share the tiles of all matrices.
     src, out, m, k, row, step, dims = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6)
     tiles = (m + {mr} - 1) // {mr}
     units = tiles
@@ -156,8 +121,8 @@ def pack(a, tid, nth):
         h = height(min(rows, {mr}))
         dst = out + u * (k * {mr} + {pad}) * {size}
         for lane in range(0, h, {lanes}):
-            width = min({lanes}, h - lane)
-            pack_lanes(src + {src_size} * (at + lane * row), row, step, rows - lane, width, k, dst + {size} * lane, {size} * h)
+            p = src + {src_size} * (at + lane * row)
+            pack_lanes(p, row, step, rows - lane, min({lanes}, h - lane), k, dst + {size} * lane, {size} * h)
 """
 
 
@@ -181,7 +146,7 @@ def _tile(rows, vectors, compute):
     lines += [f"    w{j} = ld_{v}(w + {64 * j})" for j in range(vectors)]
     for i in range(rows):
         lines.append(f"    x = splat_{v}(ld_{compute}(a + {size * i}))")
-        lines += [f"    s{i}_{j} = muladd(x, w{j}, s{i}_{j})" for j in range(vectors)]
+        lines += [f"    s{i}_{j} = fma(x, w{j}, s{i}_{j})" for j in range(vectors)]
     lines += [f"    a += {size * rows}; w += {64 * vectors}", "if add:"]
     lines += [f"    s{i}_{j} = s{i}_{j} + ld_{v}(p + {at})" for i, j, at in cells]
     lines += [f"st_{v}(p + {at}, s{i}_{j})" for i, j, at in cells]
@@ -284,8 +249,9 @@ def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last
 _GEMM = """
 def gemm(a, tid, nth):
     # C = A @ W (+ bias) (+ C). Words: packed A, W, C, M, N, K, strides of W along k and n, row stride of C, code of the
-    # bias's dtype, bias, its stride in bytes, whether to add to C, parts of M, columns per group, elements of K per block, scratch,
-    # its bytes per thread, threads it is for, batch dims; per dim: size, strides of packed A (in matrices), W, C.
+    # bias's dtype, bias, its stride in bytes, whether to add to C, parts of M, columns per group, elements of K per
+    # block, scratch, its bytes per thread, the threads it is for, batch dims; per dim: its size, strides of packed A
+    # (in matrices), W, C. Threads share the panels of all parts of all matrices.
     m, n, k, w_k, w_n, c_row = arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6), arg(a, 7), arg(a, 8)
     parts, panels, deep, dims = arg(a, 13), arg(a, 14) // {nr}, arg(a, 15), arg(a, 19)
     nth = min(nth, arg(a, 18))
@@ -293,8 +259,8 @@ def gemm(a, tid, nth):
         return
     scratch = arg(a, 16) + tid * arg(a, 17)
     columns = (n + {nr} - 1) // {nr}
-    height_of_all = (m + {mr} - 1) // {mr}
-    matrix = height_of_all * (k * {mr} + {pad}) * {size}
+    tiles = (m + {mr} - 1) // {mr}
+    matrix = tiles * (k * {mr} + {pad}) * {size}
     units = columns * parts
     for d in range(dims):
         units *= arg(a, 20 + 4 * d)
@@ -313,8 +279,8 @@ def gemm(a, tid, nth):
             pa += i * arg(a, 21 + 4 * d) * matrix
             w += i * arg(a, 22 + 4 * d) * {w_size}
             c += i * arg(a, 23 + 4 * d) * {c_size}
-        t0 = height_of_all * part // parts
-        t1 = height_of_all * (part + 1) // parts
+        t0 = tiles * part // parts
+        t1 = tiles * (part + 1) // parts
         block(pa, w, c, m, n, k, w_k, w_n, c_row, arg(a, 9), arg(a, 10), arg(a, 11), arg(a, 12), t0, t1, first * {nr},
               many, deep, panels, scratch)
         u += many
@@ -338,7 +304,7 @@ def _gemm(w, c, compute):
 _INTEGERS = """
 def integers(a, tid, nth):
     # C = A @ W modulo 2 ** bits. Words: A, W, C, M, N, K, strides of A along m and k, of W along k and n, of C along m
-    # and n, batch dims; per dim: size, strides of A, W, C. Parts: rows of all matrices.
+    # and n, batch dims; per dim: its size, strides of A, W, C. Threads share the rows of all matrices.
     m, n, k, dims = arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 12)
     a_m, a_k, w_k, w_n, c_m, c_n = arg(a, 6), arg(a, 7), arg(a, 8), arg(a, 9), arg(a, 10), arg(a, 11)
     units = m

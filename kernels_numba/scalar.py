@@ -217,6 +217,10 @@ def _rounding(name):
 
 rint, floor, ceil, trunc = (_rounding(n) for n in ("roundeven", "floor", "ceil", "trunc"))
 sqrt, fabs, copysign = _float_call("sqrt"), _float_call("fabs"), _float_call("copysign", 2)
+# sums, products and extremes that may be taken in any order, so that LLVM makes vectors of them
+radd = _make("radd", _same, lambda b, t, x, y: b.fadd(x, y, flags=("reassoc", "nsz")), 2)
+rmul = _make("rmul", _same, lambda b, t, x, y: b.fmul(x, y, flags=("reassoc", "nsz")), 2)
+fmax, fmin = _float_call("maximum", 2), _float_call("minimum", 2)  # NaN if either is
 # fused where the target has FMA, else two roundings: no library call either way
 fma = _make("fma", _same, lambda b, t, *x: _call(b, f"llvm.fmuladd.{_suffix(x[0].type)}", x[0].type, list(x)), 3)
 select = _make("select", lambda c, x, y: x, lambda b, t, c, x, y: b.select(c, x, y), 3)

@@ -1,1 +1,81 @@
-"""placeholder"""
+"""tensorlib: tensors and language models in plain Python, eager like PyTorch.
+
+>>> import tensorlib
+>>> x = tensorlib.tensor([[1.0, 2.0], [3.0, 4.0]])
+>>> x @ x.T + 0.5
+tensor([[ 5.5000, 11.5000],
+        [11.5000, 25.5000]])
+>>> tensorlib.softmax(x, dim=1).argmax(dim=1), (x > 2).sum()
+(tensor([1, 1]), tensor(2))
+
+Importing it imports no NumPy, Numba or PyTorch: each is loaded by what needs it. `tensorlib.nn`, `tensorlib.io`,
+`tensorlib.quant` and the functions on tensors are found when first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+from tensorlib.device import Device
+from tensorlib.dtype import (
+    DType,
+    bf16,
+    f8e4m3,
+    f8e5m2,
+    f16,
+    f32,
+    f64,
+    i8,
+    i16,
+    i32,
+    i64,
+    promote as promote_types,
+    u8,
+    u16,
+    u32,
+    u64,
+)
+from tensorlib.dtype import bool_ as bool
+from tensorlib.tensor import (
+    Tensor,
+    arange,
+    as_tensor,
+    empty,
+    empty_like,
+    eye,
+    from_dlpack,
+    from_numpy,
+    from_torch,
+    full,
+    full_like,
+    linspace,
+    ones,
+    ones_like,
+    tensor,
+    zeros,
+    zeros_like,
+)
+
+uint8, int8, uint16, int16, uint32, int32, uint64, int64 = u8, i8, u16, i16, u32, i32, u64, i64
+float16, bfloat16, float32, float64 = f16, bf16, f32, f64
+half, float, double, int, long, short = f16, f32, f64, i32, i64, i16  # noqa: A001
+float8_e4m3fn, float8_e5m2 = f8e4m3, f8e5m2
+inf, nan = 1e999, 1e999 - 1e999
+
+_FUNCTIONS = ("elementwise", "reduce", "movement", "index", "linalg", "fused")
+
+
+def __getattr__(name):
+    """Functions on tensors (`tensorlib.exp`) and submodules (`tensorlib.nn`), when first used."""
+    if not name.startswith("_"):
+        for module in _FUNCTIONS:
+            found = getattr(importlib.import_module(f"tensorlib.ops.{module}"), name, None)
+            if callable(found) and getattr(found, "__module__", "").startswith("tensorlib.ops."):
+                globals()[name] = found
+                return found
+        try:
+            return importlib.import_module(f"tensorlib.{name}")
+        except ModuleNotFoundError as e:
+            if e.name != f"tensorlib.{name}":
+                raise
+    raise AttributeError(f"module 'tensorlib' has no attribute {name!r}")

@@ -11,7 +11,8 @@ while recording come from the capture's own arena and stay reserved for it, so a
 
 import ctypes
 
-from tensorlib import backend, device
+from tensorlib import backend
+from tensorlib.device import set_arena
 
 SYNC, SERIAL = 1, 2  # kernels_numba/control.py
 
@@ -24,11 +25,11 @@ class Capture:
         self._arena = backend.backend().driver.Arena()
 
     def __enter__(self):
-        self._before = device.set_arena(self._arena), backend.set_recorder(self)
+        self._before = set_arena(self._arena), backend.set_recorder(self)
         return self
 
     def __exit__(self, *error):
-        device.set_arena(self._before[0])
+        set_arena(self._before[0])
         backend.set_recorder(self._before[1])
         if error[0] is None:
             self._finish()

@@ -10,6 +10,9 @@ u16 and u32 mix with signed integers as in NumPy, and float8 widens to the float
 
 from __future__ import annotations
 
+import math
+import struct
+
 from tensorlib.errors import DTypeError
 
 
@@ -191,3 +194,66 @@ def info(d: DType) -> tuple[float, float]:
     if d.kind == "i":
         return -(1 << d.bits - 1), (1 << d.bits - 1) - 1
     return 0, (1 if d.kind == "b" else (1 << d.bits) - 1)
+
+
+# ---- values as bytes, without NumPy ----------------------------------------------------------------------------------
+
+_CODES = dict(bool="?", u8="B", i8="b", u16="H", i16="h", u32="I", i32="i", u64="Q", i64="q", f16="e", f32="f", f64="d")
+_SMALL = {"bf16": (8, 7), "f8e4m3": (4, 3), "f8e5m2": (5, 2)}  # exponent and mantissa bits
+
+
+def pack(values: list, d: DType) -> bytes:
+    """Python numbers as the bytes of `d`: floats round to nearest even, integers must fit. Raises DTypeError.
+
+    >>> pack([1.0, -2.5], bf16).hex(), unpack(pack([0.1], f16), f16)
+    ('803f20c0', [0.0999755859375])
+    """
+    if d.name in _SMALL:
+        code = "H" if d.itemsize == 2 else "B"
+        return struct.pack(f"<{len(values)}{code}", *(_small_bits(float(v), d) for v in values))
+    try:
+        return struct.pack(f"<{len(values)}{_CODES[d.name]}", *values)
+    except OverflowError:  # a float beyond the largest one
+        top = info(d)[1]
+        limit = top * (1 + 2.0 ** (-12 if d is f16 else -25))  # from halfway to the next power of two on
+        return pack([v if abs(v) < limit or v != v else math.copysign(math.inf, v) for v in map(float, values)], d)
+    except struct.error:
+        if d.kind == "f" or all(isinstance(v, int) for v in values):
+            limits = "{} to {}".format(*info(d))
+            raise DTypeError("tensor", f"numbers that {d} cannot hold", limits, "use a wider dtype") from None
+        return pack([int(v) for v in values], d)
+
+
+def unpack(data: bytes, d: DType) -> list:
+    """The inverse of `pack`: a list of bools, ints or floats."""
+    n = len(data) // d.itemsize
+    if d.name in _CODES:
+        return list(struct.unpack(f"<{n}{_CODES[d.name]}", data))
+    return [_small_value(b, d) for b in struct.unpack(f"<{n}{'H' if d.itemsize == 2 else 'B'}", data)]
+
+
+def _small_bits(v: float, d: DType) -> int:
+    exponent_bits, mantissa_bits = _SMALL[d.name]
+    bias, sign = (1 << exponent_bits - 1) - 1, (math.copysign(1.0, v) < 0) << d.bits - 1
+    ones = (1 << exponent_bits) - 1 << mantissa_bits  # infinity, where there is one
+    if v != v:
+        return sign | ones | (1 << mantissa_bits) - 1 if d is not bf16 else sign | 0x7FC0
+    if math.isinf(v):
+        return sign | (ones if d is not f8e4m3 else 0x7F)
+    exponent = max(math.frexp(v)[1] - 1, 1 - bias) if v else 1 - bias
+    code = (exponent + bias - 1 << mantissa_bits) + round(math.ldexp(abs(v), mantissa_bits - exponent))
+    return sign | min(code, ones if d is not f8e4m3 else 0x7F)
+
+
+def _small_value(bits: int, d: DType) -> float:
+    exponent_bits, mantissa_bits = _SMALL[d.name]
+    bias, mag = (1 << exponent_bits - 1) - 1, bits & (1 << d.bits - 1) - 1
+    exponent, mantissa = mag >> mantissa_bits, mag & (1 << mantissa_bits) - 1
+    if d is f8e4m3 and mag == 0x7F:
+        value = math.nan
+    elif d is not f8e4m3 and exponent == (1 << exponent_bits) - 1:
+        value = math.nan if mantissa else math.inf
+    else:
+        mantissa += bool(exponent) << mantissa_bits
+        value = math.ldexp(mantissa, max(exponent, 1) - bias - mantissa_bits)
+    return -value if bits >> d.bits - 1 else value

@@ -12,8 +12,8 @@ Layout(shape=(2, 3, 4), strides=(12, -4, 1), offset=8)
 
 from __future__ import annotations
 
+from collections import namedtuple  # typing.NamedTuple would double the time that importing this takes
 from math import prod
-from typing import NamedTuple
 
 from tensorlib.errors import ShapeError
 
@@ -87,12 +87,10 @@ def broadcast_shapes(op: str, *shapes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(out)
 
 
-class Layout(NamedTuple):
+class Layout(namedtuple("Layout", ("shape", "strides", "offset"), defaults=(0,))):
     """Element (i, j, ...) lies `offset + i * strides[0] + j * strides[1] + ...` elements after the buffer's start."""
 
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int = 0
+    __slots__ = ()
 
     @property
     def ndim(self) -> int:

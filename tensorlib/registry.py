@@ -10,8 +10,7 @@ A row says everything about an op but how a device computes it. Functions, metho
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import namedtuple
 
 from tensorlib import dtype as _dtype
 from tensorlib.dtype import DType
@@ -63,21 +62,14 @@ ACC = Rule("ACC", "buif", "x's dtype; bool and integers give i64", result=_to_i6
 INDEX = Rule("INDEX", "uif", "i64", result=lambda d: _dtype.i64)
 
 
-class Op(NamedTuple):
+class Op(namedtuple("Op", "name kind arity rule ref doc domain vjp", defaults=(None, None))):
     """One row.
 
     kind: "unary", "binary", "ternary", "reduce", "scan", "movement" or "index". `ref(np, *arrays)` is the meaning in NumPy;
     tests call it with float64 where the op computes in floats. `domain` bounds the operands that tests draw (None: any).
     """
 
-    name: str
-    kind: str
-    arity: int
-    rule: Rule
-    ref: Callable
-    doc: str
-    domain: tuple | None = None
-    vjp: Callable | None = None
+    __slots__ = ()
 
 
 def register(op: Op) -> Op:
@@ -86,3 +78,14 @@ def register(op: Op) -> Op:
         raise ValueError(f"register: got a second row {op.name!r}; expected a new name")
     OPS[op.name] = op
     return op
+
+
+def define(kind, rule, ref, arity=1, domain=None):
+    """Decorator: registers a function as the op of its name; the row's doc is the first line of its docstring."""
+
+    def decorate(function):
+        name = function.__name__.strip("_")
+        register(Op(name, kind, arity, rule, ref, function.__doc__.partition("\n")[0].rstrip("."), domain))
+        return function
+
+    return decorate

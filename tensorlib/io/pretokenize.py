@@ -92,6 +92,38 @@ def pieces(name: str) -> tuple[str, ...] | None:
     return FAMILIES.get(FAMILY_OF.get(name, name))
 
 
+ASCII = {
+    "L": "A-Za-z",
+    "N": "0-9",
+    "Lu": "A-Z",
+    "Ll": "a-z",
+    "P": r"!-#%-*,-/:;?@\[-\]_{}",
+    "S": r"$+<->^`|~",
+    **dict.fromkeys(("Lt", "Lm", "Lo", "M"), ""),
+}
+
+
+def for_ascii(expression: str) -> str:
+    r"""The expression for Python's `re`, which has no Unicode properties, to be used on ASCII text.
+
+    >>> for_ascii(r" ?[^\s\p{L}]+|\p{N}{1,3}")
+    ' ?[^\\sA-Za-z]+|[0-9]{1,3}'
+    """
+    import re
+
+    out, inside = [], False
+    for token in re.findall(r"\\[px]\{\w+\}|\\?.", expression, re.DOTALL):
+        if token.startswith("\\p{"):
+            letters = ASCII[token[3:-1]]
+            token = letters if inside else f"[{letters}]"
+        elif token.startswith("\\x{"):
+            token = f"\\U{int(token[3:-1], 16):08x}"
+        else:
+            inside = token == "[" or (inside and token != "]")
+        out.append(token)
+    return "".join(out)
+
+
 def build(name: str):
     """The pre-tokenizer as an object of the tokenizers library, ending in GPT-2's spelling of bytes as letters."""
     from tokenizers import Regex

@@ -7,14 +7,13 @@ import os
 
 from tensorlib.errors import FormatError
 from tensorlib.io import tokenizer as tk
+from tensorlib.io.vocabulary import BYTE_OF_LETTER, ends
 
 MAX_CONFIG = 1 << 24  # bytes; tokenizer_config.json repeats the added tokens, which makes it a few megabytes at most
 
 
 class Codec:
     """The library's own tokenizer. Byte-level ones decode by bytes, others by the library's incremental decoder."""
-
-    space_prefix = False
 
     def __init__(self, path: str):
         from tokenizers import Tokenizer as Library
@@ -28,7 +27,7 @@ class Codec:
         self.n_vocab = 1 + max(self._library.get_vocab().values(), default=0)
         added = self._library.get_added_tokens_decoder()
         self.literal, self.hidden = set(added), {id for id, token in added.items() if token.special}
-        self._bytes = tk.byte_of_letter() if isinstance(self._library.decoder, decoders.ByteLevel) else None
+        self._bytes = BYTE_OF_LETTER if isinstance(self._library.decoder, decoders.ByteLevel) else None
 
     def encode(self, text, parse_special, add_special=False):
         self._library.encode_special_tokens = not parse_special
@@ -85,8 +84,8 @@ def load(cls, path: str):
         if isinstance(spelling, dict):
             spelling = spelling.get("content")
         setattr(self, f"{name}_id", codec.id_of(spelling) if isinstance(spelling, str) else None)
-    ends = {self.eos_id, *_end_ids(folder, codec.n_vocab)}
-    self.eos_ids = (tk._ends(codec.id_of) | ends) - {None}
+    named = {self.eos_id, *_end_ids(folder, codec.n_vocab)}
+    self.eos_ids = (ends(codec.id_of) | named) - {None}
     template = config.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}

@@ -1,10 +1,10 @@
 """Rotary embeddings, key-value caches, attention over them. Positions live in memory, so that a decode step can be replayed."""
 
 from tensorlib.backend import kernel, launch
-from tensorlib.device import Array
 from tensorlib.errors import ContextError
 from tensorlib.nn.module import Module
 from tensorlib.ops import fused
+from tensorlib.tensor import empty
 
 attention = fused.attention
 
@@ -40,10 +40,10 @@ class KVCache:
     Memory is touched only where tokens were written. `reserve` refuses what does not fit, before anything is written.
     """
 
-    def __init__(self, layers, kv_heads, max_len, head_dim, dtype="f16", cls=Array):
+    def __init__(self, layers, kv_heads, max_len, head_dim, dtype="f16"):
         shape = (kv_heads, max_len, head_dim)
-        self.layers = [(cls.empty(shape, dtype), cls.empty(shape, dtype)) for _ in range(layers)]
-        self.max_len, self.start = max_len, cls.empty((1,), "i64")
+        self.layers = [(empty(shape, dtype=dtype), empty(shape, dtype=dtype)) for _ in range(layers)]
+        self.max_len, self.start = max_len, empty((1,), dtype="i64")
         self.length = 0
         self.reset()
 

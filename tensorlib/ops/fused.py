@@ -338,7 +338,7 @@ def _decode(out, q, k, v, words, reads):
     per = 64 if groups < 8 else 256  # keys of a range: short ones keep threads busy where there are few KV heads
     ranges, together = -(-rows // per), min(4, heads // groups)
     records = _scratch(t * heads * ranges * (row + 64), q.device)
-    per_thread = together * (row + 4 * per + 128) + 64
+    per_thread = together * row + 16 * per + 1024
     scratch = _scratch(threads * per_thread, q.device)
     kernel = backend.kernel("attention_decode", "decode", k.dtype.name, width, together, device=q.device.type)
     merge = backend.kernel("attention_decode", "merge", device=q.device.type)

@@ -1,7 +1,8 @@
 """Matrix products: `matmul` with PyTorch's semantics and `linear` with a float or a quantised weight.
 
-Any strides are taken as they are: the kernels pack what they do not read in order. Sums are f32 for f32, f16 and bf16 (f64
-for f64, integers modulo 2**bits), so |error| <= (K + 1) eps sum |x||w| plus one rounding to the result's dtype.
+Any strides are taken as they are: the kernels pack what they do not read in order. Sums are f32 for f32, f16 and bf16,
+f64 for f64, and modulo 2**bits for integers; a float result is within K u sum |x||w| of the exact one, u = 2**-24 (f64:
+2**-53), before it is rounded to its dtype.
 """
 
 from math import prod
@@ -22,7 +23,7 @@ _BIAS_CODES = {"f32": 1, "f16": 2, "bf16": 3, "f64": 4}
 
 
 def matmul(x, y):
-    """Matrix product: (..., M, K) @ (..., K, N) -> (..., M, N), batch dims broadcast; a 1-d operand is a row or a column.
+    """Matrix product: (..., M, K) @ (..., K, N) -> (..., M, N); batch dims broadcast, a 1-d operand is a row or column.
 
     The dtype is the promoted one. Raises ShapeError, DTypeError (bool), DeviceError.
 
@@ -59,7 +60,8 @@ def linear(x, weight, bias=None):
     (2, 7, 5)
     """
     if hasattr(weight, "format"):
-        return weight.linear(x, bias)
+        out = weight.linear(x)
+        return out if bias is None else out + bias
     _check_linear(x, weight, bias)
     out = type(x).empty((*x.shape[:-1], weight.shape[0]), promote(x.dtype, weight.dtype), x.device)
     return _linear_into(out, x, weight, bias)
@@ -84,8 +86,8 @@ def _check(op, x, y):
 def _check_linear(x, weight, bias):
     _check("linear", x, weight)
     if weight.ndim != 2 or not x.shape or x.shape[-1] != weight.shape[1]:
-        expected = "x (..., K) and weight (N, K)"
-        raise ShapeError("linear", f"shapes {x.shape} and {weight.shape}", expected, "transpose the weight, or reshape x")
+        got, expected = f"shapes {x.shape} and {weight.shape}", "x (..., K) and weight (N, K)"
+        raise ShapeError("linear", got, expected, "transpose the weight, or reshape x")
     if bias is not None and bias.shape != weight.shape[:1]:
         expected = f"a bias of shape {weight.shape[:1]}"
         raise ShapeError("linear", f"bias of shape {bias.shape}", expected, "one element per row of the weight")
@@ -94,11 +96,11 @@ def _check_linear(x, weight, bias):
         raise DTypeError("linear", got, "floats", "convert the operands with .to(dtype)")
 
 
-# ---- which kernel, and with which words -------------------------------------------------------------------------------
+# ---- which kernel, and with which words -----------------------------------------------------------------------------
 
 
 def _product(out, a, b, bias=None, accumulate=False):
-    """out (+)= a @ b (+ bias): layouts (..., M, N), (..., M, K), (..., K, N), batch dims of a and b broadcast to out's."""
+    """out (+)= a @ b (+ bias): (..., M, N), (..., M, K), (..., K, N), batch dims of a and b broadcast to out's."""
     if 0 in out.shape:
         return
     (m, k), n = a.shape[-2:], b.shape[-1]
@@ -125,7 +127,7 @@ def _product(out, a, b, bias=None, accumulate=False):
 
 
 def _batch(out, *others):
-    """Batch dims in the fewest dims, as words: how many; per dim its size, and the strides of the others and of `out`."""
+    """Batch dims in the fewest dims, as words: how many; per dim its size, the strides of the others and of `out`."""
     sizes, (led, *strides) = _layout.collapse(*(Layout(x.shape[:-2], x.strides[:-2]) for x in (out, *others)))
     if prod(sizes) == 1:
         return [0]
@@ -159,9 +161,8 @@ def _matvec(out, x, w, bias, bias_dim, accumulate):
     kernel = backend.kernel("matvec", "matvec", *_names(x, w, out), device=out.device.type)
     (m, n), k = out.shape[-2:], x.shape[-1]
     code, address, step = _bias_words(bias)
-    bias_strides = (step, 0) if bias_dim else (0, step)
-    words = [x.ptr, w.ptr, out.ptr, m, n, k, x.strides[-2], w.strides[-1], *out.strides[-2:], code, address, *bias_strides]
-    words += [int(accumulate), *_batch(out, x, w)]
+    words = [x.ptr, w.ptr, out.ptr, m, n, k, x.strides[-2], w.strides[-1], *out.strides[-2:]]
+    words += [code, address, *((step, 0) if bias_dim else (0, step)), int(accumulate), *_batch(out, x, w)]
     backend.launch(kernel, words, out.numel() * k, _reads(x, w, bias, out, accumulate), (out,))
 
 

@@ -1,0 +1,269 @@
+"""Reductions, softmax and scans over strided rows.
+
+Elements are combined in an order that depends on shapes only, never on the number of threads. Float sums run over blocks of
+1024 elements in the computing dtype, in at least 16 partial sums, and the blocks add up in f64: for any length,
+|error| <= (1024 / 16 + 8) eps sum |x|, and less for wider vectors. Maxima and minima are NaN if any element is.
+
+All strides are in elements; dims are listed innermost first, each its size and x's stride.
+"""
+
+import ast
+
+from . import functions, simd
+from .scalar import BITS, caster, loader, storer
+
+BLOCK = 1024
+# (start, step) for floats, integers and bools; sums and products continue in f64 from block to block
+STEPS = {
+    "sum": {"f": ("0.0", "radd(acc, x)"), "i": ("0", "iadd(acc, x)")},
+    "prod": {"f": ("1.0", "rmul(acc, x)"), "i": ("1", "imul(acc, x)")},
+    "amax": {"f": ("-INF", "fmax(acc, x)"), "i": ("{low}", "imax(acc, x)"), "b": ("False", "acc | x")},
+    "amin": {"f": ("INF", "fmin(acc, x)"), "i": ("{high}", "imin(acc, x)"), "b": ("True", "acc & x")},
+}
+WIDE = ("sum", "prod")
+
+DECODE = """
+        base, left, w = 0, {index}, {word}
+        for d in range(nk):
+            up = left // arg(a, w)
+            base += (left - up * arg(a, w)) * arg(a, w + 1)
+            left = up
+            w += 2
+"""
+
+# out[o * splits + s]: part s of the reduced elements of output o. The reduced dims follow the kept ones.
+ROWS = """
+def kernel(a, tid, nth):
+    x, out, outputs, splits, per, length = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
+    count, nk, nr = argf(a, 6), arg(a, 7), arg(a, 8)
+    n0, step = arg(a, 9 + 2 * nk), arg(a, 10 + 2 * nk)
+    for p in range(outputs * splits * tid // nth, outputs * splits * (tid + 1) // nth):
+        o = p // splits{decode}
+        pos = (p - o * splits) * per
+        end = min(pos + per, length)
+        total = wide_start()
+        while pos < end:
+            row = pos // n0
+            j = pos - row * n0
+            m = min(n0 - j, end - pos)
+            at, left, w = base + j * step, row, 11 + 2 * nk
+            for d in range(1, nr):
+                up = left // arg(a, w)
+                at += (left - up * arg(a, w)) * arg(a, w + 1)
+                left = up
+                w += 2
+            pos += m
+            for b in range(0, m, {block}):
+                total = wide_step(total, part(x, at + b * step, min({block}, m - b), step))
+        store(out, p, end_of(total, count))
+"""
+
+# The innermost kept dim is adjacent in memory: tiles of columns, summed up in scratch memory row after row.
+COLUMNS = """
+def kernel(a, tid, nth):
+    x, out, outer, n, scratch, length = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
+    count, nk, nr = argf(a, 6), arg(a, 7), arg(a, 8)
+    n0, step = arg(a, 9 + 2 * nk), arg(a, 10 + 2 * nk)
+    tiles = (n + {tile} - 1) // {tile}
+    acc = scratch + tid * {tile} * 8
+    for p in range(outer * tiles * tid // nth, outer * tiles * (tid + 1) // nth):
+        o = p // tiles{decode}
+        first = (p - o * tiles) * {tile}
+        m = min({tile}, n - first)
+        for t in range(m):
+            keep(acc, t, start())
+        for row in range(length // n0):
+            at, left, w = base + first, row, 11 + 2 * nk
+            for d in range(1, nr):
+                up = left // arg(a, w)
+                at += (left - up * arg(a, w)) * arg(a, w + 1)
+                left = up
+                w += 2
+            for i in range(n0):
+                for t in range(m):
+                    keep(acc, t, step_of(kept(acc, t), cast(load(x, at + t))))
+                at += step
+        for t in range(m):
+            store(out, o * n + first + t, end_of(kept(acc, t), count))
+"""
+TILE = 512
+
+# one row of n elements, `step` apart, per output or output row
+EACH = """
+def kernel(a, tid, nth):
+    x, out, rows, n, step, extra, nk = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), argf(a, 5), arg(a, 6)
+    for p in range(rows * tid // nth, rows * (tid + 1) // nth):{decode}
+        row(x, base, step, n, out, p, extra)
+"""
+
+PARTS = """
+def part(x, at, n, step):
+    acc = start()
+    if step == 1:
+        for t in range(n):
+            acc = step_of(acc, cast(load(x, at + t)))
+    else:
+        for t in range(n):
+            acc = step_of(acc, cast(load(x, at + t * step)))
+    return acc
+"""
+
+ARG = """
+def row(x, at, step, n, out, p, extra):
+    best, where = part(x, at, min(n, {block}), step), 0
+    for b in range({block}, n, {block}):
+        found = part(x, at + b * step, min({block}, n - b), step)
+        if found {better} best or (found != found and best == best):
+            best, where = found, b
+    for t in range(where, min(where + {block}, n)):
+        v = cast(load(x, at + t * step))
+        if v == best or (v != v and best != best):
+            store(out, p, t)
+            return
+"""
+
+VAR = """
+def row(x, at, step, n, out, p, correction):
+    total = 0.0
+    for b in range(0, n, {block}):
+        total += part(x, at + b * step, min({block}, n - b), step)
+    mean = total / n
+    squares = rest = 0.0
+    for b in range(0, n, {block}):
+        s, r = deviations(x, at + b * step, min({block}, n - b), step, cast(mean))
+        squares += s
+        rest += r
+    store(out, p, (squares - rest * rest / n) / max(n - correction, 0.0))
+
+
+def deviations(x, at, n, step, mean):
+    s = r = zero()
+    for t in range(n):
+        d = cast(load(x, at + t * step)) - mean
+        s = radd(s, d * d)
+        r = radd(r, d)
+    return s, r
+"""
+
+EXPONENTIALS = """
+def exponentials(x, at, n, step, top):
+    s = zero()
+    if step == 1:
+        for t in range(n):
+            s = radd(s, exp(cast(load(x, at + t)) - top))
+    else:
+        for t in range(n):
+            s = radd(s, exp(cast(load(x, at + t * step)) - top))
+    return s
+
+
+def row(x, at, step, n, out, p, extra):
+    top = start()
+    for b in range(0, n, {block}):
+        top = step_of(top, part(x, at + b * step, min({block}, n - b), step))
+    total = 0.0
+    for b in range(0, n, {block}):
+        total += exponentials(x, at + b * step, min({block}, n - b), step, top)
+    {finish}
+"""
+FINISH = {
+    "softmax": "each(x, at, step, n, out, p * n, top, cast(1 / total))",
+    "log_softmax": "each(x, at, step, n, out, p * n, top, cast(wide_log(total)))",
+    "logsumexp": "store(out, p, select(fabs(top) == INF, top, top + wide_log(total)))",
+}
+WRITE = """
+def each(x, at, step, n, out, to, top, last):
+    if step == 1:
+        for t in range(n):
+            store(out, to + t, {value})
+    else:
+        for t in range(n):
+            store(out, to + t, {value_strided})
+"""
+VALUES = {"softmax": "exp(X - top) * last", "log_softmax": "(X - top) - last"}
+
+SCAN = """
+def row(x, at, step, n, out, p, extra):
+    total = wide_start()
+    for t in range(n):
+        total = wide_step(total, cast(load(x, at + t * step)))
+        store(out, p * n + t, total)
+"""
+
+
+KEEP = """
+def keep(acc, t, v):
+    {store}(acc, t, v)
+
+
+def kept(acc, t):
+    return {load}(acc, t){test}
+"""
+
+
+def _steps(name, compute):
+    """Scope with start(), step_of(acc, x), and the same from block to block; None if there is no such row."""
+    kind = "f" if compute in ("f32", "f64") else "b" if compute == "bool" else "i"
+    if kind not in STEPS.get(name, {}):
+        return None
+    bits, signed = BITS[compute], compute[0] == "i"
+    limits = {"low": -(1 << bits - 1) if signed else 0, "high": (1 << bits - signed) - 1}
+    start, step = (text.format(**limits) for text in STEPS[name][kind])
+    wide = "f64" if kind == "f" and name in WIDE else compute
+    exact = step.replace("radd(acc, x)", "acc + x").replace("rmul(acc, x)", "acc * x")
+    end = "acc / count" if kind == "f" and name == "sum" else "acc"
+    return {
+        "zero": functions.inline("def zero():\n    return 0", compute),
+        "start": functions.inline(f"def start():\n    return {start}", compute),
+        "step_of": functions.inline(f"def step_of(acc, x):\n    return {step}", compute),
+        "wide_start": functions.inline(f"def wide_start():\n    return {start}", wide),
+        "wide_step": functions.inline(f"def wide_step(acc, part):\n    x = widen(part)\n    return {exact}", wide),
+        "end_of": functions.inline(f"def end_of(acc, count):\n    return {end}", wide),
+        "cast": caster(compute),
+        "widen": caster(wide),
+        "wide_log": functions.scope("f64")["log"],
+    }
+
+
+def _sources(name, compute):
+    """(row of STEPS that a kernel is made from, its template, the texts of its helpers)"""
+    if name.endswith("_columns"):
+        e = "u8" if compute == "bool" else compute
+        return name.removesuffix("_columns"), COLUMNS, [
+            KEEP.format(store=f"sti_{e}", load=f"ldi_{e}", test=" != 0" if compute == "bool" else "")
+        ]  # fmt: skip
+    if name in ("argmax", "argmin"):
+        return "a" + name[3:], EACH, [PARTS, ARG.replace("{better}", ">" if name == "argmax" else "<")]
+    if name == "var":
+        return "sum", EACH, [PARTS, VAR]
+    if name in ("cumsum", "cumprod"):
+        return {"cumsum": "sum", "cumprod": "prod"}[name], EACH, [SCAN]
+    if name in FINISH:
+        value = VALUES.get(name, "top")
+        loads = [value.replace("X", f"cast(load(x, at + {t}))") for t in ("t", "t * step")]
+        write = WRITE.replace("{value}", loads[0]).replace("{value_strided}", loads[1])
+        return "amax", EACH, [PARTS, EXPONENTIALS.replace("{finish}", FINISH[name]), write]
+    return name, ROWS, [PARTS]
+
+
+def build(name, *params, source=None):
+    """Kernel of that name for (computing dtype, output's, input's), or None.
+
+    Names: those of STEPS, with "_columns" behind for columns; argmax, argmin, var, softmax, log_softmax, logsumexp, cumsum,
+    cumprod.
+    """
+    compute, out, given = params
+    row, kernel, helpers = _sources(name, compute)
+    steps = _steps(row, compute)
+    if steps is None:
+        return None
+    scope = {k: v for k, v in vars(simd).items() if k.startswith(("ldi_", "sti_", "arg"))}
+    scope |= functions.scope(compute) | steps | {"load": loader(given), "store": storer(out)}
+    decode = DECODE.format(index="p" if kernel is EACH else "o", word=7 if kernel is EACH else 9).rstrip()
+    for text in (*helpers, kernel):
+        text = text.replace("{decode}", decode).replace("{block}", str(BLOCK)).replace("{tile}", str(TILE))
+        for node in ast.parse(text).body:
+            exec(compile(ast.Module([node], []), f"<reduce {name}>", "exec"), scope)
+            if node.name != "kernel":
+                scope[node.name] = functions.jitted(scope[node.name])
+    return scope["kernel"]

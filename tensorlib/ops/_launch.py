@@ -1,0 +1,216 @@
+"""From operands to a launch of the elementwise template: dtypes, broadcasting, collapsed dims, the words of a kernel."""
+
+import struct
+from math import prod
+
+from tensorlib import backend
+from tensorlib import dtype as _dtype
+from tensorlib.device import Array
+from tensorlib.errors import DeviceError, DTypeError, ShapeError
+from tensorlib.layout import broadcast_shapes, collapse
+
+_plans: dict = {}
+_RAW = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}  # copies move bits: one kernel per width
+COSTLY = 8  # what a mathematical function counts in additions, to decide whether threads pay
+
+
+class _Plan:
+    """What the dtypes of an op's operands decide: the dtype computed in, the output's, the kernel's parameters."""
+
+    __slots__ = ("common", "compute", "cost", "kernels", "op", "result")
+
+    def __init__(self, op, operands):
+        typed = operands[1:] if op.name == "where" else operands
+        arrays = [x for x in typed if isinstance(x, Array)]
+        scalars = [x for x in typed if not isinstance(x, Array)]
+        promoted = _dtype.result_type(
+            [x.dtype for x in arrays if x.shape], [x.dtype for x in arrays if not x.shape], scalars
+        )
+        self.op, (self.common, self.result) = op, op.rule.apply(op.name, promoted)
+        self.compute, self.kernels = self.common.compute, {}
+        self.cost = 1 if op.kind != "unary" or self.common.kind != "f" else COSTLY
+
+    def kernel(self, operands, out, device):
+        """The compiled kernel for operands and an output of these dtypes."""
+        key = (out.dtype, device.type)
+        found = self.kernels.get(key)
+        if found is None:
+            compute = self.compute.name
+            names = [x.dtype.name if isinstance(x, Array) else compute for x in operands]
+            found = backend.kernel("elementwise", self.op.name, compute, out.dtype.name, *names, device=device.type)
+            self.kernels[key] = found
+        return found
+
+
+def apply(op, *operands, out=None):
+    """Runs a row on operands (Arrays or numbers), into `out` or a new Array of the first Array's class."""
+    operands = [x if isinstance(x, Array) else number(op.name, x) for x in operands]
+    plan = _plan(op, operands)
+    arrays = [x for x in operands if isinstance(x, Array)]
+    first = arrays[0]
+    shape = first.shape if len(arrays) == 1 else broadcast_shapes(op.name, *(x.shape for x in arrays))
+    for x in arrays:
+        if x.device != first.device:
+            fix = "move one with .to(device)"
+            raise DeviceError(op.name, f"operands on {first.device} and {x.device}", "one device", fix)
+    if out is None:
+        out = type(first).empty(shape, plan.result, first.device)
+    else:
+        operands = _into(op.name, plan, out, shape, operands)
+    if 0 not in out.shape:
+        words = [x if isinstance(x, Array) else scalar_word(x, plan.compute) for x in operands]
+        launch(plan.kernel(operands, out, first.device), out, words, plan.cost)
+    return out
+
+
+def _plan(op, operands):
+    key = (op.name, *((x.dtype, not x.shape) if isinstance(x, Array) else type(x) for x in operands))
+    plan = _plans.get(key)
+    if plan is None:
+        if not any(isinstance(x, Array) for x in operands):
+            got = "numbers only"
+            raise DTypeError(op.name, got, "at least one tensor", "make one with tensorlib.tensor(...)")
+        plan = _plans[key] = _Plan(op, operands)
+    for x in operands:
+        if type(x) is int and plan.common.kind in "ui" and not _fits(x, plan.common):
+            if op.rule.name != "BOOL":
+                limits = "{} to {}".format(*_dtype.info(plan.common))
+                raise DTypeError(op.name, f"the number {x} with dtype {plan.common}", limits, "use a wider dtype: .to('i64')")
+            # a comparison with what the dtype cannot hold has an answer all the same
+            wide = [y if isinstance(y, Array) else float(y) for y in operands]
+            return _wide_comparison(op, wide)
+    return plan
+
+
+def _wide_comparison(op, operands):
+    key = (op.name, "wide", *(x.dtype if isinstance(x, Array) else float for x in operands))
+    if key not in _plans:
+        plan = _plans[key] = _Plan(op, operands)
+        plan.common = plan.compute = _dtype.f64
+    return _plans[key]
+
+
+def _fits(value, d):
+    low, high = _dtype.info(d)
+    # a negative number wraps in an unsigned dtype, as in PyTorch
+    return -high - 1 <= value <= high if d.kind == "u" else low <= value <= high
+
+
+def number(op, value):
+    """A Python bool, int or float out of anything that is one (NumPy scalars too). DTypeError otherwise."""
+    if type(value) in (bool, int, float):
+        return value
+    item = getattr(value, "item", None)
+    found = item() if item is not None and getattr(value, "ndim", 0) == 0 else value
+    if not isinstance(found, (bool, int, float)):
+        raise DTypeError(op, f"a {type(value).__name__}", "a tensor or a number", "convert it with tensorlib.tensor(...)")
+    return found
+
+
+def scalar_word(value, compute):
+    """A number as the word that a kernel reads as one element of dtype `compute`."""
+    if compute.kind == "f":
+        if compute.itemsize == 8:
+            return float(value)
+        try:
+            return int.from_bytes(struct.pack("<f", value), "little")
+        except OverflowError:
+            return 0x7F800000 if value > 0 else 0xFF800000
+    value = int(value) if compute.kind != "b" else int(bool(value))
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _into(op, plan, out, shape, operands):
+    """Checks that results of `shape` may be written to `out`; copies operands that overlap it without being it."""
+    if shape != out.shape:
+        raise ShapeError(op, f"a result of shape {shape} for a tensor of {out.shape}", "equal shapes", "in place cannot grow")
+    if _dtype.category(plan.result) > _dtype.category(out.dtype):
+        fix = "use the op that returns a new tensor"
+        raise DTypeError(op, f"a {plan.result} result for a tensor of {out.dtype}", "a dtype that holds it", fix)
+    writable(op, out)
+    return [separate(x, out) if isinstance(x, Array) else x for x in operands]
+
+
+def writable(op, out):
+    """Refuses tensors whose elements share memory, and read-only memory."""
+    if out.layout.overlaps_itself():
+        fix = "call .contiguous() or .clone() first"
+        raise ShapeError(op, f"a view of strides {out.strides} whose elements share memory", "distinct elements", fix)
+    if getattr(out.buffer, "readonly", False):
+        raise DeviceError(op, "read-only memory (a mapped file or array)", "memory that may be written", "call .clone() first")
+
+
+def separate(x, out):
+    """x, or a copy of it if writing to `out` would change elements of x that are still to be read."""
+    if x.buffer.device != out.buffer.device or (x.ptr == out.ptr and x.layout == out.layout and x.dtype is out.dtype):
+        return x
+    a, b = span(x), span(out)
+    return x if a[1] <= b[0] or b[1] <= a[0] else cast(x, x.dtype, copy=True)
+
+
+def span(x):
+    """Addresses [first, last) that a view touches."""
+    low, high = x.layout.extent()
+    return x.buffer.ptr + low * x.dtype.itemsize, x.buffer.ptr + high * x.dtype.itemsize
+
+
+def launch(kernel, out, operands, cost=1):
+    """Launches the strided template: `operands` are Arrays, broadcast to out's shape, or words (numbers)."""
+    shape = out.shape
+    arrays = [x for x in operands if isinstance(x, Array)]
+    if out.is_contiguous() and all(x.shape == shape and x.is_contiguous() for x in arrays):
+        n = out.numel()
+        words, layouts = [n, 1, 1, 0, out.ptr, 1, 0, 0], None
+        for x in operands:
+            words += [x.ptr, 1, 0, 0] if isinstance(x, Array) else [0, 0, 0, x]
+    else:
+        layouts = [x.layout.expand(shape) for x in arrays]
+        sizes, strides = collapse(out.layout, *layouts)
+        words = _strided_words(sizes, strides, out, operands)
+    backend.launch(kernel, words, work=out.numel() * cost, reads=arrays, writes=(out,))
+
+
+def _strided_words(sizes, strides, out, operands):
+    outer = sizes[:-2]
+    words = [sizes[-1], sizes[-2] if len(sizes) > 1 else 1, prod(outer), len(outer)]
+    steps, remaining = [], iter(strides)
+    for x in (out, *operands):
+        step = next(remaining) if isinstance(x, Array) else (0,) * len(sizes)
+        steps.append(step)
+        row = step[-2] if len(step) > 1 else 0
+        words += [x.ptr, step[-1], row, 0] if isinstance(x, Array) else [0, 0, 0, x]
+    for d in reversed(range(len(outer))):
+        words += [sizes[d], *(step[d] for step in steps)]
+    return words
+
+
+def cast(x, dtype, copy=False):
+    """x in another dtype: x itself if it has it, unless `copy`. Always contiguous if new.
+
+    Floats to integers truncate and saturate (NaN gives 0); to bool, what is not 0 is true; floats round to nearest even.
+    """
+    dtype = _dtype.get(dtype)
+    if x.dtype is dtype and not copy:
+        return x
+    return copy_into(type(x).empty(x.shape, dtype, x.device), x)
+
+
+def copy_into(out, x):
+    """Writes x, broadcast and cast, to `out`; returns `out`. The two must not overlap unless they are the same view."""
+    if 0 in out.shape:
+        return out
+    if x.dtype is out.dtype:
+        compute = result = source = _RAW[x.dtype.itemsize]
+    else:
+        compute, result, source = x.dtype.compute.name, out.dtype.name, x.dtype.name
+    launch(backend.kernel("elementwise", "copy", compute, result, source, device=out.device.type), out, [x])
+    return out
+
+
+def fill(out, value):
+    """Writes one number, as `out`'s dtype holds it, to every element; returns `out`."""
+    if 0 not in out.shape:
+        raw = _RAW[out.dtype.itemsize]
+        bits = int.from_bytes(_dtype.pack([number("fill", value)], out.dtype), "little", signed=True)
+        launch(backend.kernel("elementwise", "copy", raw, raw, raw, device=out.device.type), out, [bits])
+    return out

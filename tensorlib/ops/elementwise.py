@@ -1,0 +1,239 @@
+"""Elementwise ops: rows, and one `apply` that promotes, broadcasts, collapses dims and launches the strided template.
+
+Functions are made from the rows: `exp(x)`, `add(x, y)`, `where(c, x, y)`. Operands are Arrays or Python numbers; a number is
+weak (it changes the dtype only to reach a higher category). All shapes broadcast; f16, bf16 and float8 compute in f32 and
+are rounded once.
+
+>>> import tensorlib
+>>> x = tensorlib.tensor([1, 2, 3], dtype="u8")
+>>> add(x, 1), div(x, 2), add(x, 0.5).dtype
+(tensor([2, 3, 4], dtype=u8), tensor([0.5000, 1.0000, 1.5000]), f32)
+"""
+
+from tensorlib.errors import DTypeError
+from tensorlib.ops._launch import apply, cast, copy_into, fill
+from tensorlib.registry import BOOL, FLOAT, FLOAT_ONLY, INTEGER, NUMBER, OPS, SAME, Op, register
+
+__all__ = ["apply", "cast", "clamp", "copy_into", "div", "fill", "gelu", "masked_fill", "pow", "round", "where"]
+
+
+def _function(kind, arity):
+    signature = {1: "x", 2: "x, y", 3: "x, y, z"}[arity]
+
+    def define(name, rule, doc, ref, domain=None):
+        op = register(Op(name, kind, arity, rule, ref, doc, domain))
+        scope = {"apply": apply, "op": op}
+        exec(f"def {name}({signature}, out=None):\n    return apply(op, {signature}, out=out)", scope)
+        function = scope[name]
+        function.__doc__ = (
+            f"{doc}.\n\nOperands: Arrays of any shapes that broadcast, or numbers. Result: {rule.text}; written to `out` if"
+            f"\ngiven (of the broadcast shape).{_DOC[arity]} Raises ShapeError, DTypeError, NoKernel."
+        )
+        function.__module__ = __name__
+        return function
+
+    return define
+
+
+_DOC = {1: "", 2: " Shapes (2, 1) and (3,) give (2, 3).", 3: ""}
+_unary, _binary, _ternary = _function("unary", 1), _function("binary", 2), _function("ternary", 3)
+
+
+def _special(name, *more):
+    """A reference from the math module, for what NumPy lacks."""
+
+    def ref(np, x):
+        import math
+
+        return np.vectorize(lambda v: getattr(math, name)(float(v)), otypes=[np.float64])(x)
+
+    return ref
+
+
+def _erf(np, x):
+    return _special("erf")(np, x)
+
+
+def _phi(np, x):
+    return 0.5 * _special("erfc")(np, -x / np.sqrt(2))
+
+
+def _softplus(np, x):
+    return np.logaddexp(0, x)
+
+
+def _sigmoid(np, x):
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e, 1) / (1 + e)
+
+
+def _sign(np, x):
+    return np.where(np.isnan(x), 0, np.sign(x)) if x.dtype.kind == "f" else np.sign(x)
+
+
+def _gelu_tanh(np, x):
+    return x * _sigmoid(np, 2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+
+
+neg = _unary("neg", NUMBER, "-x", lambda np, x: -x)
+abs = _unary("abs", SAME, "|x|", lambda np, x: np.abs(x))
+sign = _unary("sign", SAME, "-1, 0 or 1; 0 for NaN", _sign)
+square = _unary("square", SAME, "x * x", lambda np, x: x * x, (-1e3, 1e3))
+relu = _unary("relu", NUMBER, "max(x, 0); NaN stays", lambda np, x: np.maximum(x, 0))
+floor = _unary("floor", NUMBER, "largest integer not above x", lambda np, x: np.floor(x))
+ceil = _unary("ceil", NUMBER, "smallest integer not below x", lambda np, x: np.ceil(x))
+trunc = _unary("trunc", NUMBER, "x without its fraction", lambda np, x: np.trunc(x))
+sqrt = _unary("sqrt", FLOAT, "square root; NaN below 0", lambda np, x: np.sqrt(x), (0, 1e4))
+rsqrt = _unary("rsqrt", FLOAT, "1 / sqrt(x)", lambda np, x: 1 / np.sqrt(x), (1e-4, 1e4))
+reciprocal = _unary("reciprocal", FLOAT, "1 / x", lambda np, x: 1 / x)
+exp = _unary("exp", FLOAT, "e ** x", lambda np, x: np.exp(x), (-90, 90))
+exp2 = _unary("exp2", FLOAT, "2 ** x", lambda np, x: np.exp2(x), (-140, 130))
+expm1 = _unary("expm1", FLOAT, "e ** x - 1, accurate near 0", lambda np, x: np.expm1(x), (-90, 90))
+log = _unary("log", FLOAT, "natural logarithm", lambda np, x: np.log(x), (0, 1e4))
+log2 = _unary("log2", FLOAT, "logarithm to base 2", lambda np, x: np.log2(x), (0, 1e4))
+log10 = _unary("log10", FLOAT, "logarithm to base 10", lambda np, x: np.log10(x), (0, 1e4))
+log1p = _unary("log1p", FLOAT, "log(1 + x), accurate near 0", lambda np, x: np.log1p(x), (-1, 1e3))
+sin = _unary("sin", FLOAT, "sine, exact reduction for any x", lambda np, x: np.sin(x), (-1e5, 1e5))
+cos = _unary("cos", FLOAT, "cosine, exact reduction for any x", lambda np, x: np.cos(x), (-1e5, 1e5))
+tan = _unary("tan", FLOAT, "tangent, exact reduction for any x", lambda np, x: np.tan(x), (-1e5, 1e5))
+asin = _unary("asin", FLOAT, "inverse sine", lambda np, x: np.arcsin(x), (-1, 1))
+acos = _unary("acos", FLOAT, "inverse cosine", lambda np, x: np.arccos(x), (-1, 1))
+atan = _unary("atan", FLOAT, "inverse tangent", lambda np, x: np.arctan(x))
+sinh = _unary("sinh", FLOAT, "hyperbolic sine", lambda np, x: np.sinh(x), (-90, 90))
+cosh = _unary("cosh", FLOAT, "hyperbolic cosine", lambda np, x: np.cosh(x), (-90, 90))
+tanh = _unary("tanh", FLOAT, "hyperbolic tangent", lambda np, x: np.tanh(x), (-12, 12))
+asinh = _unary("asinh", FLOAT, "inverse hyperbolic sine", lambda np, x: np.arcsinh(x))
+acosh = _unary("acosh", FLOAT, "inverse hyperbolic cosine", lambda np, x: np.arccosh(x), (1, 1e4))
+atanh = _unary("atanh", FLOAT, "inverse hyperbolic tangent", lambda np, x: np.arctanh(x), (-1, 1))
+erf = _unary("erf", FLOAT, "error function", _erf, (-5, 5))
+erfc = _unary("erfc", FLOAT, "1 - erf(x), accurate where erf is near 1", _special("erfc"), (-5, 10))
+sigmoid = _unary("sigmoid", FLOAT, "1 / (1 + e ** -x)", _sigmoid, (-90, 90))
+logsigmoid = _unary("logsigmoid", FLOAT, "log(sigmoid(x))", lambda np, x: -_softplus(np, -x), (-90, 90))
+softplus = _unary("softplus", FLOAT, "log(1 + e ** x)", _softplus, (-90, 90))
+silu = _unary("silu", FLOAT, "x * sigmoid(x)", lambda np, x: x * _sigmoid(np, x), (-80, 80))
+gelu_erf = _unary("gelu", FLOAT, "x times the normal distribution's P(X < x)", lambda np, x: x * _phi(np, x), (-12, 12))
+gelu_tanh = _unary("gelu_tanh", FLOAT, "GELU's tanh approximation", _gelu_tanh, (-8, 12))
+mish = _unary("mish", FLOAT, "x * tanh(softplus(x))", lambda np, x: x * np.tanh(_softplus(np, x)), (-80, 80))
+hardsigmoid = _unary("hardsigmoid", FLOAT_ONLY, "clamp(x + 3, 0, 6) / 6", lambda np, x: np.clip(x + 3, 0, 6) / 6, (-9, 9))
+hardswish = _unary("hardswish", FLOAT_ONLY, "x * hardsigmoid(x)", lambda np, x: x * np.clip(x + 3, 0, 6) / 6, (-9, 9))
+isnan = _unary("isnan", BOOL, "whether x is NaN", lambda np, x: np.isnan(x))
+isinf = _unary("isinf", BOOL, "whether x is an infinity", lambda np, x: np.isinf(x))
+isfinite = _unary("isfinite", BOOL, "whether x is neither NaN nor an infinity", lambda np, x: np.isfinite(x))
+logical_not = _unary("logical_not", BOOL, "x == 0", lambda np, x: np.logical_not(x))
+bitwise_not = _unary("bitwise_not", INTEGER, "every bit flipped; not x for bool", lambda np, x: np.invert(x))
+_round = _unary("round", NUMBER, "nearest integer, halves to even", lambda np, x: np.round(x))
+
+add = _binary("add", SAME, "x + y; or for bool", lambda np, x, y: np.add(x, y))
+sub = _binary("sub", NUMBER, "x - y", lambda np, x, y: np.subtract(x, y))
+mul = _binary("mul", SAME, "x * y; and for bool", lambda np, x, y: np.multiply(x, y))
+_div = _binary("div", FLOAT, "x / y", lambda np, x, y: np.true_divide(x, y))
+floor_divide = _binary(
+    "floor_divide", NUMBER, "x / y rounded down; integers divided by 0 give 0", lambda np, x, y: np.floor_divide(x, y)
+)
+remainder = _binary(
+    "remainder", NUMBER, "x - y * floor(x / y), Python's %; integers modulo 0 give 0", lambda np, x, y: np.remainder(x, y)
+)
+fmod = _binary("fmod", NUMBER, "x - y * trunc(x / y), C's fmod; integers modulo 0 give 0", lambda np, x, y: np.fmod(x, y))
+_pow = _binary("pow", NUMBER, "x ** y", lambda np, x, y: np.power(x, y), ((0, 50), (-20, 20)))
+maximum = _binary("maximum", SAME, "the larger; NaN if either is", lambda np, x, y: np.maximum(x, y))
+minimum = _binary("minimum", SAME, "the smaller; NaN if either is", lambda np, x, y: np.minimum(x, y))
+atan2 = _binary("atan2", FLOAT, "angle of the point (y, x): arctan(x / y) in its quadrant", lambda np, x, y: np.arctan2(x, y))
+copysign = _binary("copysign", FLOAT, "|x| with the sign of y", lambda np, x, y: np.copysign(x, y))
+eq = _binary("eq", BOOL, "x == y", lambda np, x, y: np.equal(x, y))
+ne = _binary("ne", BOOL, "x != y", lambda np, x, y: np.not_equal(x, y))
+lt = _binary("lt", BOOL, "x < y", lambda np, x, y: np.less(x, y))
+le = _binary("le", BOOL, "x <= y", lambda np, x, y: np.less_equal(x, y))
+gt = _binary("gt", BOOL, "x > y", lambda np, x, y: np.greater(x, y))
+ge = _binary("ge", BOOL, "x >= y", lambda np, x, y: np.greater_equal(x, y))
+logical_and = _binary("logical_and", BOOL, "x != 0 and y != 0", lambda np, x, y: np.logical_and(x, y))
+logical_or = _binary("logical_or", BOOL, "x != 0 or y != 0", lambda np, x, y: np.logical_or(x, y))
+logical_xor = _binary("logical_xor", BOOL, "(x != 0) != (y != 0)", lambda np, x, y: np.logical_xor(x, y))
+bitwise_and = _binary("bitwise_and", INTEGER, "bits of both", lambda np, x, y: np.bitwise_and(x, y))
+bitwise_or = _binary("bitwise_or", INTEGER, "bits of either", lambda np, x, y: np.bitwise_or(x, y))
+bitwise_xor = _binary("bitwise_xor", INTEGER, "bits that differ", lambda np, x, y: np.bitwise_xor(x, y))
+bitwise_left_shift = _binary(
+    "bitwise_left_shift", INTEGER, "x * 2 ** y, wrapping; 0 for y of the width or more", lambda np, x, y: np.left_shift(x, y)
+)
+bitwise_right_shift = _binary(
+    "bitwise_right_shift", INTEGER, "x / 2 ** y rounded down", lambda np, x, y: np.right_shift(x, y)
+)
+leaky_relu = _binary("leaky_relu", FLOAT, "x, or x * y below 0", lambda np, x, y: np.where(x > 0, x, x * y))
+elu = _binary("elu", FLOAT, "x, or y * (e ** x - 1) below 0", lambda np, x, y: np.where(x > 0, x, y * np.expm1(x)))
+
+_where = _ternary("where", SAME, "y where x is true, else z", lambda np, c, x, y: np.where(c, x, y))
+_clamp = _ternary("clamp", NUMBER, "min(max(x, y), z)", lambda np, x, lo, hi: np.minimum(np.maximum(x, lo), hi))
+lerp = _ternary("lerp", FLOAT_ONLY, "x + z * (y - x)", lambda np, x, y, w: x + w * (y - x))
+addcmul = _ternary("addcmul", NUMBER, "x + y * z", lambda np, x, y, z: x + y * z)
+
+
+def where(condition, x, y, out=None):
+    """x where `condition` (bool) is true, else y: any shapes that broadcast, promoted dtype of x and y. DTypeError.
+
+    >>> import tensorlib
+    >>> where(tensorlib.tensor([True, False]), 1.5, tensorlib.tensor([7, 8]))
+    tensor([1.5000, 8.0000])
+    """
+    if getattr(condition, "dtype", None) is None or condition.dtype.kind != "b":
+        got = f"a condition of dtype {getattr(condition, 'dtype', type(condition).__name__)}"
+        raise DTypeError("where", got, "a bool tensor", "compare first, as in where(x > 0, ...)")
+    return _where(condition, x, y, out=out)
+
+
+def masked_fill(x, mask, value):
+    """x with `value` (a number or 0-d Array, cast to x's dtype) where `mask` (bool, broadcast to x) is true."""
+    result = where(mask, value, x)
+    return result if result.dtype is x.dtype else cast(result, x.dtype)
+
+
+def clamp(x, min=None, max=None, out=None):
+    """x limited to [min, max]; either may be None, a number or an Array. NaN stays; where min > max, max wins."""
+    if min is None and max is None:
+        raise DTypeError("clamp", "neither min nor max", "at least one", "give min=, max= or both")
+    if min is None:
+        return minimum(x, max, out=out)
+    return maximum(x, min, out=out) if max is None else _clamp(x, min, max, out=out)
+
+
+def div(x, y, rounding_mode=None, out=None):
+    """x / y in floats (integers give f32); rounding_mode "trunc" or "floor" rounds and keeps integers.
+
+    >>> import tensorlib
+    >>> div(tensorlib.tensor([7, -7]), 2, rounding_mode="floor")
+    tensor([ 3, -4])
+    """
+    if rounding_mode is None:
+        return _div(x, y, out=out)
+    if rounding_mode == "floor":
+        return floor_divide(x, y, out=out)
+    if rounding_mode != "trunc":
+        raise DTypeError("div", f"rounding_mode {rounding_mode!r}", "None, 'trunc' or 'floor'", "use one of these")
+    rest = fmod(x, y)
+    return floor_divide(sub(x, rest), y, out=out) if rest.dtype.kind != "f" else trunc(_div(x, y), out=out)
+
+
+def pow(x, y, out=None):
+    """x ** y. Integers wrap; an integer tensor to a negative Python integer is a DTypeError (convert to floats)."""
+    kind = getattr(getattr(x, "dtype", None), "kind", "f")
+    if isinstance(y, int) and y < 0 and kind in "bui":
+        raise DTypeError("pow", f"integers to the power {y}", "a power of 0 or more", "convert with .to('f32') first")
+    if y == 2 and type(y) in (int, float) and kind == "f":
+        return square(x, out=out)
+    return _pow(x, y, out=out)
+
+
+def round(x, decimals=0, out=None):
+    """Nearest multiple of 10 ** -decimals, halves to even."""
+    if decimals == 0 or x.dtype.kind != "f":
+        return _round(x, out=out)
+    scale = 10.0**decimals
+    return _div(_round(mul(x, scale)), scale, out=out)
+
+
+def gelu(x, approximate="none"):
+    """Gaussian error linear unit (arXiv:1606.08415); approximate="tanh" for the tanh form. FLOAT dtypes."""
+    if approximate not in ("none", "tanh"):
+        raise DTypeError("gelu", f"approximate={approximate!r}", "'none' or 'tanh'", "use one of these")
+    return gelu_tanh(x) if approximate == "tanh" else gelu_erf(x)
+
+
+NAMES = (*(n for n, op in OPS.items() if op.kind in ("unary", "binary", "ternary")), "masked_fill")

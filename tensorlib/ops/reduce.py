@@ -1,0 +1,314 @@
+"""Reductions over dims, softmax and scans.
+
+`dim` is None (all dims), an int or a tuple; `keepdim=True` keeps reduced dims with size 1. Float sums are exact to a few ulp
+of sum |x| for any length; results do not depend on the number of threads.
+
+>>> import tensorlib
+>>> x = tensorlib.tensor([[1.0, 2.0], [3.0, 4.0]])
+>>> sum(x), mean(x, 0), amax(x, dim=1, keepdim=True)
+(tensor(10.), tensor([2., 3.]), tensor([[2.],
+        [4.]]))
+"""
+
+from collections import namedtuple
+from math import prod as _prod
+
+from tensorlib import backend
+from tensorlib import dtype as _dtype
+from tensorlib.device import Array
+from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.layout import Layout, axes, axis, collapse, contiguous
+from tensorlib.ops import elementwise, movement
+from tensorlib.ops._launch import cast, fill
+from tensorlib.registry import ACC, BOOL, FLOAT, FLOAT_ONLY, INDEX, SAME, define
+
+PART = 1 << 15  # elements that one thread reduces at least, where there are few outputs
+TILE_BYTES = 512 * 8  # kernels_numba/reduce.py: scratch per thread
+_START = {"sum": 0, "mean": float("nan"), "prod": 1, "any": False, "all": True}
+
+
+Extreme = namedtuple("Extreme", "values indices")  # what `max` and `min` along one dim give
+
+
+def _reduce(op, kernel, x, dim, keepdim, out_dtype, compute, count=1.0):
+    """Runs kernel `sum`, `prod`, `amax` or `amin` over dims of x, computing in `compute`; `count` divides sums."""
+    dims = axes(op, dim, x.ndim)
+    kept = [d for d in range(x.ndim) if d not in dims]
+    length = _prod(x.shape[d] for d in dims)
+    shape = tuple(x.shape[d] for d in kept)
+    out = type(x).empty(shape, out_dtype, x.device)
+    if out.numel() and not length:
+        if op not in _START:
+            raise ShapeError(op, f"shape {x.shape} over dims {dims}", "at least one element", "check for empty tensors first")
+        fill(out, _START[op] if out_dtype.kind == "f" or _START[op] == _START[op] else 0)
+    elif out.numel():
+        keep = Layout(shape, tuple(x.strides[d] for d in kept))
+        rest = Layout(tuple(x.shape[d] for d in dims), tuple(x.strides[d] for d in dims))
+        keep_sizes, (_, keep_steps) = collapse(contiguous(shape), keep)
+        rest_sizes, (rest_steps,) = collapse(rest)
+        dims_words = [(keep_sizes, keep_steps), (rest_sizes, rest_steps)]
+        if keep_steps[-1] == 1 and keep_sizes[-1] >= 4 and rest_steps[-1] != 1:
+            _columns(kernel, x, out, compute, length, count, dims_words)
+        else:
+            _rows(kernel, x, out, compute, length, count, dims_words)
+    if keepdim:
+        out = Array.view(out, contiguous(tuple(1 if d in dims else n for d, n in enumerate(x.shape))))
+    return out
+
+
+def _table(sizes, steps):
+    return [w for d in reversed(range(len(sizes))) for w in (sizes[d], steps[d])]
+
+
+def _rows(kernel, x, out, compute, length, count, dims):
+    (keep_sizes, keep_steps), (rest_sizes, rest_steps) = dims
+    outputs = _prod(keep_sizes)
+    wide = _wide(kernel, compute)
+    splits = -(-length // PART) if outputs < 32 and length >= 2 * PART else 1
+    target = out if splits == 1 else type(x).empty((outputs, splits), wide, x.device)
+    words = [x.ptr, target.ptr, outputs, splits, PART if splits > 1 else length, length]
+    words += [count if splits == 1 else 1.0, len(keep_sizes), len(rest_sizes)]
+    words += _table(keep_sizes, keep_steps) + _table(rest_sizes, rest_steps)
+    _launch(kernel, compute, target, x, words, outputs * length)
+    if splits > 1:
+        parts = [((outputs,), (splits,)), ((splits,), (1,))]
+        _rows(kernel, target, out, wide, splits, count, parts)
+
+
+def _wide(kernel, compute):
+    """What partial results are kept in."""
+    return _dtype.f64 if kernel in ("sum", "prod") and compute.kind == "f" else compute
+
+
+def _columns(kernel, x, out, compute, length, count, dims):
+    (keep_sizes, keep_steps), (rest_sizes, rest_steps) = dims
+    compute = _wide(kernel, compute)
+    scratch = type(x).empty((backend.threads(x.device.type) * TILE_BYTES,), _dtype.u8, x.device)
+    words = [x.ptr, out.ptr, _prod(keep_sizes[:-1]), keep_sizes[-1], scratch.ptr, length]
+    words += [count, len(keep_sizes) - 1, len(rest_sizes)]
+    words += _table(keep_sizes[:-1], keep_steps[:-1]) + _table(rest_sizes, rest_steps)
+    _launch(f"{kernel}_columns", compute, out, x, words, out.numel() * length, (scratch,))
+
+
+def _launch(name, compute, out, x, words, work, scratch=()):
+    kernel = backend.kernel("reduce", name, compute.name, out.dtype.name, x.dtype.name, device=x.device.type)
+    backend.launch(kernel, words, work=work, reads=(x,), writes=(out, *scratch))
+    return out
+
+
+def _sum_dtype(op, x, dtype):
+    """(computed in, output) of a sum or product, with an optional dtype to convert to."""
+    result = ACC.apply(op, x.dtype)[1] if dtype is None else _dtype.get(dtype)
+    if x.dtype.kind == "f" and result.kind != "f":
+        raise DTypeError(op, f"{x.dtype} summed as {result}", "a float dtype", "convert the result with .to(dtype)")
+    return (_dtype.f64 if result is _dtype.f64 else result.compute if result.kind == "f" else _dtype.i64), result
+
+
+@define("reduce", ACC, lambda np, x, dim, keepdim: np.sum(x, dim, keepdims=keepdim))
+def sum(x, dim=None, keepdim=False, dtype=None):
+    """Sum of the elements. Integers and bool give i64, which wraps; `dtype` chooses another."""
+    compute, result = _sum_dtype("sum", x, dtype)
+    return _reduce("sum", "sum", x, dim, keepdim, result, compute)
+
+
+@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.mean(x, dim, keepdims=keepdim))
+def mean(x, dim=None, keepdim=False, dtype=None):
+    """Arithmetic mean, of floats only unless dtype is a float. NaN for no elements."""
+    if dtype is None:
+        FLOAT_ONLY.apply("mean", x.dtype)
+    compute, result = _sum_dtype("mean", x, dtype)
+    count = _prod(x.shape[d] for d in axes("mean", dim, x.ndim))
+    return _reduce("mean", "sum", x, dim, keepdim, result, compute, float(count))
+
+
+@define("reduce", ACC, lambda np, x, dim, keepdim: np.prod(x, dim, keepdims=keepdim))
+def prod(x, dim=None, keepdim=False, dtype=None):
+    """Product of the elements. Integers and bool give i64, which wraps."""
+    compute, result = _sum_dtype("prod", x, dtype)
+    return _reduce("prod", "prod", x, dim, keepdim, result, compute)
+
+
+@define("reduce", SAME, lambda np, x, dim, keepdim: np.max(x, dim, keepdims=keepdim))
+def amax(x, dim=None, keepdim=False):
+    """Largest element; NaN if there is one. ShapeError for no elements."""
+    return _reduce("amax", "amax", x, dim, keepdim, x.dtype, x.dtype.compute)
+
+
+@define("reduce", SAME, lambda np, x, dim, keepdim: np.min(x, dim, keepdims=keepdim))
+def amin(x, dim=None, keepdim=False):
+    """Smallest element; NaN if there is one. ShapeError for no elements."""
+    return _reduce("amin", "amin", x, dim, keepdim, x.dtype, x.dtype.compute)
+
+
+@define("reduce", BOOL, lambda np, x, dim, keepdim: np.any(x, dim, keepdims=keepdim))
+def any(x, dim=None, keepdim=False):
+    """Whether any element is not 0. False for no elements."""
+    return _reduce("any", "amax", x, dim, keepdim, _dtype.bool_, _dtype.bool_)
+
+
+@define("reduce", BOOL, lambda np, x, dim, keepdim: np.all(x, dim, keepdims=keepdim))
+def all(x, dim=None, keepdim=False):
+    """Whether no element is 0. True for no elements."""
+    return _reduce("all", "amin", x, dim, keepdim, _dtype.bool_, _dtype.bool_)
+
+
+def count_nonzero(x, dim=None):
+    """How many elements are not 0, as i64."""
+    return sum(elementwise.ne(x, 0), dim)
+
+
+# ---- one row at a time -----------------------------------------------------------------------------------------------------
+
+
+def _each(op, x, dim, shape, out_dtype, compute, extra=0.0, keep=True):
+    """Runs a row kernel along `dim`; `shape(kept, n)` gives the output's. Returns (out, kept shape)."""
+    moved = movement.movedim(x, dim, -1) if x.ndim else movement.reshape(x, 1)
+    kept, n = moved.shape[:-1], moved.shape[-1]
+    out = type(x).empty(shape(kept, n), out_dtype, x.device)
+    if out.numel():
+        sizes, (_, steps) = collapse(contiguous(kept), Layout(kept, moved.strides[:-1]))
+        words = [moved.ptr, out.ptr, _prod(kept), n, moved.strides[-1], float(extra), len(sizes)]
+        _launch(op, compute, out, x, words + _table(sizes, steps), 8 * x.numel())
+    return out
+
+
+def _along(op, x, dim):
+    if dim is None:
+        return movement.reshape(x, -1), 0
+    return x, axis(op, dim, x.ndim)
+
+
+def _kept(out, x, dim, keepdim):
+    if not keepdim:
+        return out
+    if dim is None:
+        return movement.reshape(out, (1,) * x.ndim)
+    return movement.unsqueeze(out, axis("keepdim", dim, x.ndim)) if x.ndim else out
+
+
+def _arg(op, x, dim, keepdim):
+    INDEX.apply(op, x.dtype)
+    row, d = _along(op, x, dim)
+    if not (row.shape[d] if row.ndim else 1):
+        raise ShapeError(op, f"shape {x.shape} along dim {dim}", "at least one element", "check for empty tensors first")
+    out = _each(op, row, d, lambda kept, n: kept, _dtype.i64, x.dtype.compute)
+    return _kept(out, x, dim, keepdim)
+
+
+@define("reduce", INDEX, lambda np, x, dim, keepdim: np.argmax(x, dim, keepdims=keepdim))
+def argmax(x, dim=None, keepdim=False):
+    """Index of the first largest element along a dim, or in the flattened tensor, as i64; of the first NaN if there is one."""
+    return _arg("argmax", x, dim, keepdim)
+
+
+@define("reduce", INDEX, lambda np, x, dim, keepdim: np.argmin(x, dim, keepdims=keepdim))
+def argmin(x, dim=None, keepdim=False):
+    """Index of the first smallest element along a dim, or in the flattened tensor, as i64; of the first NaN if there is one."""
+    return _arg("argmin", x, dim, keepdim)
+
+
+def max(x, dim=None, keepdim=False):
+    """Largest element; along a dim, (values, indices); with a tensor as `dim`, the larger of each pair."""
+    return _extreme(x, dim, keepdim, amax, argmax, elementwise.maximum)
+
+
+def min(x, dim=None, keepdim=False):
+    """Smallest element; along a dim, (values, indices); with a tensor as `dim`, the smaller of each pair."""
+    return _extreme(x, dim, keepdim, amin, argmin, elementwise.minimum)
+
+
+def _extreme(x, dim, keepdim, values, indices, pairwise):
+    if isinstance(dim, Array):
+        return pairwise(x, dim)
+    return values(x) if dim is None else Extreme(values(x, dim, keepdim), indices(x, dim, keepdim))
+
+
+@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.var(x, dim, keepdims=keepdim, ddof=1))
+def var(x, dim=None, correction=1, keepdim=False):
+    """Variance: sum (x - mean)^2 / (n - correction), in two passes. NaN for n = correction."""
+    FLOAT_ONLY.apply("var", x.dtype)
+    dims = axes("var", dim, x.ndim)
+    kept = [d for d in range(x.ndim) if d not in dims]
+    rows = movement.permute(x, [*kept, *dims])
+    rows = movement.reshape(rows, (*rows.shape[: len(kept)], _prod(x.shape[d] for d in dims)))
+    out = _each("var", rows, -1, lambda kept, n: kept, x.dtype, x.dtype.compute, correction)
+    return movement.reshape(out, tuple(1 if d in dims else n for d, n in enumerate(x.shape))) if keepdim else out
+
+
+def std(x, dim=None, correction=1, keepdim=False):
+    """Square root of `var`."""
+    return elementwise.sqrt(var(x, dim, correction, keepdim))
+
+
+def norm(x, p=2, dim=None, keepdim=False):
+    """(sum |x| ** p) ** (1 / p); p may be inf and -inf."""
+    size = elementwise.abs(x)
+    if p in (float("inf"), float("-inf")):
+        return (amax if p > 0 else amin)(size, dim, keepdim)
+    if p == 2:
+        return elementwise.sqrt(sum(elementwise.square(x), dim, keepdim))
+    return sum(size, dim, keepdim) if p == 1 else elementwise.pow(sum(elementwise.pow(size, p), dim, keepdim), 1 / p)
+
+
+def _softmax(op, x, dim, dtype):
+    x = x if dtype is None else cast(x, dtype)
+    FLOAT.apply(op, x.dtype)
+    x = x if x.dtype.kind == "f" else cast(x, _dtype.f32)
+    dim = axis(op, dim, x.ndim)
+    out = _each(op, x, dim, lambda kept, n: (*kept, n), x.dtype, x.dtype.compute)
+    return movement.movedim(out, -1, dim) if x.ndim else movement.reshape(out, ())
+
+
+def _softmax_ref(np, x, dim):
+    e = np.exp(x - np.max(x, dim, keepdims=True))
+    return e / np.sum(e, dim, keepdims=True)
+
+
+def _logsumexp_ref(np, x, dim, keepdim):
+    top = np.max(x, dim, keepdims=True)
+    out = np.log(np.sum(np.exp(x - top), dim, keepdims=True)) + top
+    return out if keepdim else np.squeeze(out, dim)
+
+
+@define("scan", FLOAT, _softmax_ref)
+def softmax(x, dim=-1, dtype=None):
+    """e ** x / sum of e ** x along a dim, without overflow; `dtype` converts x first.
+
+    >>> import tensorlib
+    >>> softmax(tensorlib.tensor([1000.0, 1000.0]), 0)
+    tensor([0.5000, 0.5000])
+    """
+    return _softmax("softmax", x, dim, dtype)
+
+
+@define("scan", FLOAT, lambda np, x, dim: x - _logsumexp_ref(np, x, dim, True))
+def log_softmax(x, dim=-1, dtype=None):
+    """log(softmax(x)) along a dim, accurate where softmax underflows."""
+    return _softmax("log_softmax", x, dim, dtype)
+
+
+@define("reduce", FLOAT, _logsumexp_ref)
+def logsumexp(x, dim, keepdim=False):
+    """log of the sum of e ** x along one dim, without overflow."""
+    x = x if x.dtype.kind == "f" else cast(x, _dtype.f32)
+    d = axis("logsumexp", dim, x.ndim)
+    return _kept(_each("logsumexp", x, d, lambda kept, n: kept, x.dtype, x.dtype.compute), x, dim, keepdim)
+
+
+def _scan(op, x, dim, dtype):
+    compute, result = _sum_dtype(op, x, dtype)
+    dim = axis(op, dim, x.ndim)
+    out = _each(op, x, dim, lambda kept, n: (*kept, n), result, compute)
+    return movement.movedim(out, -1, dim) if x.ndim else movement.reshape(out, ())
+
+
+@define("scan", ACC, lambda np, x, dim: np.cumsum(x, dim))
+def cumsum(x, dim, dtype=None):
+    """Running sums along a dim; integers and bool give i64. Float sums run in f64."""
+    return _scan("cumsum", x, dim, dtype)
+
+
+@define("scan", ACC, lambda np, x, dim: np.cumprod(x, dim))
+def cumprod(x, dim, dtype=None):
+    """Running products along a dim; integers and bool give i64. Float products run in f64."""
+    return _scan("cumprod", x, dim, dtype)

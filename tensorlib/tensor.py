@@ -1,0 +1,342 @@
+"""Tensor: an Array with PyTorch's names: operators, indexing, methods made from the op rows, printing, exchange.
+
+>>> import tensorlib
+>>> x = tensorlib.arange(6, dtype="f32").reshape(2, 3)
+>>> (x[:, ::2] + 1).sum(dim=1)
+tensor([ 4., 10.])
+>>> x[x > 2] = 0
+>>> x
+tensor([[0., 1., 2.],
+        [0., 0., 0.]])
+"""
+
+import functools
+
+from tensorlib import dtype as _dtype
+from tensorlib.device import Array, Device
+from tensorlib.errors import DeviceError, DTypeError, ShapeError
+from tensorlib.layout import Layout
+from tensorlib.ops import create, elementwise, exchange, index, linalg, movement, reduce, text
+
+
+class Tensor(Array):
+    """A strided view of typed memory on a device. Make one with `tensorlib.tensor(...)`, `zeros`, `from_numpy` and so on.
+
+    Methods are PyTorch's; views share memory; in-place methods end in an underscore.
+    """
+
+    __slots__ = ()
+    __array_priority__ = 1000
+    __hash__ = object.__hash__
+
+    # ---- what it is ------------------------------------------------------------------------------------------------
+
+    def dim(self):
+        """Number of dims."""
+        return self.ndim
+
+    def size(self, dim=None):
+        """The shape, or one size of it."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def stride(self, dim=None):
+        """Strides in elements, or one of them."""
+        return self.strides if dim is None else self.strides[dim]
+
+    def element_size(self):
+        """Bytes per element."""
+        return self.dtype.itemsize
+
+    def data_ptr(self):
+        """Address of the first element."""
+        return self.ptr
+
+    @property
+    def nbytes(self):
+        """Bytes that the elements take (not the buffer, which may be larger)."""
+        return self.numel() * self.dtype.itemsize
+
+    def is_floating_point(self):
+        """Whether the dtype is a float."""
+        return self.dtype.kind == "f"
+
+    @property
+    def T(self):
+        """Dims in reverse order: a view."""
+        return self.permute(*reversed(range(self.ndim)))
+
+    @property
+    def mT(self):
+        """The last two dims swapped: a view."""
+        return self.transpose(-2, -1)
+
+    def __len__(self):
+        if not self.shape:
+            raise DTypeError("len", "a 0-d tensor", "at least one dim", "use .numel()")
+        return self.shape[0]
+
+    def __iter__(self):
+        if not self.shape:
+            raise DTypeError("iter", "a 0-d tensor", "at least one dim", "use .item()")
+        return iter(self.unbind(0))
+
+    def __repr__(self):
+        return text.to_text(self)
+
+    def __format__(self, spec):
+        return self.item().__format__(spec) if spec and not self.shape else repr(self)
+
+    def __bool__(self):
+        if self.numel() != 1:
+            fix = "use .any() or .all()"
+            raise ShapeError("bool", f"a tensor of {self.numel()} elements", "one element", fix)
+        return bool(self.item())
+
+    def __int__(self):
+        return int(self.item())
+
+    def __float__(self):
+        return float(self.item())
+
+    def __index__(self):
+        if self.dtype.kind == "f" or self.numel() != 1:
+            raise DTypeError("index", f"shape {self.shape}, dtype {self.dtype}", "one integer", "use int(x)")
+        return int(self.item())
+
+    def __contains__(self, value):
+        return bool((self == value).any())
+
+    def __deepcopy__(self, memo):
+        return self.clone()
+
+    # ---- conversion ------------------------------------------------------------------------------------------------
+
+    def to(self, *args, dtype=None, device=None, copy=False):
+        """In another dtype and/or on another device: `x.to("f16")`, `x.to("cpu")`, `x.to(other)`; itself if nothing changes.
+
+        Floats to integers truncate and saturate. Raises DTypeError, DeviceError.
+        """
+        for a in args:
+            if isinstance(a, Array):
+                dtype, device = a.dtype, a.device
+            elif isinstance(a, Device) or (isinstance(a, str) and a.partition(":")[0] in ("cpu", "cuda", "metal")):
+                device = a
+            else:
+                dtype = a
+        if device is not None and Device(device) != self.device:
+            raise DeviceError("to", f"{self.device} to {device}", str(self.device), "no copies between devices yet")
+        return elementwise.cast(self, dtype or self.dtype, copy)
+
+    def type_as(self, other):
+        """In the dtype of `other`."""
+        return self.to(other.dtype)
+
+    def cpu(self):
+        """On the CPU."""
+        return self.to("cpu")
+
+    def detach(self):
+        """The same view; there is no gradient to leave behind."""
+        return self.view(self.layout)
+
+    def view(self, *shape):
+        """Another shape or dtype over the same memory, never a copy; ShapeError where one would be needed."""
+        if len(shape) in (1, 2) and isinstance(shape[0], Layout):
+            return Array.view(self, *shape)
+        return movement.view(self, *shape)
+
+    def view_as(self, other):
+        """`view` with the shape of another tensor."""
+        return movement.view(self, other.shape)
+
+    def reshape_as(self, other):
+        """`reshape` with the shape of another tensor."""
+        return movement.reshape(self, other.shape)
+
+    def expand_as(self, other):
+        """`expand` to the shape of another tensor."""
+        return movement.expand(self, other.shape)
+
+    def copy_(self, other):
+        """Writes `other`, broadcast and cast, into this tensor."""
+        self[...] = other
+        return self
+
+    def fill_(self, value):
+        """Writes one number to every element."""
+        self[...] = value
+        return self
+
+    def zero_(self):
+        """Writes 0 to every element."""
+        return self.fill_(0)
+
+    def new_tensor(self, data, dtype=None):
+        """`tensorlib.tensor` with this tensor's dtype and device."""
+        return create.tensor(type(self), data, dtype or self.dtype, self.device)
+
+    def __array__(self, dtype=None, copy=None):
+        array = exchange.numpy(self)
+        if dtype is not None and array.dtype != dtype:
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    __dlpack__ = exchange.dlpack
+    __dlpack_device__ = exchange.dlpack_device
+    __getitem__ = index.getitem
+    __setitem__ = index.setitem
+
+
+# ---- methods made from functions ------------------------------------------------------------------------------------------
+
+_METHODS = {
+    **{n: getattr(elementwise, n) for n in elementwise.NAMES},
+    **{
+        n: getattr(movement, n)
+        for n in (
+            "reshape transpose t permute movedim unsqueeze squeeze expand broadcast_to narrow select flatten unflatten flip"
+            " diagonal contiguous clone repeat repeat_interleave split chunk unbind roll"
+        ).split()
+    },
+    **{
+        n: getattr(index, n)
+        for n in (
+            "index_select gather scatter scatter_ scatter_add scatter_add_ index_add nonzero masked_select tril triu"
+        ).split()
+    },
+    **{
+        n: getattr(reduce, n)
+        for n in (
+            "sum mean prod amax amin max min any all argmax argmin var std norm softmax log_softmax logsumexp cumsum cumprod"
+            " count_nonzero"
+        ).split()
+    },
+    **{n: getattr(exchange, n) for n in ("item", "tolist", "numpy", "to_torch")},
+    "matmul": linalg.matmul,
+}
+_ALIASES = {
+    "multiply": "mul", "subtract": "sub", "divide": "div", "true_divide": "div", "negative": "neg", "absolute": "abs",
+    "clip": "clamp", "swapaxes": "transpose", "to_dtype": "to", "broadcast_as": "broadcast_to", "mm": "matmul",
+    "bmm": "matmul", "dot": "matmul", "arctan2": "atan2",
+}  # fmt: skip
+_OPERATORS = {
+    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "floordiv": "floor_divide", "mod": "remainder",
+    "pow": "pow", "matmul": "matmul", "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor",
+    "lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift",
+}  # fmt: skip
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+_DTYPE_METHODS = {
+    "float": "f32", "double": "f64", "half": "f16", "bfloat16": "bf16", "int": "i32", "long": "i64", "short": "i16",
+    "char": "i8", "byte": "u8", "bool": "bool",
+}  # fmt: skip
+
+
+def _is_operand(value):
+    return isinstance(value, (Array, bool, int, float)) or hasattr(value, "item")
+
+
+def _operator(function):
+    def operator(self, other):
+        return function(self, other) if _is_operand(other) else NotImplemented
+
+    return operator
+
+
+def _reflected(function):
+    def operator(self, other):
+        return function(other, self) if _is_operand(other) else NotImplemented
+
+    return operator
+
+
+def _in_place(function):
+    @functools.wraps(function)
+    def method(self, *args, **kwargs):
+        return function(self, *args, out=self, **kwargs)
+
+    method.__doc__ = f"In place: {function.__doc__}"
+    return method
+
+
+def _converter(name):
+    def method(self):
+        return self.to(name)
+
+    method.__doc__ = f"In dtype {name}; itself if it is already."
+    return method
+
+
+def _attach():
+    for name, function in _METHODS.items():
+        setattr(Tensor, name, function)
+        if "out" in function.__code__.co_varnames and name not in ("where", "matmul"):
+            setattr(Tensor, name + "_", _in_place(function))
+    for alias, name in _ALIASES.items():
+        setattr(Tensor, alias, getattr(Tensor, name))
+    for name, dtype in _DTYPE_METHODS.items():
+        setattr(Tensor, name, _converter(dtype))
+    for operator, name in _OPERATORS.items():
+        function = _METHODS[name]
+        setattr(Tensor, f"__{operator}__", _operator(function))
+        setattr(Tensor, f"__r{operator}__", _reflected(function))
+        if name != "matmul":
+            setattr(Tensor, f"__i{operator}__", _in_place(function))
+    for name in _COMPARISONS:
+        setattr(Tensor, f"__{name}__", _operator(_METHODS[name]))
+    Tensor.__neg__, Tensor.__abs__, Tensor.__invert__ = elementwise.neg, elementwise.abs, elementwise.bitwise_not
+    Tensor.where = lambda self, condition, other: elementwise.where(condition, self, other)
+    Tensor.masked_fill_ = _masked_fill_
+
+
+def _masked_fill_(self, mask, value):
+    """Writes `value` where `mask` is true."""
+    self[...] = elementwise.masked_fill(self, mask, value)
+    return self
+
+
+_attach()
+
+
+# ---- functions that make Tensors ------------------------------------------------------------------------------------------
+
+
+def _factory(function):
+    """`function(cls, ...)` with cls = Tensor."""
+
+    @functools.wraps(function)
+    def make(*args, **kwargs):
+        return function(Tensor, *args, **kwargs)
+
+    return make
+
+
+def _like(function):
+    def make(x, dtype=None, device=None):
+        return function(Tensor, x.shape, dtype=dtype or x.dtype, device=device or x.device)
+
+    make.__name__, make.__doc__ = function.__name__ + "_like", f"{function.__doc__} Of x's shape, dtype and device."
+    return make
+
+
+empty, full, zeros, ones, arange, linspace, eye, tensor = map(
+    _factory,
+    (create.empty, create.full, create.zeros, create.ones, create.arange, create.linspace, create.eye, create.tensor),
+)
+from_numpy, from_dlpack, from_torch = map(_factory, (exchange.from_numpy, exchange.from_dlpack, exchange.from_torch))
+zeros_like, ones_like, empty_like = map(_like, (create.zeros, create.ones, create.empty))
+
+
+def full_like(x, value, dtype=None, device=None):
+    """`full` of x's shape, dtype and device."""
+    return full(x.shape, value, dtype=dtype or x.dtype, device=device or x.device)
+
+
+def as_tensor(data, dtype=None, device=None):
+    """A Tensor of `data`: itself if it is one of that dtype, sharing memory with NumPy arrays where dtypes allow, else a copy."""
+    if isinstance(data, Tensor):
+        return data.to(dtype or data.dtype)
+    if hasattr(data, "__array_interface__"):
+        return from_numpy(data).to(dtype or _dtype.get(data.dtype))
+    if hasattr(data, "__dlpack__"):
+        return from_dlpack(data).to(dtype or _dtype.get(data.dtype))
+    return tensor(data, dtype, device)

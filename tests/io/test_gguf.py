@@ -1,0 +1,217 @@
+"""The GGUF reader: against gguf-py, and against every kind of damage."""
+
+import contextlib
+import gc
+import os
+import struct
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tensorlib.errors import FormatError
+from tensorlib.io import gguf
+from tests.io import build
+
+MALFORMED = build.malformed()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Function: a file of these bytes, its path as text."""
+
+    def write(data):
+        path = tmp_path / "file.gguf"
+        path.write_bytes(data)
+        return str(path)
+
+    return write
+
+
+def everything(file):
+    """Force all lazy decoding."""
+    return [file.metadata[key] for key in file.metadata]
+
+
+def test_every_value_type(write):
+    file = gguf.open(write(build.sound()))
+    expected = {0: 200, 1: -100, 2: 60000, 3: -30000, 4: 2**32 - 1, 5: -(2**31), 6: 0.5, 7: True, 8: "größe\n"}
+    expected |= {10: build.MAX, 11: -(2**63), 12: 1e300}
+    for kind, value in expected.items():
+        assert file.metadata[f"v.{kind}"] == value
+        assert file.metadata[f"a.{kind}"] == [value] * 3
+        assert file.metadata.kind(f"a.{kind}")[1] == 3
+    assert file.metadata["a.none"] == [] and file.metadata["a.long"][1499] == "s1499"
+    assert file.metadata.kind("a.long") == ("string", 1500)
+    assert type(file.metadata["v.7"]) is bool
+    shapes = {name: (i.shape, i.format.name, i.nbytes) for name, i in file.tensors.items()}
+    assert shapes == {
+        "f": ((2, 4), "f32", 32),
+        "q": ((3, 32), "q8_0", 102),
+        "h": ((), "f16", 2),
+        "z": ((3, 0), "f32", 0),
+    }
+
+
+def test_tensors_are_the_files_bytes(write):
+    path, raw = write(build.sound()), bytes(range(192))
+    file = gguf.open(path)
+    f, h, z, q = (file.tensor(name) for name in "fhzq")
+    np.testing.assert_array_equal(f.numpy().view(np.uint8).reshape(-1), np.frombuffer(raw[:32], np.uint8))
+    assert h.shape == () and h.numpy().tobytes() == raw[160:162] and z.shape == (3, 0)
+    assert q.shape == (3, 32) and q.format.name == "q8_0" and q.nbytes == 102
+    assert f.ptr == file.buffer.ptr + file.tensors["f"].offset and q.ptr == file.buffer.ptr + file.tensors["q"].offset
+    file.close()  # the tensors hold on to the mapping
+    del file
+    gc.collect()
+    assert f.numpy().view(np.uint8).reshape(-1)[5] == 5
+    f.fill_(1.0)  # this process's copy
+    with open(path, "rb") as unchanged:
+        assert unchanged.read() == build.sound()
+
+
+@pytest.mark.parametrize("align", [1, 8, 32, 4096])
+def test_alignment(write, align):
+    head = build.pair("general.alignment", build.U32, align)
+    path = write(build.file([head], [build.info("t", [4])], build.DATA, align=align))
+    file = gguf.open(path)
+    with open(path, "rb") as whole:
+        assert whole.read()[file.tensors["t"].offset :][:16] == build.DATA[:16] and file.alignment == align
+
+
+def test_same_as_gguf_py(tmp_path):
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quantize
+
+    path, rng = str(tmp_path / "w.gguf"), np.random.default_rng(0)
+    writer = GGUFWriter(path, "llama")
+    writer.add_token_list([f"tok{i}é" for i in range(3000)])
+    writer.add_token_scores([float(-i) for i in range(3000)])
+    writer.add_chat_template("{{ messages }}")
+    for i, fmt in enumerate(("F32", "F16", "Q4_1", "Q8_0", "Q5_1", "BF16")):
+        w, kind = rng.standard_normal((i + 1, 512)).astype(np.float32), GGMLQuantizationType[fmt]
+        writer.add_tensor(f"t{i}", w if fmt == "F32" else quantize(w, kind), raw_dtype=None if fmt == "F32" else kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours, theirs = gguf.open(path), GGUFReader(path)
+    for key, field in theirs.fields.items():
+        if not key.startswith("GGUF."):
+            assert ours.metadata[key] == field.contents(), key
+    assert len(ours.metadata) == len(theirs.fields) - 3
+    for tensor in theirs.tensors:
+        found = ours.tensors[tensor.name]
+        assert (found.offset, found.nbytes) == (tensor.data_offset, tensor.n_bytes)
+        assert found.shape == tuple(reversed(tensor.shape.tolist())) and found.format.ggml_id == tensor.tensor_type
+    assert len(ours.tensors) == len(theirs.tensors)
+
+
+def test_version_2_reads_like_version_3(write):
+    data = build.sound()
+    three = everything(gguf.open(write(data)))
+    assert everything(gguf.open(write(data[:4] + struct.pack("<I", 2) + data[8:]))) == three
+
+
+def open_files():
+    maps = "/proc/self/maps"
+    with open(maps) as lines:
+        return len(os.listdir("/proc/self/fd")), sum("file.gguf" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed(write, name):
+    path = write(MALFORMED[name])
+    gc.collect()
+    before, start = open_files(), time.perf_counter()
+    with pytest.raises(FormatError) as caught:
+        everything(gguf.open(path))
+    assert time.perf_counter() - start < 1.0  # the rule for every loader
+    error = caught.value
+    assert error.file == path and error.where and "got" in str(error) and path in str(error) and len(str(error)) < 1000
+    del caught, error
+    gc.collect()
+    assert open_files() == before
+
+
+def test_cut_anywhere(write):
+    data = build.one(build.info("t", [4]), build.info("u", [32], 8, 32), data=bytes(66), pairs=[build.ARCH])
+    everything(gguf.open(write(data)))
+    for length in range(len(data)):
+        with pytest.raises(FormatError):
+            gguf.open(write(data[:length]))
+
+
+def test_any_bit_flipped(write):
+    data = bytearray(build.one(build.info("t", [4]), build.info("u", [32], 8, 32), data=bytes(66)))
+    path = write(data)
+    for bit in range(8 * (len(data) - 66)):
+        data[bit // 8] ^= 1 << bit % 8
+        with open(path, "wb") as file:
+            file.write(data)
+        with contextlib.suppress(FormatError):
+            everything(gguf.open(path))
+        data[bit // 8] ^= 1 << bit % 8
+
+
+@given(st.data())
+def test_any_damage(tmp_path_factory, data):
+    """Numbers replaced by special ones, pieces cut out, doubled or moved: a file is read or refused, nothing else."""
+    raw = bytearray(build.sound()[:2000])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw) - 1))
+        special = data.draw(st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**62, 2**63, build.MAX - 7, build.MAX]))
+        raw[at : at + 8] = data.draw(
+            st.sampled_from(
+                [struct.pack("<Q", special), b"", raw[at : at + 24] * 2, struct.pack("<I", special % 2**32)]
+            )
+        )
+        if not raw:
+            return
+    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    path.write_bytes(bytes(raw))
+    with contextlib.suppress(FormatError):
+        everything(gguf.open(path))
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "missing.gguf", tmp_path, tmp_path / "fifo", "a\0b", "/proc/self/mem"):
+        with pytest.raises(FormatError):
+            gguf.open(path)
+
+
+def test_require(write):
+    file = gguf.open(write(build.sound()))
+    assert file.require("v.4", int) == 2**32 - 1 and file.require("v.4", float) and file.require("none", int, 7) == 7
+    for key, kind in (("v.8", int), ("v.7", int), ("v.4", str), ("none", int), ("v.6", int)):
+        with pytest.raises(FormatError, match=key):
+            file.require(key, kind)
+    with pytest.raises(FormatError, match="no such tensor"):
+        file.tensor("nothing")
+
+
+def test_real_model(default_model):
+    file = gguf.open(default_model)
+    assert len(file.tensors) == 272 and len(file.metadata["tokenizer.ggml.tokens"]) == 49152
+    assert file.tensors["token_embd.weight"].format.name == "q8_0"
+    # 6.6 ms when nothing else runs (98,052 strings stepped over at 50 ns each); the rest is for a busy machine.
+    best = min(_timed(lambda: gguf.open(default_model)) for _ in range(5))
+    assert best < 0.05
+
+
+def _timed(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def test_opening_imports_nothing_heavy(run_python, default_model):
+    source = """
+import sys
+from tensorlib.io import gguf, hub
+gguf.open(sys.argv[1])
+print(*sorted({"numpy", "numba", "tokenizers", "jinja2", "gguf", "huggingface_hub", "tqdm", "re"} & set(sys.modules)))
+"""
+    assert run_python(source, str(default_model)).split() == []
