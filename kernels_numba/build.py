@@ -82,6 +82,8 @@ def _optimise(text, level):
     )
     text = re.sub(r'target triple = "[^"]*"', f'target triple = "{level.triple}"', text)
     text = re.sub(r'target datalayout = "[^"]*"', f'target datalayout = "{machine.target_data}"', text)
+    # no loop may become a call of memset or memcpy: there is nothing to call
+    text = re.sub(r"^(define .*)\{$", r'\1 "no-builtins" {', text, flags=re.M)
     # a function's own target attributes would override the machine's
     text = re.sub(r'"(?:target-cpu|target-features|tune-cpu)"="[^"]*"', "", text)
     module = llvm.parse_assembly(text)

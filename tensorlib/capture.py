@@ -41,14 +41,19 @@ class Capture:
         self._keep.append((kernel, block, [a.buffer.owner for a in (*reads, *writes)]))
 
     def _finish(self):
-        """A barrier after a command only where the next one touches what was written (or is read) since the last barrier."""
-        read, written = [], []
-        for i, (_, reads, writes) in enumerate(self._commands):
-            if i and (_overlap(reads, written) or _overlap(writes, written) or _overlap(writes, read)):
+        """A barrier before a command only if it touches what another thread may still be writing, or writes what one reads.
+
+        Commands that thread 0 runs alone are in order among themselves: only against those of the team they need one.
+        """
+        pending = {True: ([], []), False: ([], [])}  # by "runs alone": (ranges read, ranges written) since the last barrier
+        for i, (entry, reads, writes) in enumerate(self._commands):
+            alone = bool(entry[2] & SERIAL)
+            against = [pending[False]] if alone else list(pending.values())
+            if any(_overlap(reads + writes, w) or _overlap(writes, r) for r, w in against):
                 self._commands[i - 1][0][2] |= SYNC
-                read, written = [], []
-            read += reads
-            written += writes
+                pending = {True: ([], []), False: ([], [])}
+            pending[alone][0].extend(reads)
+            pending[alone][1].extend(writes)
         flat = [word for entry, _, _ in self._commands for word in entry]
         self._list = (ctypes.c_int64 * len(flat))(*flat)
         self._parallel = any(not entry[2] & SERIAL for entry, _, _ in self._commands)

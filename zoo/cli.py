@@ -17,8 +17,6 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 
 def main(argv=None) -> int:
     """Run a command; `argv` defaults to the process's arguments. Returns the exit status."""
-    from tensorlib.errors import TensorlibError
-
     arguments = _parser().parse_args(argv)
     if getattr(sys.stdout, "encoding", None) not in (None, "utf-8"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a letter should not end the story
@@ -26,12 +24,16 @@ def main(argv=None) -> int:
         status = arguments.run(arguments)
         _flush()
         return status or 0
-    except TensorlibError as error:
-        return _fail(error)
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
         return _reader_left()
+    except Exception as error:
+        from tensorlib.errors import TensorlibError  # here, so that `--help` does not wait for the package
+
+        if not isinstance(error, TensorlibError):
+            raise
+        return _fail(error)
 
 
 def _fail(error) -> int:

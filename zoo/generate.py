@@ -39,10 +39,10 @@ def load(ref=None, threads=None, context=None):
 class TextModel:
     """A causal language model with its tokenizer, one cache, and a recorded decode step. Not for two threads at once."""
 
-    def __init__(self, file, model):
+    def __init__(self, file, model, cache_dtype="f16"):
         self.file, self.model, self.config = file, model, model.config
         self.context_length = model.config.max_position_embeddings
-        self.cache = model.new_cache(self.context_length)
+        self.cache = model.new_cache(self.context_length, cache_dtype)
         self.sampler = nn.Sampler(model.config.vocab_size, self.context_length)
         self._tokenizer = self._step = None
 

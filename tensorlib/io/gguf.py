@@ -111,12 +111,6 @@ class GGUFFile:
         self.tensors = _tensor_infos(cursor, n_tensors, self.alignment)
         self._data = data
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
     def __repr__(self):
         return f"GGUFFile({self.path!r}, {len(self.metadata)} keys, {len(self.tensors)} tensors)"
 
@@ -197,7 +191,7 @@ class Metadata(Mapping):
         return len(self._entries)
 
     def strings(self, key: str) -> list[bytes] | None:
-        """An array of strings undecoded, which spares half the time; None if there is no such array."""
+        """An array of strings undecoded, which takes half the time; None if there is no such array."""
         value = self._entries.get(key)
         return value.texts(self._cursor) if type(value) is LazyArray and value.type == STRING else None
 

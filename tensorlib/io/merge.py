@@ -10,7 +10,8 @@ def merge(parts: list, rank) -> list:
 
     `rank(a, b)` is the number of a pair of neighbours, or None if they do not join. Takes O(n log n), 2 us a part.
 
-    >>> merge(list("abcab"), {("a", "b"): 1, ("b", "c"): 0, ("a", "bc"): 2}.get_pair)  # doctest: +SKIP
+    >>> ranks = {("a", "b"): 1, ("b", "c"): 0, ("a", "bc"): 2}
+    >>> merge(list("abcab"), lambda a, b: ranks.get((a, b)))
     ['abc', 'ab']
     """
     n = len(parts)

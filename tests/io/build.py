@@ -80,9 +80,13 @@ def sound():
 
 def malformed():
     """name -> bytes: each has to be rejected with a FormatError."""
+    return malformed_metadata() | malformed_tensors()
+
+
+def malformed_metadata():
+    """The header, keys and values."""
     deep = struct.pack("<IQ", ARRAY, 1) * 3000 + struct.pack("<IQ", U8, 0)
     huge = struct.pack("<IQ", U64, 2**62)
-    two = [info("t", [4]), info("u", [4], 0, 32)]
     return {
         "empty": b"",
         "magic": one(SMALL, magic=b"GGML"),
@@ -116,6 +120,13 @@ def malformed():
         "strings without end": file([raw_pair("a", ARRAY, struct.pack("<IQ", STRING, 10**9))]),
         "array of 10^9 bytes": file([raw_pair("a", ARRAY, struct.pack("<IQ", U8, 10**9))]),
         "bool of 2": file([raw_pair("a", BOOL, b"\2")]),
+    }
+
+
+def malformed_tensors():
+    """The alignment, tensor infos and data."""
+    two = [info("t", [4]), info("u", [4], 0, 32)]
+    return {
         "alignment 0": one(SMALL, pairs=[pair("general.alignment", U32, 0)]),
         "alignment 13": one(SMALL, pairs=[pair("general.alignment", U32, 13)], align=13),
         "alignment text": one(SMALL, pairs=[pair("general.alignment", STRING, "32")]),

@@ -1,16 +1,18 @@
 """Encoding, decoding and streaming: against slow encoders, and against llama.cpp's ids for real vocabularies."""
 
+import functools
 import json
 import pathlib
 import re
 import struct
+import time
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tensorlib.errors import FormatError, ShapeError
-from tensorlib.io import gguf, hub, pretokenize
+from tensorlib.io import gguf, hub, pretokenize, vocabulary
 from tensorlib.io.tokenizer import Tokenizer
 from tests.io import build, vocab
 
@@ -23,7 +25,7 @@ def make(tmp_path_factory):
     """Function: a Tokenizer from the bytes of a GGUF file."""
 
     def make(data):
-        path = tmp_path_factory.getbasetemp() / "vocab.gguf"
+        path = tmp_path_factory.mktemp("vocabulary") / "vocab.gguf"  # mapped as long as the tokenizer lives
         path.write_bytes(data)
         return Tokenizer.from_gguf(gguf.open(path))
 
@@ -129,7 +131,7 @@ BROKEN = {
     "no merges": vocab.byte_pairs(merges=None),
     "merge of one": vocab.byte_pairs(merges=(build.STRING, ["ab"])),
     "merge of three": vocab.byte_pairs(merges=(build.STRING, ["a b c"])),
-    "merge of strangers": vocab.byte_pairs(merges=(build.STRING, ["q z"])),
+    "merge no UTF-8": vocab.byte_pairs(merges=(build.STRING, [b"a \xff"])),
     "merges are numbers": vocab.byte_pairs(merges=(build.U8, [1])),
     "too few types": vocab.byte_pairs(token_type=(build.I32, [1])),
     "types are texts": vocab.byte_pairs(token_type=(build.STRING, ["x"] * len(TOKENS))),
@@ -150,8 +152,65 @@ def test_broken_vocabulary(make, name):
     assert caught.value.where.startswith("tokenizer.ggml.") or "tokenizer.ggml." in caught.value.where
 
 
+def test_merges_of_strangers(make):
+    """They never apply, and the library would refuse them: told where it is needed."""
+    tokenizer = make(vocab.byte_pairs(merges=(build.STRING, ["qz z", "t h", "th e"])))
+    assert tokenizer.decode(tokenizer.encode("qzz the")) == "qzz the"
+    with pytest.raises(FormatError, match="merges"):
+        tokenizer.encode("é")
+
+
+@pytest.mark.parametrize("name", pretokenize.FAMILIES)
+@given(data=st.data())
+def test_short_texts_are_cut_as_the_library_cuts(name, data):
+    alphabet = st.sampled_from("aZ 09'sStTlLdD.,!-_/<|$`(\n\r\t\x1c\x00") | st.characters(max_codepoint=127)
+    text = data.draw(st.text(alphabet, max_size=40))
+    tokenizer = bare(name)
+    ours = [vocab.spell(word) for word in tokenizer._split(text)]
+    assert ours == [word for word, _ in pretokenize.build(name).pre_tokenize_str(text)]
+
+
+@functools.cache
+def bare(name):
+    """A codec that only cuts."""
+    codec = vocabulary.BytePairs.__new__(vocabulary.BytePairs)
+    codec._name, codec._patterns = name, None
+    return codec
+
+
+def test_long_and_foreign_texts_go_through_the_library(make):
+    for text in ("the cat's 123 <|im_end|> rat! " * 1000, "the cat é " + "the ratatat " * 10, "<|im_end|>日本 the"):
+        first, second = make(vocab.byte_pairs()), make(vocab.byte_pairs())
+        second._codec._library = second._codec._build_library()
+        assert first.encode(text) == second.encode(text) and first.decode(first.encode(text), False) == text
+        assert first._codec._library is not None
+        for part in ("the cat", "the"):
+            assert first.encode(part) == make(vocab.byte_pairs()).encode(part)
+
+
+def test_no_library_for_short_ascii(run_python, default_model):
+    source = """
+import sys
+from tensorlib.io import gguf
+from tensorlib.io.tokenizer import Tokenizer
+tokenizer = Tokenizer.from_gguf(gguf.open(sys.argv[1]))
+print(tokenizer.decode(tokenizer.encode("<|im_start|>The capital of France is")))
+print(*[name for name in ("tokenizers", "numpy", "jinja2") if name in sys.modules])
+"""
+    assert run_python(source, str(default_model)) == "The capital of France is\n\n"
+
+
+def test_repetitive_text_takes_no_longer(bpe, spm):
+    """n log n: one word of 20,000 letters."""
+    for tokenizer in (bpe, spm):
+        start = time.process_time()
+        ids = tokenizer.encode("the" * 6000)
+        assert tokenizer.decode(ids) == "the" * 6000 and time.process_time() - start < 2
+
+
 def same(tokenizer, expected, **options):
-    for text, ids in zip(GOLDEN["texts"], expected, strict=True):
+    rows = zip(GOLDEN["texts"], expected, strict=True)
+    for text, ids in sorted(rows, key=lambda row: not row[0].isascii()):  # those without the library first
         assert tokenizer.encode(text, add_special=False, **options) == ids, repr(text)
 
 
@@ -224,10 +283,7 @@ def from_json(tmp_path, library, **beside):
 
 def test_tokenizer_json_byte_level(tmp_path, bpe):
     config = {"eos_token": {"content": "<|im_end|>"}, "bos_token": "<|im_start|>", "chat_template": "{{ bos_token }}x"}
-    from tokenizers import decoders
-
-    library = bpe._codec._library
-    library.decoder = decoders.ByteLevel()
+    library = as_library(bpe)
     ours = from_json(tmp_path, library, tokenizer_config__json=config, generation_config__json={"eos_token_id": [2, 5]})
     for text in ("the cat é😀 <|im_start|>x", ""):
         assert ours.encode(text) == bpe.encode(text)
@@ -259,6 +315,18 @@ def test_tokenizer_json_with_a_decoder_of_its_own(tmp_path):
     assert "�" in stream.flush()
 
 
+def as_library(tokenizer):
+    """The library's own tokenizer with the same vocabulary."""
+    from tokenizers import decoders
+
+    library = tokenizer._codec._build_library()
+    library.decoder = decoders.ByteLevel()
+    hidden = tokenizer._codec.hidden
+    library.add_special_tokens([token for token, id in tokenizer._codec.specials.items() if id in hidden])
+    library.add_tokens([token for token, id in tokenizer._codec.specials.items() if id not in hidden])
+    return library
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"model": 3}', "\x00"])
 def test_tokenizer_json_malformed(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
@@ -269,7 +337,7 @@ def test_tokenizer_json_malformed(tmp_path, content):
 @pytest.mark.parametrize("content", ["", "[]", '{"a":', "[" * 100_000, '{"chat_template": 3}'])
 def test_tokenizer_config_malformed(tmp_path, bpe, content):
     try:
-        assert from_json(tmp_path, bpe._codec._library, tokenizer_config__json=content).chat_template is None
+        assert from_json(tmp_path, as_library(bpe), tokenizer_config__json=content).chat_template is None
     except FormatError as error:
         assert "tokenizer_config.json" in str(error)
 

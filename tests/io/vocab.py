@@ -2,10 +2,9 @@
 
 from itertools import pairwise
 
-from tensorlib.io.tokenizer import byte_of_letter
+from tensorlib.io.vocabulary import LETTER_OF_BYTE
 from tests.io import build
 
-LETTER_OF_BYTE = {byte: letter for letter, byte in byte_of_letter().items()}
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
 
 
@@ -50,7 +49,7 @@ def settings(values):
 
 MERGES = learn()
 SPECIALS = {"<|endoftext|>": CONTROL, "<|im_start|>": CONTROL, "<|im_end|>": CONTROL, "<tool>": USER, "<tool>s": USER}
-BYTE_TOKENS = [*SPECIALS, *LETTER_OF_BYTE.values(), *("".join(pair) for pair in MERGES)]
+BYTE_TOKENS = [*SPECIALS, *LETTER_OF_BYTE, *("".join(pair) for pair in MERGES)]
 BYTE_TYPES = [*SPECIALS.values(), *[NORMAL] * (len(BYTE_TOKENS) - len(SPECIALS))]
 
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "<tool>"]

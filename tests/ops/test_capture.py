@@ -53,17 +53,29 @@ def test_barriers_only_between_what_depends():
     assert all(np.isfinite(read(o)).all() for o in outs)
 
 
-def test_a_write_after_a_read_is_a_barrier():
-    cell = Array.empty((1,), "i64")
-    other = Array.empty((1,), "i64")
+def stores(cells, *rows):
+    """A capture of stores: (cell written, cell read, work)."""
     store = backend.kernel("counter", "store")
     with Capture() as step:
-        backend.launch(store, (cell.ptr, 1), reads=(other,), writes=(cell,))
-        backend.launch(store, (other.ptr, 2), writes=(other,))
-        backend.launch(store, (cell.ptr, 3), writes=(cell,))
-    # before the second, which writes what the first reads; the third then only repeats what that barrier already ordered
-    assert step.barriers == 1
-    assert ctypes.c_int64.from_address(cell.ptr).value == 3
+        for i, (written, read, work) in enumerate(rows):
+            backend.launch(store, (cells[written].ptr, i), work, [cells[read]], [cells[written]])
+    return step.barriers
+
+
+def test_a_write_after_a_read_is_a_barrier():
+    cells, team = [Array.empty((1,), "i64") for _ in range(3)], 1 << 20
+    # the second writes what the first reads; the third then only repeats what that barrier already ordered
+    assert stores(cells, (0, 1, team), (1, 2, team), (0, 2, team)) == 1
+    assert stores(cells, (0, 1, team), (2, 0, team)) == 1
+    assert stores(cells, (0, 1, team), (0, 2, team)) == 1
+    assert stores(cells, (0, 1, team), (2, 1, team)) == 0
+
+
+def test_commands_of_one_thread_need_no_barrier_among_themselves():
+    cells, team = [Array.empty((1,), "i64") for _ in range(3)], 1 << 20
+    assert stores(cells, (0, 1, 0), (1, 0, 0), (0, 1, 0)) == 0
+    assert stores(cells, (0, 1, 0), (1, 0, 0), (2, 0, team), (0, 1, 0)) == 2
+    assert stores(cells, (0, 1, team), (2, 1, 0), (1, 1, 0)) == 1
 
 
 def test_captures_of_two_threads_do_not_mix():
