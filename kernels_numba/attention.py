@@ -14,7 +14,7 @@ All kernels of attention (`attention_decode.py` too) begin their argument block 
 Strides are in bytes. What a kernel adds from word 13 on stands in its docstring.
 """
 
-from . import simd
+from . import levels, simd
 from .lanes import MEMORY, all_max, all_sum, between, exp2, fma, greater, inline, shared, store_transposed, tanh
 from .simd import (
     arg,
@@ -218,7 +218,7 @@ def _one_row(p, v, row, begin, end, o):
 
 def _stepper():
     """f(...): 6 queries meet one block of keys."""
-    per = 4 if simd.LEVEL == "avx512vnni" else 1  # 24 accumulators of 512 bits need 32 registers of as many
+    per = 4 if levels.TARGET == "avx512vnni" else 1  # 24 accumulators of 512 bits need 32 registers of as many
     scores, wide, narrow = _tile(per, True), _tile(per, False), _tile(1, False)
     half = _tile(2, True) if per == 4 else scores
 

@@ -6,7 +6,7 @@ threads, so neither do the results. The heads of a group share every load of K a
 The argument block's first 13 words are those of `attention.py`.
 """
 
-from . import lanes, simd
+from . import lanes, levels
 from .attention import cap_of, end_key, factor, first_key, keys_of, lowest, start_of, take_query, tiny
 from .lanes import MEMORY, between, exp2, fma, greater, inline, shared, tanh
 from .simd import (
@@ -99,7 +99,7 @@ def _values(width, first, vectors, rows, memory):
 
 def _all_values(width, rows, memory):
     """The same for all dims, in as many passes as the registers ask for."""
-    most = 4 if simd.LEVEL == "avx512vnni" else 2
+    most = 4 if levels.TARGET == "avx512vnni" else 2
     vectors = (width + 15) // 16
     scope = {f"f{c}": _values(width, c, min(most, vectors - c), rows, memory) for c in range(0, vectors, most)}
     calls = "\n".join(f"    {f}(p, v, step, n, o, so)" for f in scope)
@@ -158,7 +158,7 @@ def _decode(dtype, width, rows):
     """
     memory, vectors = MEMORY[dtype], (width + 15) // 16
     # queries stay in registers: 16 of the 32 (or of the 16 pairs)
-    rows = min(rows, max(1, (16 if simd.LEVEL == "avx512vnni" else 8) // vectors))
+    rows = min(rows, max(1, (16 if levels.TARGET == "avx512vnni" else 8) // vectors))
     row, count = vectors * 64, _lanes_per_key(rows)
     scores, soften, values = _scores(width, rows, memory), _softener(count), _all_values(width, rows, memory)
 

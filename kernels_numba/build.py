@@ -13,18 +13,19 @@ import llvmlite.binding as llvm
 import numba
 from numba import njit, types
 
-from . import simd
-from .levels import LEVELS
+from . import levels, simd
 
 _I64 = types.int64
 _SIGNATURE = (_I64, _I64, _I64)
 
 
 def build_kernel(room, name, params, level, source=None):
-    """Machine code of kernel `name` of kernels_numba/`room`.py for `level`: (bytes, entry offset), or None if there is none.
+    """Machine code of kernel `name` of kernels_numba/`room`.py for `level`: (bytes, entry offset), or None if there is
+    none.
 
-    `params` are the strings (or ints) that the room's `build` takes, `source` the text of a decode function for rooms that
-    compile one. All kernels of a process are built for one level. ValueError for a kernel that is not self-contained.
+    `params` are the strings (or ints) that the room's `build` takes, `source` the text of a decode function for rooms
+    that compile one. All kernels of a process are built for one level. ValueError for a kernel that is not
+    self-contained.
     """
     compiled = _compile(room, name, params, level, source)
     if compiled is None:
@@ -41,11 +42,11 @@ def assembly(room, name, params, level, source=None):
 
 
 def _compile(room, name, params, level, source):
-    simd.LEVEL = level
+    levels.TARGET = level
     function = importlib.import_module(f"{__package__}.{room}").build(name, *params, source=source)
     if function is None:
         return None
-    return _optimise(_wrap(*_numba_ir(function), "kernel"), LEVELS[level])
+    return _optimise(_wrap(*_numba_ir(function), "kernel"), levels.LEVELS[level])
 
 
 def _numba_ir(function):
@@ -110,7 +111,9 @@ _ARM_BRANCH = (282, 283)
 
 
 def link_flat(obj):
-    """ELF64 little-endian object (bytes) -> (flat code, {symbol: offset}). ValueError on what cannot be position-independent."""
+    """ELF64 little-endian object (bytes) -> (flat code, {symbol: offset}). ValueError on what cannot be
+    position-independent.
+    """
     sections, names = _sections(obj)
     wanted = [i for i, s in enumerate(sections) if s.flags & 2 and s.size and not names[i].startswith(".eh_frame")]
     out, at = bytearray(), {}

@@ -53,7 +53,7 @@ def file_name(room, name, params, source_key=""):
 
 @functools.lru_cache(None)
 def compiler():
-    """"numba-0.68.1-llvmlite-0.50.0", read from the names of their metadata folders: importing them takes 300 ms."""
+    """ "numba-0.68.1-llvmlite-0.50.0", read from the names of their metadata folders: importing them takes 300 ms."""
     found = {}
     for folder in sys.path:
         try:
@@ -113,7 +113,9 @@ def from_memory(code, entry):
 
 
 def store(path, code, entry):
-    """Writes a kernel's file: whole or not at all, under any number of processes. OSError where that is not possible."""
+    """Writes a kernel's file: whole or not at all, under any number of processes. OSError where that is not
+    possible.
+    """
     digest = hashlib.sha256(code).hexdigest()
     header = {"entry": entry, "size": len(code), "sha256": digest, "start": _PAGE, "compiler": compiler()}
     os.makedirs(os.path.dirname(path), exist_ok=True)

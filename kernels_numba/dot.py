@@ -1,14 +1,15 @@
 """Dot products of bytes, the one thing for which LLVM needs to be told the instruction: a lowering per level.
 
-`dot4(acc, u, s)`: every i32 lane of acc gains the four products of its four unsigned bytes u and signed bytes s, exactly.
-`dot4_small` is the same for u <= 127, which lets AVX2 use vpmaddubsw without saturation (2 * 127 * 127 < 2**15).
-x86: VPDPBUSD, or VPMADDUBSW/VPMADDWD. NEON: SDOT (u <= 127), USDOT through a correction. Portable: plain LLVM integers.
+`dot4(acc, u, s)`: every i32 lane of acc gains the four products of its four unsigned bytes u and signed bytes s,
+exactly. `dot4_small` is the same for u <= 127, which lets AVX2 use vpmaddubsw without saturation (2 * 127 * 127 <
+2**15). x86: VPDPBUSD, or VPMADDUBSW/VPMADDWD. NEON: SDOT (u <= 127), USDOT through a correction. Portable: plain LLVM
+integers.
 """
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from . import simd
+from . import levels, simd
 from .simd import _I8, _I16, _I32, I8x64, _call, _const, _join_halves, _make, _shuffle
 
 
@@ -74,8 +75,8 @@ def _neon(b, acc, u, s):
 DOT = {"avx512vnni": _vnni, "avx2": _avx2, "neon": _neon, "portable": _portable}
 DOT_SMALL = {"avx512vnni": _vnni, "avx2": _avx2_small, "neon": _neon_sdot, "portable": _portable}
 
-dot4 = _make("dot4", lambda acc, u, s: acc, lambda b, t, *v: DOT[simd.LEVEL](b, *v), 3)
-dot4_small = _make("dot4_small", lambda acc, u, s: acc, lambda b, t, *v: DOT_SMALL[simd.LEVEL](b, *v), 3)
+dot4 = _make("dot4", lambda acc, u, s: acc, lambda b, t, *v: DOT[levels.TARGET](b, *v), 3)
+dot4_small = _make("dot4_small", lambda acc, u, s: acc, lambda b, t, *v: DOT_SMALL[levels.TARGET](b, *v), 3)
 
 
 def _broadcast4(b, t, address):

@@ -136,8 +136,8 @@ class Pool:
     """A team of threads: the caller and `threads - 1` native workers, started when first needed, asleep when idle.
 
     Who calls while the team is taken runs alone in its own thread, so that several Python threads scale and cores are
-    never oversubscribed by us. With a team as large as the machine the workers are pinned to a core each, and the caller
-    can be (`pinned`): two spinning threads stacked on one core run 300 times slower.
+    never oversubscribed by us. With a team as large as the machine the workers are pinned to a core each, and the
+    caller can be (`pinned`): two spinning threads stacked on one core run 300 times slower.
     """
 
     SPIN = 4000  # iterations, some 50 us, before a waiting thread gives its core away

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 
 class Level(NamedTuple):
-    """A target: LLVM triple, CPU name, feature string, the /proc/cpuinfo flags it needs, and the matmul's tile width."""
+    """A target: LLVM triple, CPU name, feature string, the /proc/cpuinfo flags it needs, and the matmul's tile
+    width.
+    """
 
     triple: str
     cpu: str
@@ -14,6 +16,7 @@ class Level(NamedTuple):
     tokens: int  # columns of the quantised matmul's register tile: 2 * tokens accumulators of 512 bits
 
 
+TARGET = "portable"  # the level that this process compiles for: set by build.py before anything compiles
 _X86, _ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 _AVX2 = "avx2 fma f16c bmi1 bmi2 movbe"
 _AVX512 = f"{_AVX2} avx512f avx512bw avx512vl avx512dq avx512cd avx512_vnni"

@@ -11,7 +11,7 @@ Strides are in elements. Batch dims are groups of words behind the fixed ones, i
 
 from numba import njit, types
 
-from . import scalar, simd
+from . import levels, scalar, simd
 from .simd import _I64, _const, _make, _pointer, _shuffle
 
 # Register tile per level: rows, 512-bit vectors of columns, and the heights that a last tile may have instead.
@@ -95,7 +95,7 @@ def _packer(dtype, compute):
 
 
 def _height():
-    most, _, smaller = TILES[simd.LEVEL]
+    most, _, smaller = TILES[levels.TARGET]
     lines = [f"    if rows <= {h}:\n        return {h}" for h in sorted(smaller)]
     return compiled("\n".join(["def height(rows):", *lines, f"    return {most}"]), "height")
 
@@ -129,7 +129,7 @@ def pack(a, tid, nth):
 def _pack(dtype, compute):
     if dtype not in scalar.BITS or compute not in ("f32", "f64"):
         return None
-    words = {"mr": TILES[simd.LEVEL][0], "pad": PAD, "size": SIZES[compute], "lanes": 64 // SIZES[compute]}
+    words = {"mr": TILES[levels.TARGET][0], "pad": PAD, "size": SIZES[compute], "lanes": 64 // SIZES[compute]}
     source = _PACK.format(src_size=scalar.BITS[dtype] // 8, **words)
     return kernel(source, "pack", pack_lanes=_packer(dtype, compute), height=_height())
 
@@ -155,7 +155,7 @@ def _tile(rows, vectors, compute):
 
 def _tiles(compute):
     """Function f(height, k, a, w, p, add): the tile of that height."""
-    most, vectors, smaller = TILES[simd.LEVEL]
+    most, vectors, smaller = TILES[levels.TARGET]
     scope = {f"tile{h}": _tile(h, vectors, compute) for h in (most, *smaller)}
     lines = [f"    if h == {h}:\n        tile{h}(k, a, w, p, add)\n        return" for h in smaller]
     source = "\n".join(["def tiles(h, k, a, w, p, add):", *lines, f"    tile{most}(k, a, w, p, add)"])
@@ -206,7 +206,7 @@ def _bias_bytes(compute):
 
 def _store(c, compute):
     lanes = 64 // SIZES[compute]
-    words = {"vectors": TILES[simd.LEVEL][1], "lanes": lanes, "v": f"{compute}x{lanes}", "cv": f"{c}x{lanes}"}
+    words = {"vectors": TILES[levels.TARGET][1], "lanes": lanes, "v": f"{compute}x{lanes}", "cv": f"{c}x{lanes}"}
     words |= {"size": SIZES[compute], "c_size": SIZES[c], "f": compute, "c": c}
     lines = []
     for code, dtype in enumerate(BIAS, 1):
@@ -290,7 +290,7 @@ def gemm(a, tid, nth):
 def _gemm(w, c, compute):
     if w not in scalar.BITS or c not in (("f32", "f16", "bf16") if compute == "f32" else ("f64",)):
         return None
-    mr, vectors, _ = TILES[simd.LEVEL]
+    mr, vectors, _ = TILES[levels.TARGET]
     lanes = 64 // SIZES[compute]
     words = {"mr": mr, "nr": vectors * lanes, "lanes": lanes, "block": BLOCK_ROWS // mr, "pad": PAD}
     words |= {"size": SIZES[compute], "w_size": scalar.BITS[w] // 8, "c_size": SIZES[c]}

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import register_jitable
 
-from . import simd
+from . import levels
 from .control import ARRIVED, COUNT, FUTEX, GENERATION, LIST, SERIAL, SLEEPERS, SPIN, SYNC, SYSCALL, TEAM, YIELD
 from .simd import _I32, _I64, _call, _const, _make, _pointer, ld_i64
 
@@ -41,7 +41,7 @@ def _syscall(b, t, fn, *args):
 
 
 def _pause(b, t):
-    if simd.LEVEL == "neon":
+    if levels.TARGET == "neon":
         _call(b, "llvm.aarch64.hint", ir.VoidType(), [_const(_I32, 1)])
     else:
         _call(b, "llvm.x86.sse2.pause", ir.VoidType(), [])

@@ -1,11 +1,12 @@
-"""Products with GGML-quantised weights: activations quantised to 8 bits per 32, matvec on native blocks, matmul on panels.
+"""Products with GGML-quantised weights: activations quantised to 8 bits per 32, matvec on native blocks, matmul on
+panels.
 
 Every kernel is generated from the format's row in `unpack.py`; none knows a layout itself. The weights stay as the file
 maps them. Integer dot products are exact; scales are applied in f32, so the only error is the rounding of activations.
 
 Packed activations of matvec, per group of 128 of a row, 320 bytes: lo i8x64, hi i8x64, d f32x16, -8 * sum i32x16,
-d * sum f32x16 (`unpack.py` says what lo and hi are; a lane's d is that of its block, its sum that of its eight weights).
-A row is padded with zero groups. Packed activations of matmul are described in `quant_matmul.py`.
+d * sum f32x16 (`unpack.py` says what lo and hi are; a lane's d is that of its block, its sum that of its eight
+weights). A row is padded with zero groups. Packed activations of matmul are described in `quant_matmul.py`.
 """
 
 from numba.extending import register_jitable
@@ -46,7 +47,9 @@ _SHIFT = {8: "{s}", 16: "vshl({s}, shift1())", 128: "vshl({s}, shift4())"}  # -b
 
 @register_jitable
 def quantize_block(x, n, lo, hi, dst):
-    """32 floats at x (n of them real) to 8 bits: 16 to lo, 16 to hi, the scale to four lanes at dst; NaN and inf keep a NaN."""
+    """32 floats at x (n of them real) to 8 bits: 16 to lo, 16 to hi, the scale to four lanes at dst; NaN and inf keep
+    a NaN.
+    """
     a = ldn_f32x16(x, n)
     b = ldn_f32x16(x + 64, n - 16)
     top = hmax(vmax(vabs(a), vabs(b)))
@@ -72,14 +75,18 @@ def quantize(a, tid, nth):
         q = out + GROUP_BYTES * t
         for j in range(4):
             at = 128 * g + 32 * j
-            quantize_block(x + row * stride + 4 * at, max(0, min(k - at, 32)), q + 16 * j, q + 64 + 16 * j, q + 128 + 16 * j)
+            quantize_block(
+                x + row * stride + 4 * at, max(0, min(k - at, 32)), q + 16 * j, q + 64 + 16 * j, q + 128 + 16 * j
+            )
         total_i = dot4_small(dot4_small(zero_i32x16(), ones_u8(), ld_i8x64(q)), ones_u8(), ld_i8x64(q + 64))
         st_i32x16(q + 192, zero_i32x16() - vshl(total_i, shift3()))
         st_f32x16(q + 256, i2f(total_i) * ld_f32x16(q + 128))
 
 
 def _dots(row, r):
-    """Lines that add one unpacked group of row `r` to its accumulators; y0, y1, dy, ns, fs are the group's activations."""
+    """Lines that add one unpacked group of row `r` to its accumulators; y0, y1, dy, ns, fs are the group's
+    activations.
+    """
     dot = "dot4_small" if row.small else "dot4"
     if row.halves:
         # -32 * sum of either half: its own product, since the halves' scales differ
@@ -119,7 +126,9 @@ def _group(fmt, r, addresses, scales):
     return lines + _dots(row, r)
 
 
-_ACTIVATIONS = "y0 = ld_i8x64(q); y1 = ld_i8x64(q + 64); dy = ld_f32x16(q + 128); ns = ld_i32x16(q + 192); fs = ld_f32x16(q + 256)"
+_ACTIVATIONS = (
+    "y0 = ld_i8x64(q); y1 = ld_i8x64(q + 64); dy = ld_f32x16(q + 128); ns = ld_i32x16(q + 192); fs = ld_f32x16(q + 256)"
+)
 
 
 def _matvec_body(fmt, rows):
@@ -180,7 +189,9 @@ def rows_at_once(w, y, out, residual, groups, tail, stride, r0, r1):
 
 _MATVEC = '''
 def matvec(a, tid, nth):
-    """out[m, n] = activations[m] . weights[n] (+ residual). Words: weights, packed activations, out, N, K, residual or 0, M."""
+    """out[m, n] = activations[m] . weights[n] (+ residual). Words: weights, packed activations, out, N, K, residual or
+    0, M.
+    """
     w, y, out, n, k, residual, many = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6)
     blocks = k // 32
     groups = blocks // 4
@@ -216,7 +227,9 @@ def _matvec(fmt):
 
 
 def build(name, *params, source=None):
-    """"quantize", "matvec" fmt, "quantize_tiles" tokens, "matmul" fmt tokens: kernel functions; None for a format without."""
+    """ "quantize", "matvec" fmt, "quantize_tiles" tokens, "matmul" fmt tokens: kernel functions; None for a format
+    without.
+    """
     if name == "quantize":
         return quantize
     if name == "matvec":

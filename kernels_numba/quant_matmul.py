@@ -4,8 +4,8 @@ A panel holds, per block of 32 weights, 8 vectors (one per four weights) of 16 r
 scale of every row, 64 bytes (two such for formats whose half-blocks differ), and the minimum likewise. Panels live in
 per-thread scratch, at most 128 blocks long; the packing is a few per cent of the work from 64 tokens on.
 
-Packed activations: tiles of `tokens` rows of x; per block of 32: [8][tokens] x 4 bytes, then per token an i32 start value
-(-bias * sum; two for formats with halves), the f32 scale d, and d * sum (absent with halves).
+Packed activations: tiles of `tokens` rows of x; per block of 32: [8][tokens] x 4 bytes, then per token an i32 start
+value (-bias * sum; two for formats with halves), the f32 scale d, and d * sum (absent with halves).
 """
 
 from llvmlite import ir
@@ -21,21 +21,6 @@ from .simd import (
     _load,
     _make,
     _shuffle,
-    arg,
-    f2i,
-    hmax,
-    hsum,
-    ld_f32x16,
-    ldn_f32x16,
-    narrow_i8,
-    splat_f32x16,
-    st_f32,
-    st_f32x16,
-    st_i32,
-    vabs,
-    vmax,
-    vround,
-    zero_f32x16,
 )
 from .unpack import UNPACK
 
@@ -153,7 +138,9 @@ def _tiles(tokens, halves):
 
 
 def _pack_rows(fmt, group):
-    """Lines that unpack group `group` (of a super-block; 0 for blocks of 32) of row j at p to scratch rows of 64 bytes."""
+    """Lines that unpack group `group` (of a super-block; 0 for blocks of 32) of row j at p to scratch rows of 64
+    bytes.
+    """
     row = UNPACK[fmt]
     if row.elements == 32:
         addresses = [f"(p + min({j}, real - 1) * {row.nbytes})" for j in range(4)]
@@ -196,7 +183,9 @@ def _pack_group(fmt, group):
 
 
 def _pack_panel(fmt):
-    """Function: blocks `first` to `first + count` of up to 16 rows at src into panel dp, scales ds, minima dn; tmp 4 KiB."""
+    """Function: blocks `first` to `first + count` of up to 16 rows at src into panel dp, scales ds, minima dn; tmp 4
+    KiB.
+    """
     row = UNPACK[fmt]
     if row.elements == 32:
         head = f"src += first * {row.nbytes}"
@@ -233,7 +222,9 @@ def _segment(row, tokens, first, last, start, scale):
 
 
 def _tile(fmt, tokens):
-    """Function: `nb` blocks of a panel times one tile, added to the 16 x tokens values at `add` (if any), stored at c."""
+    """Function: `nb` blocks of a panel times one tile, added to the 16 x tokens values at `add` (if any), stored at
+    c.
+    """
     row = UNPACK[fmt]
     lines = [f"f{j} = zero_f32x16()" for j in range(tokens)]
     body = _segment(row, tokens, 0, 4 if row.halves else 8, 8, 0)
@@ -277,8 +268,8 @@ def matmul(a, tid, nth):
                 for t in range(first, min(tiles, first + step)):
                     at = 4 * (t * {tokens} * n + 16 * g)
                     add = source + at if source != 0 else 0
-                    tile(count, dp, ds, dm, y + t * tile_bytes + b * {block}, out + at, add, 4 * n, rows, m - t * {tokens})
-'''
+                    tile(count, dp, ds, dm, y + t * tile_bytes + b * {block}, out + at, add, 4 * n, rows, m - t *
+                    {tokens}) '''
 
 
 def _matmul(fmt, tokens):
@@ -291,5 +282,5 @@ def _matmul(fmt, tokens):
 
 
 def build(name, *params):
-    """"quantize_tiles" tokens halves, "matmul" fmt tokens; None for others."""
+    """ "quantize_tiles" tokens halves, "matmul" fmt tokens; None for others."""
     return {"quantize_tiles": _tiles, "matmul": _matmul}.get(name, lambda *p: None)(*params)

@@ -10,7 +10,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from . import simd
+from . import levels
 from .simd import _LL, _call, _const, _make, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16
 
 FLOATS = {"f16": "f32", "bf16": "f32", "f8e4m3": "f32", "f8e5m2": "f32", "f32": "f32", "f64": "f64"}
@@ -203,7 +203,7 @@ def _round_by_magic(b, x):
 
 def _rounding(name):
     def lower(b, t, x):
-        if simd.LEVEL != "portable":
+        if levels.TARGET != "portable":
             return _call(b, f"llvm.{name}.{_suffix(x.type)}", x.type, [x])
         near, one = _round_by_magic(b, x), ir.Constant(x.type, 1.0)
         low = b.select(b.fcmp_ordered(">", near, x), b.fsub(near, one), near)
@@ -295,7 +295,7 @@ def _mulhi(b, t, x, y):
 
 def _product_error(b, t, x, y, p):
     """x * y - p exactly, for p = x * y rounded: by FMA, or Dekker's splitting where there is none"""
-    if simd.LEVEL != "portable":
+    if levels.TARGET != "portable":
         return _call(b, f"llvm.fma.{_suffix(x.type)}", x.type, [x, y, b.fneg(p)])
     half = ir.Constant(x.type, 4097.0 if x.type == _F32 else 134217729.0)
 

@@ -2,7 +2,7 @@
 
 Kernels are written once, for 512-bit vectors. Generic operations are legalised by LLVM to whatever the target has
 (one zmm, two ymm, four NEON registers, or scalars). Only what LLVM cannot find by itself has a lowering per level:
-the 8-bit dot products. `LEVEL` is set by `build.py` for the whole process before anything compiles.
+the 8-bit dot products, and what an old CPU lacks. `levels.TARGET` says for which level this process compiles.
 
 An address is an int64. Nothing here raises, allocates or touches the Python API, so that the machine code
 has no relocations and no undefined symbols (`build.link_flat` refuses both).
@@ -16,7 +16,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-LEVEL = "portable"
+from . import levels
+from .half import bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16
+
 FOREIGN, ALIAS = ("llvm.x86.", "llvm.aarch64."), "tensorlib."
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
@@ -81,7 +83,8 @@ def _load(b, address, ty, align=1):
 
 def _call(b, name, result, args, flags=()):
     if name.startswith(FOREIGN):
-        # Numba compiles for this host before build.py retargets: another CPU's intrinsic goes by a name of ours till then
+        # Numba compiles for this host before build.py retargets: another CPU's intrinsic goes by a name of ours till
+        # then
         name = ALIAS + name
         llvm.add_symbol(name, 8)
     fn = cgutils.get_or_insert_function(b.module, ir.FunctionType(result, [a.type for a in args]), name)
@@ -211,7 +214,9 @@ for _key, _v in _NAMED.items():
 for _e in _NB:
     _scalar_memory(_e)
 
-arg = _make("arg", lambda a, i: types.int64, lambda b, t, a, i: _load(b, b.add(a, b.mul(i, _const(_I64, 8))), _I64, 8), 2)
+arg = _make(
+    "arg", lambda a, i: types.int64, lambda b, t, a, i: _load(b, b.add(a, b.mul(i, _const(_I64, 8))), _I64, 8), 2
+)
 argf = _make(
     "argf",
     lambda a, i: types.float64,
@@ -231,62 +236,6 @@ prefetch = _make("prefetch", lambda a: types.void, _prefetch, 1)
 
 
 # ---- half precision: storage only, computing is f32 ----------------------------------------------------------------
-
-
-def f16_to_f32(b, bits):
-    """i16 (vector) of IEEE half bits -> f32. Without F16C LLVM would call a library, so the portable level uses integers."""
-    n = bits.type.count if isinstance(bits.type, ir.VectorType) else None
-    f32 = ir.VectorType(_LL["f32"], n) if n else _LL["f32"]
-    if LEVEL != "portable":
-        return b.fpext(b.bitcast(bits, ir.VectorType(ir.HalfType(), n) if n else ir.HalfType()), f32)
-    i32 = ir.VectorType(_I32, n) if n else _I32
-    wide = b.zext(bits, i32)
-    sign = b.shl(b.and_(wide, _const(i32, 0x8000)), _const(i32, 16))
-    rest = b.shl(b.and_(wide, _const(i32, 0x7FFF)), _const(i32, 13))
-    # exponent re-biased by a multiplication (exact, denormals included); inf and NaN keep an all-ones exponent
-    scaled = b.fmul(b.bitcast(rest, f32), _const(f32, 2.0**112))
-    special = b.icmp_unsigned(">=", rest, _const(i32, 0x0F800000))
-    bits32 = b.select(special, b.or_(rest, _const(i32, 0x7F800000)), b.bitcast(scaled, i32))
-    return b.bitcast(b.or_(bits32, sign), f32)
-
-
-def f32_to_f16(b, x):
-    """f32 (vector) -> i16 of IEEE half bits, round to nearest even."""
-    n = x.type.count if isinstance(x.type, ir.VectorType) else None
-    i16 = ir.VectorType(_I16, n) if n else _I16
-    if LEVEL != "portable":
-        return b.bitcast(b.fptrunc(x, ir.VectorType(ir.HalfType(), n) if n else ir.HalfType()), i16)
-    i32, f32 = (ir.VectorType(_I32, n), ir.VectorType(_LL["f32"], n)) if n else (_I32, _LL["f32"])
-    k = lambda v: _const(i32, v)  # noqa: E731
-    bits = b.bitcast(x, i32)
-    sign, mag = b.and_(b.lshr(bits, k(16)), k(0x8000)), b.and_(bits, k(0x7FFFFFFF))
-    # normal: add half an ulp (ties to even), re-bias; overflow becomes inf; NaN stays NaN
-    odd = b.and_(b.lshr(mag, k(13)), k(1))
-    normal = b.lshr(b.add(b.sub(mag, k(112 << 23)), b.add(k(0xFFF), odd)), k(13))
-    # denormal: adding 0.5 aligns the mantissa so that the addition itself rounds
-    denormal = b.sub(b.bitcast(b.fadd(b.bitcast(mag, f32), _const(f32, 0.5)), i32), k(0x3F000000))
-    half = b.select(b.icmp_unsigned("<", mag, k(113 << 23)), denormal, normal)
-    half = b.select(b.icmp_unsigned(">=", mag, k(0x47800000)), k(0x7C00), half)
-    half = b.select(b.icmp_unsigned(">", mag, k(0x7F800000)), k(0x7E00), half)
-    return b.trunc(b.or_(half, sign), i16)
-
-
-def bf16_to_f32(b, bits):
-    """i16 (vector) of bfloat16 bits -> f32."""
-    n = bits.type.count if isinstance(bits.type, ir.VectorType) else None
-    i32, f32 = (ir.VectorType(_I32, n), ir.VectorType(_LL["f32"], n)) if n else (_I32, _LL["f32"])
-    return b.bitcast(b.shl(b.zext(bits, i32), _const(i32, 16)), f32)
-
-
-def f32_to_bf16(b, x):
-    """f32 (vector) -> i16 of bfloat16 bits, round to nearest even; NaN stays NaN."""
-    n = x.type.count if isinstance(x.type, ir.VectorType) else None
-    i32, i16 = (ir.VectorType(_I32, n), ir.VectorType(_I16, n)) if n else (_I32, _I16)
-    bits = b.bitcast(x, i32)
-    odd = b.and_(b.lshr(bits, _const(i32, 16)), _const(i32, 1))
-    rounded = b.lshr(b.add(bits, b.add(_const(i32, 0x7FFF), odd)), _const(i32, 16))
-    nan = b.or_(b.lshr(bits, _const(i32, 16)), _const(i32, 0x40))
-    return b.trunc(b.select(b.fcmp_unordered("uno", x, x), nan, rounded), i16)
 
 
 def _half_memory(e, widen, narrow):
@@ -316,7 +265,9 @@ def _half_memory(e, widen, narrow):
 
 _half_memory("f16", f16_to_f32, f32_to_f16)
 _half_memory("bf16", bf16_to_f32, f32_to_bf16)
-h2f = _make("h2f", lambda a: vec("f32", a.n), lambda b, t, x: f16_to_f32(b, x), 1, "i16 vector of half bits -> f32 vector")
+h2f = _make(
+    "h2f", lambda a: vec("f32", a.n), lambda b, t, x: f16_to_f32(b, x), 1, "i16 vector of half bits -> f32 vector"
+)
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------
@@ -364,11 +315,9 @@ def _llvm(name, arity, intrinsic_name, flags=()):
     return _make(name, lambda a, *rest: a, lower, arity)
 
 
-
-
 def _fma(b, t, x, y, z):
     """x * y + z, rounded once where the CPU can; without FMA, LLVM would call libm for that"""
-    if LEVEL == "portable":
+    if levels.TARGET == "portable":
         return b.fadd(b.fmul(x, y), z)
     return _call(b, f"llvm.fma.v{t[0].n}{t[0].e}", t[0].ll, [x, y, z])
 
@@ -417,11 +366,15 @@ def extract(i):
     return _make("extract", lambda x: _NB[x.e], lambda b, t, x: b.extract_element(x, _const(_I32, i)), 1)
 
 
-as_i8x64, as_i16x32, as_i32x16, as_f32x16 = bitcast("i8", 64), bitcast("i16", 32), bitcast("i32", 16), bitcast("f32", 16)
+as_i8x64, as_i16x32, as_i32x16, as_f32x16 = (
+    bitcast("i8", 64),
+    bitcast("i16", 32),
+    bitcast("i32", 16),
+    bitcast("f32", 16),
+)
 i2f = _make("i2f", lambda a: vec("f32", a.n), lambda b, t, x: b.sitofp(x, vec("f32", t[0].n).ll), 1, "signed -> f32")
 u2f = _make("u2f", lambda a: vec("f32", a.n), lambda b, t, x: b.uitofp(x, vec("f32", t[0].n).ll), 1, "unsigned -> f32")
 f2i = _make("f2i", lambda a: vec("i32", a.n), lambda b, t, x: b.fptosi(x, vec("i32", t[0].n).ll), 1, "f32 -> i32")
 narrow_i8 = _make("narrow_i8", lambda a: vec("i8", a.n), lambda b, t, x: b.trunc(x, vec("i8", t[0].n).ll), 1, "-> i8")
 sext_i32 = _make("sext_i32", lambda a: vec("i32", a.n), lambda b, t, x: b.sext(x, vec("i32", t[0].n).ll), 1, "-> i32")
 zext_i32 = _make("zext_i32", lambda a: vec("i32", a.n), lambda b, t, x: b.zext(x, vec("i32", t[0].n).ll), 1, "-> i32")
-

@@ -1,9 +1,10 @@
 """GGML blocks as vectors of bytes: for each format, the lines of source that unpack a *group* of 128 weights of a row.
 
-A group is four blocks of 32 (or half a super-block of a K-quant). Unpacked it is two u8 vectors of 64: `lo`, the first 16
-weights of each of the four blocks, and `hi`, the other 16; f32 vectors of 16 with a block's value in four lanes each:
-`d` (scale), and where the format has them `m` (minimum, to be added) or `dh` (the scale of `hi`, when halves differ).
-A weight is d * (u - bias) + m. Activations are packed in the same order, so nothing else needs to know a format's layout.
+A group is four blocks of 32 (or half a super-block of a K-quant). Unpacked it is two u8 vectors of 64: `lo`, the first
+16 weights of each of the four blocks, and `hi`, the other 16; f32 vectors of 16 with a block's value in four lanes
+each: `d` (scale), and where the format has them `m` (minimum, to be added) or `dh` (the scale of `hi`, when halves
+differ). A weight is d * (u - bias) + m. Activations are packed in the same order, so nothing else needs to know a
+format's layout.
 
 Block layouts: ggml-common.h of llama.cpp.
 """
@@ -29,7 +30,9 @@ from .simd import (
 
 
 class Unpack(NamedTuple):
-    """A format's row: blocks of `elements` weights in `nbytes`, unsigned values less `bias`; `once` runs per super-block."""
+    """A format's row: blocks of `elements` weights in `nbytes`, unsigned values less `bias`; `once` runs per
+    super-block.
+    """
 
     elements: int
     nbytes: int
@@ -62,7 +65,9 @@ scales4 = _make("scales4", lambda a, b, c, d: F32x16, _scales4, 4)
 
 
 def scales_of_group(nbytes, field):
-    """Intrinsic f(address): the f16 at `field` of four consecutive blocks as `scales4`, by one or two loads of 64 bytes."""
+    """Intrinsic f(address): the f16 at `field` of four consecutive blocks as `scales4`, by one or two loads of 64
+    bytes.
+    """
     at = [field + j * nbytes for j in range(4)]
     beyond = [a for a in at if a + 2 > 64]
     second = min(4 * nbytes - 64, beyond[0] if beyond else 0)
@@ -100,7 +105,8 @@ bytes_of = _make("bytes_of", lambda x, y: I8x16, _bytes_of, 2)
 def _lanes(pieces, right=(0, 0, 0, 0), left=(0, 0, 0, 0), mask=15):
     """Intrinsic f(x): 16-byte pieces of x picked, each shifted right or left by its own count, and masked.
 
-    Shifts are of 16-bit lanes: what crosses into the other byte is masked away (counts and masks here keep clear of it).
+    Shifts are of 16-bit lanes: what crosses into the other byte is masked away (counts and masks here keep clear of
+    it).
     """
     index = [16 * p + i for p in pieces for i in range(16)]
     words = ir.VectorType(ir.IntType(16), 32)
@@ -245,7 +251,5 @@ UNPACK = {
 }
 
 
-GROUP_SCALES = {
-    name: scales_of_group(row.nbytes, 0) for name, row in UNPACK.items() if row.elements == 32
-}
+GROUP_SCALES = {name: scales_of_group(row.nbytes, 0) for name, row in UNPACK.items() if row.elements == 32}
 GROUP_MINIMA = {name: scales_of_group(UNPACK[name].nbytes, 2) for name in ("q4_1", "q5_1")}

@@ -1,6 +1,7 @@
 """exp and its relatives on f32 vectors of 16, and as scalars that LLVM can vectorise.
 
-exp: Cody-Waite reduction by ln 2, Cephes' degree-6 polynomial; at most 2 ulp in [-87, 88], 0 below, inf above, NaN kept.
+exp: Cody-Waite reduction by ln 2, Cephes' degree-6 polynomial; at most 2 ulp in [-87, 88], 0 below, inf above, NaN
+kept.
 """
 
 import numpy as np
@@ -44,7 +45,9 @@ scale2 = _make("scale2", lambda x, n: x, _scale2, 2)
 
 @register_jitable
 def vexp(x):
-    """e**x for an f32 vector of 16. Below -87.3 gives the smallest normal numbers (1e-38), not denormals: they are slow."""
+    """e**x for an f32 vector of 16. Below -87.3 gives the smallest normal numbers (1e-38), not denormals: they are
+    slow.
+    """
     y = vmin(vmax(x, k_low()), k_high())
     n = vround(y * k_log2e())
     r = fma(n, k_ln2_low(), fma(n, k_ln2_high(), y))
@@ -70,6 +73,8 @@ def vsilu(x):
 
 @register_jitable
 def vtanh(x):
-    """tanh as 2 sigmoid(2 x) - 1: absolute error 2e-7 (softcaps and GELU need no more; the op `tanh` is elementwise.py's)"""
+    """tanh as 2 sigmoid(2 x) - 1: absolute error 2e-7 (softcaps and GELU need no more; the op `tanh` is
+    elementwise.py's)
+    """
     y = k_one() / (k_one() + vexp(k_zero() - (x + x)))
     return (y + y) - k_one()

@@ -1,6 +1,7 @@
 """Kernels by name: found on disk or compiled once, launched with raw integers, recorded for replay.
 
-The only file that names a `kernels_*` package. It never falls back to another device: what a backend lacks raises NoKernel.
+The only file that names a `kernels_*` package. It never falls back to another device: what a backend lacks raises
+NoKernel.
 
 Environment, read here once: `TENSORLIB_CACHE` (folder of the kernel cache), `TENSORLIB_THREADS`, and
 `TENSORLIB_CPU_LEVEL` (a name of `kernels_numba.levels.LEVELS`, for testing a lower one than this CPU has).
@@ -150,8 +151,8 @@ compiling = Progress()
 def kernel(room, name, *params, device="cpu", source=None, source_key=""):
     """Kernel `name` of the room (file) `room`, specialised by `params` (strings or ints).
 
-    `source` is the text of a decode function (or a callable giving it) that the room compiles in, `source_key` its hash.
-    Raises NoKernel, which names the file to add it to.
+    `source` is the text of a decode function (or a callable giving it) that the room compiles in, `source_key` its
+    hash. Raises NoKernel, which names the file to add it to.
     """
     return backend(device).kernel(room, name, *params, source=source, source_key=source_key)
 
@@ -176,7 +177,8 @@ def launch(kernel, args, work=0, reads=(), writes=()):
     """Runs a kernel, and records it if a capture is active in this thread.
 
     `args` are ints and floats; `work`, about how many elementary operations it is, decides whether threads pay.
-    `reads` and `writes` are the Arrays (anything with `.buffer`) that the command touches: a replay puts barriers by them.
+    `reads` and `writes` are the Arrays (anything with `.buffer`) that the command touches: a replay puts barriers by
+    them.
     """
     block = (ctypes.c_int64 * len(args))(*words(args))
     parallel = work >= PARALLEL_WORK

@@ -41,11 +41,15 @@ class Capture:
         self._keep.append((kernel, block, [a.buffer.owner for a in (*reads, *writes)]))
 
     def _finish(self):
-        """A barrier before a command only if it touches what another thread may still be writing, or writes what one reads.
+        """A barrier before a command only if it touches what another thread may still be writing, or writes what one
+        reads.
 
         Commands that thread 0 runs alone are in order among themselves: only against those of the team they need one.
         """
-        pending = {True: ([], []), False: ([], [])}  # by "runs alone": (ranges read, ranges written) since the last barrier
+        pending = {
+            True: ([], []),
+            False: ([], []),
+        }  # by "runs alone": (ranges read, ranges written) since the last barrier
         for i, (entry, reads, writes) in enumerate(self._commands):
             alone = bool(entry[2] & SERIAL)
             against = [pending[False]] if alone else list(pending.values())

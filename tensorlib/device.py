@@ -1,4 +1,5 @@
-"""Devices, raw memory on them, and the handle that ops and kernels are given: an Array, a typed and strided view of a Buffer.
+"""Devices, raw memory on them, and the handle that ops and kernels are given: an Array, a typed and strided view of a
+Buffer.
 
 >>> from tensorlib.device import Array, Device
 >>> x = Array.empty((2, 3), "f32", Device("cpu"))
@@ -104,7 +105,9 @@ class Buffer:
 
 
 def map_file(path) -> Buffer:
-    """A file's bytes as read-only memory, paged in when touched. FileNotFoundError, FormatError for an empty or odd file."""
+    """A file's bytes as read-only memory, paged in when touched. FileNotFoundError, FormatError for an empty or odd
+    file.
+    """
     with open(path, "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if size == 0:
@@ -117,7 +120,8 @@ def map_file(path) -> Buffer:
 
 
 class Array:
-    """The handle: `buffer`, `layout` (shape, strides, offset in elements), `dtype`. Two integers from a kernel's argument.
+    """The handle: `buffer`, `layout` (shape, strides, offset in elements), `dtype`. Two integers from a kernel's
+    argument.
 
     `derived` keeps what an op computes from the values alone (the packed copy that quantised matmuls share).
     """
@@ -163,8 +167,8 @@ class Array:
         return self.buffer.ptr + self.layout.offset * self.dtype.itemsize
 
     def derived(self, key, compute):
-        """`compute()`, kept in `memo` under `key` until the buffer is written to. Not kept for shared memory, nor between
-        what is recorded and what is not: a replay must do all its own work.
+        """`compute()`, kept in `memo` under `key` until the buffer is written to. Not kept for shared memory, nor
+        between what is recorded and what is not: a replay must do all its own work.
         """
         if self.buffer.shared:
             return compute()

@@ -90,6 +90,7 @@ def _parser():
 
     kernels = commands.add_parser("kernels", help="compile kernels ahead of time", description="Compiled kernels.")
     kernels.add_argument("what", choices=("build", "list", "path"), help="compile all, list the compiled, say where")
+    kernels.add_argument("-d", "--destination", metavar="DIR", help="build under DIR (kernels_numba/prebuilt: for wheels)")
     kernels.set_defaults(run=run_kernels)
     return parser
 
@@ -214,6 +215,7 @@ def _ask():
 
 def _answer(model, ids, arguments, started, loaded) -> str:
     """Generate after `ids`, write the text as it comes, and return it."""
+    from tensorlib import backend
     from zoo.generate import SamplerConfig
 
     limit = arguments.max_tokens
@@ -223,7 +225,9 @@ def _answer(model, ids, arguments, started, loaded) -> str:
     stream, text, count, first = model.tokenizer.stream(), [], 0, None
     tokens = model.generate(ids, limit, sampler, model.tokenizer.eos_ids)
     for token in tokens:
-        first = first or time.perf_counter()
+        if first is None:
+            first = time.perf_counter()
+            backend.compiling.end()
         count += 1
         _write(stream.push(token), text)
     _write(stream.flush(), text)
@@ -308,22 +312,17 @@ def _numel(shape):
 def run_kernels(arguments):
     from tensorlib import backend
 
+    here = backend.backend()
     if arguments.what == "build":
-        backend.build_kernels(_kernel_progress)
-        return
-    for folder in backend.kernel_folders():
-        if arguments.what == "path":
-            print(folder)
-        elif os.path.isdir(folder):
-            for name in sorted(name for name in os.listdir(folder) if name.endswith(".krn")):
-                print(f"{os.path.getsize(os.path.join(folder, name)):9}  {os.path.join(folder, name)}")
+        from zoo import prebuild
 
-
-def _kernel_progress(done, total, name):
-    """A line per kernel; on a terminal, one line that changes."""
-    end = "\r" if sys.stderr.isatty() and done < total else "\n"
-    start = "\x1b[2K" if sys.stderr.isatty() else ""
-    print(f"{start}tensorlib: {done} of {total} kernels: {name}", end=end, file=sys.stderr, flush=True)
+        prebuild.build(destination=arguments.destination)
+        print(f"tensorlib: {len(here.files())} kernels in {here.folder}", file=sys.stderr)
+    elif arguments.what == "path":
+        print(here.folder)
+    else:
+        for name in here.files():
+            print(f"{os.path.getsize(os.path.join(here.folder, name)):9}  {name}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Text from a model: prompts are computed eagerly in chunks, the steps after them replayed from one recorded command list."""
+"""Text from a model: prompts are computed eagerly in chunks, the steps after them replayed from one recorded command
+list.
+"""
 
 from typing import NamedTuple
 
@@ -17,7 +19,8 @@ CONTEXT = 8192  # positions prepared for by default, if the model has as many
 class SamplerConfig(NamedTuple):
     """How the next token is chosen; the default is greedy. Order and meaning as in Hugging Face's generation.
 
-    `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off; `seed` None is random.
+    `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off; `seed` None is
+    random.
     """
 
     temperature: float = 0.0
@@ -26,6 +29,9 @@ class SamplerConfig(NamedTuple):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+
+
+GREEDY = SamplerConfig()
 
 
 def load(ref=None, threads=None, context=None):
@@ -37,7 +43,9 @@ def load(ref=None, threads=None, context=None):
 
 
 class TextModel:
-    """A causal language model with its tokenizer, one cache, and a recorded decode step. Not for two threads at once."""
+    """A causal language model with its tokenizer, one cache, and a recorded decode step. Not for two threads at
+    once.
+    """
 
     def __init__(self, file, model, cache_dtype="f16"):
         self.file, self.model, self.config = file, model, model.config
@@ -53,7 +61,7 @@ class TextModel:
             self._tokenizer = Tokenizer.from_gguf(self.file)
         return self._tokenizer
 
-    def generate(self, prompt_ids, max_tokens=None, sampler=SamplerConfig(), stop_ids=()):
+    def generate(self, prompt_ids, max_tokens=None, sampler=GREEDY, stop_ids=()):
         """Yields the ids that follow `prompt_ids`, at most `max_tokens` (None: as the context allows), up to a stop id.
 
         The stop id itself is not yielded. ContextError, before any work, if prompt and `max_tokens` exceed the context.

@@ -12,7 +12,9 @@ from tensorlib import nn
 
 
 class LlamaConfig(NamedTuple):
-    """Hugging Face's names. `rope_interleaved` is a property of the file: GGUF's rows are permuted, safetensors' are not."""
+    """Hugging Face's names. `rope_interleaved` is a property of the file: GGUF's rows are permuted, safetensors' are
+    not.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -108,7 +110,9 @@ class LlamaForCausalLM(nn.Module):
         return nn.KVCache(c.num_hidden_layers, c.num_key_value_heads, max_len, c.head_dim, dtype)
 
     def forward(self, ids_T, cache, last_only=True):
-        """Logits [1, V] after the last token, or [T, V] after each. ContextError, before any work, if they do not fit."""
+        """Logits [1, V] after the last token, or [T, V] after each. ContextError, before any work, if they do not
+        fit.
+        """
         T = ids_T.shape[0]
         cache.reserve(T)
         x_TD = self.model.embed_tokens(ids_T)

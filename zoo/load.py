@@ -10,7 +10,8 @@ from tensorlib.nn import VarBuilder
 # general.architecture of GGUF -> (module of this package, class of the model, class of its config)
 ARCHITECTURES = {"llama": ("llama", "LlamaForCausalLM", "LlamaConfig")}
 
-# Hugging Face's parameter paths -> GGUF's (equal to the gguf package's own name map, which takes 150 ms to import: a test)
+# Hugging Face's parameter paths -> GGUF's (equal to the gguf package's own name map, which takes 150 ms to import: a
+# test)
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -65,7 +66,9 @@ def gguf_config(file, config):
         head_dim=head_dim,
         rms_norm_eps=get("attention.layer_norm_rms_epsilon", float, 1e-5),
         rope_theta=get("rope.freq_base", float, 10000.0),
-        rope_factors=_rope_factors(file, head_dim, get("rope.scaling.factor", float, 1.0) if scaling == "linear" else 1.0),
+        rope_factors=_rope_factors(
+            file, head_dim, get("rope.scaling.factor", float, 1.0) if scaling == "linear" else 1.0
+        ),
         max_position_embeddings=get("context_length", int),
         tie_word_embeddings="output.weight" not in file.tensors,
         attention_bias="blk.0.attn_q.bias" in file.tensors,
@@ -89,7 +92,9 @@ def load_gguf(path, context=None):
     arch = file.require("general.architecture", str)
     if arch not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise FormatError(path, "general.architecture", repr(arch), f"one of {known}", "this architecture is not here yet")
+        raise FormatError(
+            path, "general.architecture", repr(arch), f"one of {known}", "this architecture is not here yet"
+        )
     module, model, config = ARCHITECTURES[arch]
     module = importlib.import_module(f"zoo.{module}")
     config = gguf_config(file, getattr(module, config))

@@ -49,7 +49,9 @@ def _generate(format, head_dim):
 
 
 def build(formats=FORMATS, head_dims=HEAD_DIMS, destination=None):
-    """Compiles for every format at the first head dim, and for the other head dims; returns the folder and kernel names."""
+    """Compiles for every format at the first head dim, and for the other head dims; returns the folder and kernel
+    names.
+    """
     here = backend.backend()
     if destination is not None:
         here.store_under(destination)

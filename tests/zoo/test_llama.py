@@ -47,8 +47,9 @@ def reference(path, fmt):
     return found
 
 
-# With an f32 cache all that differs is f32 arithmetic, 2^-24 a step and some hundred steps. Where that tips the rounding of
-# an activation it is one step of 1/127 of a block's largest value, in one term of 64 or more: rare, and below 1/1000.
+# With an f32 cache all that differs is f32 arithmetic, 2^-24 a step and some hundred steps. Where that tips the
+# rounding of an activation it is one step of 1/127 of a block's largest value, in one term of 64 or more: rare, and
+# below 1/1000.
 @pytest.mark.parametrize("fmt", ["f32", "f16", "bf16", "q8_0", "q4_1", "q5_0"])
 def test_logits(fmt, tiny_llama):
     path = tiny_llama(fmt)
@@ -56,7 +57,9 @@ def test_logits(fmt, tiny_llama):
 
 
 def test_a_cache_of_f16(tiny_llama):
-    """Keys and values off by 2^-12 of themselves: scores of up to 8 by some 2^-9, so outputs too, in each of two layers."""
+    """Keys and values off by 2^-12 of themselves: scores of up to 8 by some 2^-9, so outputs too, in each of two
+    layers.
+    """
     path = tiny_llama("f32")
     close(model(path).logits(IDS), reference(path, "f32").logits(IDS), 2 * 2.0**-9)
 
@@ -126,7 +129,7 @@ def test_seeds(tiny_llama):
 def test_what_is_not_a_llama(tmp_path):
     with pytest.raises(FormatError, match=r"general.architecture: got 'mamba'; expected one of llama"):
         load_gguf(write_llama(tmp_path / "mamba.gguf", arch="mamba"))
-    with pytest.raises(FormatError, match="no blk.1.ffn_up.weight; expected all weights of LlamaForCausalLM"):
+    with pytest.raises(FormatError, match=r"no blk\.1\.ffn_up\.weight; expected all weights of LlamaForCausalLM"):
         load_gguf(write_llama(tmp_path / "part.gguf", skip=["blk.1.ffn_up.weight"]))
     with pytest.raises(FormatError, match=r"blk.0.ffn_gate.weight: got shape \(128, 64\); expected \(96, 64\)"):
         load_gguf(write_llama(tmp_path / "shape.gguf", feed_forward_length=96))
