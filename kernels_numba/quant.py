@@ -41,7 +41,7 @@ from .simd import (
 from .unpack import UNPACK
 
 ones_u8 = constant("i8", 64, 1)
-shift1, shift2, shift3, shift4 = (constant("i32", 16, k) for k in (1, 2, 3, 4))
+shift1, shift3, shift4, shift5 = (constant("i32", 16, k) for k in (1, 3, 4, 5))
 _SHIFT = {8: "{s}", 16: "vshl({s}, shift1())", 128: "vshl({s}, shift4())"}  # -bias * sum out of -8 * sum
 
 
@@ -83,24 +83,20 @@ def quantize(a, tid, nth):
         st_f32x16(q + 256, i2f(total_i) * ld_f32x16(q + 128))
 
 
-def _dots(row, r):
-    """Lines that add one unpacked group of row `r` to its accumulators; y0, y1, dy, ns, fs are the group's
-    activations.
-    """
+def _dots(row, acc, low):
+    """Lines that add one unpacked group to accumulators; y0, y1, dy, ns, fs are the group's activations."""
     dot = "dot4_small" if row.small else "dot4"
     if row.halves:
         # -32 * sum of either half: its own product, since the halves' scales differ
         return [
             "tl = dot4_small(dot_start(y0), lo, y0)",
             "th = dot4_small(dot_start(y1), hi, y1)",
-            f"acc{r} = fma(i2f(tl), d * dy, acc{r})",
-            f"acc{r} = fma(i2f(th), dh * dy, acc{r})",
+            f"{acc} = fma(i2f(tl), d * dy, {acc})",
+            f"{acc} = fma(i2f(th), dh * dy, {acc})",
         ]
     start = _SHIFT[row.bias].format(s="ns") if row.bias else "zero_i32x16()"
-    lines = [f"acc{r} = fma(i2f({dot}({dot}({start}, lo, y0), hi, y1)), d * dy, acc{r})"]
-    if row.minimum:
-        lines.append(f"low{r} = fma(m, fs, low{r})")
-    return lines
+    lines = [f"{acc} = fma(i2f({dot}({dot}({start}, lo, y0), hi, y1)), d * dy, {acc})"]
+    return lines + ([f"{low} = fma(m, fs, {low})"] if row.minimum else [])
 
 
 @register_jitable
@@ -109,77 +105,61 @@ def dot_start(y):
     return zero_i32x16() - vshl(dot4_small(zero_i32x16(), ones_u8(), y), shift5())
 
 
-shift5 = constant("i32", 16, 5)
+def _activations(q):
+    """Lines that load a group's activations. (Repeated for every row of a tile: LLVM loads them once.)"""
+    names = ("y0 = ld_i8x64", "y1 = ld_i8x64", "dy = ld_f32x16", "ns = ld_i32x16", "fs = ld_f32x16")
+    return [f"{name}({q} + {64 * i})" for i, name in enumerate(names)]
 
 
-def _group(fmt, r, addresses, scales):
-    """Source lines for one group of 32-element blocks of row r: unpack, scales, dots."""
-    row = UNPACK[fmt]
-    names = {f"b{j}": a for j, a in enumerate(addresses)}
-    lines = [line.format(**names) for line in row.lines]
-    if scales == "fast":
-        lines.append(f"d = group_scales({addresses[0]})")
-        lines += [f"m = group_minima({addresses[0]})"] if row.minimum else []
-    else:
-        lines.append("d = scales4({}, {}, {}, {})".format(*addresses))
-        lines += ["m = scales4({} + 2, {} + 2, {} + 2, {} + 2)".format(*addresses)] if row.minimum else []
-    return lines + _dots(row, r)
-
-
-_ACTIVATIONS = (
-    "y0 = ld_i8x64(q); y1 = ld_i8x64(q + 64); dy = ld_f32x16(q + 128); ns = ld_i32x16(q + 192); fs = ld_f32x16(q + 256)"
-)
-
-
-def _matvec_body(fmt, rows):
-    """The loop over the groups of `rows` weight rows at once, sharing the activations' loads."""
+def _step(fmt, rows, tokens, tail=False):
+    """Lines for one group (a super-block's two) of `rows` weight rows times `tokens` tokens."""
     row, out = UNPACK[fmt], []
-    many = range(rows)
-    if row.elements == 32:
-        out.append("for i in range(groups):")
-        out.append("    " + _ACTIVATIONS)
-        for r in many:
-            out.append(f"    prefetch(p{r} + 2048)")
-            blocks = [f"(p{r} + {j * row.nbytes})" for j in range(4)]
-            out += ["    " + line for line in _group(fmt, r, blocks, "fast")]
-            out.append(f"    p{r} += {4 * row.nbytes}")
-        out += [f"    q += {GROUP_BYTES}", "if tail > 0:", "    " + _ACTIVATIONS]
-        for r in many:
+    for r in range(rows):
+        p = f"p{r}"
+        if row.elements > 32:
+            names = {"p": p}
+        else:
             # blocks past the end are read again from the last one: their activations are zero
-            blocks = [f"(p{r} + min({j}, tail - 1) * {row.nbytes})" for j in range(4)]
-            out += ["    " + line for line in _group(fmt, r, blocks, "tail")]
-        return out
-    out.append("for i in range(groups // 2):")
-    for g in (0, 1):
-        out.append("    " + _ACTIVATIONS)
-        for r in many:
-            names = {"p": f"p{r}", "g": g, "g2": g + 2}
-            renamed = [line.replace("dm", f"dm{r}").replace("bits", f"bits{r}") for line in row.once] if g == 0 else []
-            if g == 0:
-                out.append(f"    prefetch(p{r} + 2048)")
-            lines = [line.replace("(dm, dm)", f"(dm{r}, dm{r})") for line in row.lines]
-            if fmt == "q5_k":
-                lines = [line.replace("(bits)", f"(bits{r})") for line in lines]
-            out += ["    " + line.format(**names) for line in renamed + lines]
-            out += ["    " + line for line in _dots(row, r)]
-        out.append(f"    q += {GROUP_BYTES}")
-    out += [f"    p{r} += {row.nbytes}" for r in many]
+            last = "min({}, tail - 1) * {}" if tail else "{} * {}"
+            names = {f"b{j}": f"({p} + {last.format(j, row.nbytes)})" for j in range(4)}
+        out += [f"prefetch({p} + 2048)", *(line.format(**names) for line in row.once)]
+        for g in range(row.elements // 128 or 1):
+            out += [line.format(g=g, g2=g + 2, **names) for line in row.lines]
+            if row.elements == 32:
+                four = "{b0}{f}, {b1}{f}, {b2}{f}, {b3}{f}"
+                found = four if tail else "{b0}"
+                out.append(f"d = {'scales4' if tail else 'group_scales'}({found.format(f='', **names)})")
+                if row.minimum:
+                    low = f"{'scales4' if tail else 'group_minima'}({found.format(f=' + 2' if tail else '', **names)})"
+                    out.append(f"m = {low}")
+            for t in range(tokens):
+                out += _activations(f"q{t} + {GROUP_BYTES * g}") + _dots(row, f"acc{r}_{t}", f"low{r}_{t}")
     return out
 
 
-def _matvec_source(fmt, rows):
-    row = UNPACK[fmt]
-    start = [f"p{r} = w + (r0 + {r}) * stride; acc{r} = zero_f32x16()" for r in range(rows)]
-    start += [f"low{r} = zero_f32x16()" for r in range(rows)] if row.minimum else []
+def _matvec_source(fmt, rows, tokens):
+    """Function: `rows` weight rows at a time, times `tokens` tokens of which `live` count; the first row left."""
+    row, tile = UNPACK[fmt], [(r, t) for r in range(rows) for t in range(tokens)]
+    start = [f"p{r} = w + (r0 + {r}) * stride" for r in range(rows)]
+    start += [f"q{t} = y + min({t}, live - 1) * size" for t in range(tokens)]
+    start += [f"acc{r}_{t} = zero_f32x16()" for r, t in tile]
+    start += [f"low{r}_{t} = zero_f32x16()" for r, t in tile] if row.minimum else []
+    blocks, groups = max(4, row.elements // 32), row.elements // 128 or 1
+    loop = [f"for i in range(blocks // {blocks}):"]
+    advance = [f"p{r} += {blocks // (row.elements // 32) * row.nbytes}" for r in range(rows)]
+    advance += [f"q{t} += {GROUP_BYTES * groups}" for t in range(tokens)]
+    loop += ["    " + line for line in _step(fmt, rows, tokens) + advance]
+    if row.elements == 32:
+        loop += ["tail = blocks % 4", "if tail > 0:", *("    " + line for line in _step(fmt, rows, tokens, tail=True))]
     end = []
-    for r in range(rows):
-        total = f"hsum(acc{r} + low{r})" if row.minimum else f"hsum(acc{r})"
-        end += [f"s = {total}", "if residual != 0:", f"    s += ld_f32(residual + 4 * (r0 + {r}))"]
-        end.append(f"st_f32(out + 4 * (r0 + {r}), s)")
-    pad = "\n" + " " * 8
-    body = pad.join(["q = y", *start, *_matvec_body(fmt, rows), *end])
+    for r, t in tile:
+        total = f"hsum(acc{r}_{t} + low{r}_{t})" if row.minimum else f"hsum(acc{r}_{t})"
+        at = f"4 * (n * {t} + r0 + {r})"
+        end += [f"if {t} < live:", f"    s = {total}", "    if residual != 0:", f"        s += ld_f32(residual + {at})"]
+        end.append(f"    st_f32(out + {at}, s)")
+    body = "\n        ".join([*start, *loop, *end])
     return f"""
-def rows_at_once(w, y, out, residual, groups, tail, stride, r0, r1):
+def rows_at_once(w, y, out, residual, n, blocks, stride, size, r0, r1, live):
     while r0 + {rows} <= r1:
         {body}
         r0 += {rows}
@@ -189,24 +169,29 @@ def rows_at_once(w, y, out, residual, groups, tail, stride, r0, r1):
 
 _MATVEC = '''
 def matvec(a, tid, nth):
-    """out[m, n] = activations[m] . weights[n] (+ residual). Words: weights, packed activations, out, N, K, residual or
-    0, M.
+    """out[m, n] = activations[m] . weights[n] (+ residual).
+
+    Words: weights, packed activations, out, N, K, residual or 0, M.
     """
     w, y, out, n, k, residual, many = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6)
     blocks = k // 32
-    groups = blocks // 4
-    tail = blocks - 4 * groups
+    size = (blocks + 3) // 4 * {group_bytes}
     stride = k // {elements} * {nbytes}
     r0 = n * tid // nth
     r1 = n * (tid + 1) // nth
-    for m in range(many):
-        at = rows_many(w, y, out, residual, groups, tail, stride, r0, r1)
-        rows_one(w, y, out, residual, groups, tail, stride, at, r1)
-        y += {group_bytes} * (groups + (1 if tail > 0 else 0))
-        out += 4 * n
+    for m in range(0, many, {tokens}):
+        live = min({tokens}, many - m)
+        if live == 1:
+            at = one_token(w, y, out, residual, n, blocks, stride, size, r0, r1, live)
+            one_row(w, y, out, residual, n, blocks, stride, size, at, r1, live)
+        else:
+            many_tokens(w, y, out, residual, n, blocks, stride, size, r0, r1, live)
+        y += {tokens} * size
+        out += {tokens} * 4 * n
         if residual != 0:
-            residual += 4 * n
+            residual += {tokens} * 4 * n
 '''
+ROWS, TOKENS = 4, 4  # of a tile: rows when there is one token, tokens when there are more
 
 
 def _compile(source, name, scope):
@@ -220,10 +205,13 @@ def _matvec(fmt):
         return None
     scope = {**vars(simd), **vars(unpack), **vars(dot), **globals()}
     scope |= {"group_scales": unpack.GROUP_SCALES.get(fmt), "group_minima": unpack.GROUP_MINIMA.get(fmt)}
-    one = register_jitable(_compile(_matvec_source(fmt, 1), "rows_at_once", dict(scope)))
-    many = register_jitable(_compile(_matvec_source(fmt, 4), "rows_at_once", dict(scope)))
-    source = _MATVEC.format(elements=row.elements, nbytes=row.nbytes, group_bytes=GROUP_BYTES)
-    return _compile(source, "matvec", scope | {"rows_one": one, "rows_many": many})
+    tiles = {"one_token": (ROWS, 1), "one_row": (1, 1), "many_tokens": (1, TOKENS)}
+    made = {
+        name: register_jitable(_compile(_matvec_source(fmt, *tile), "rows_at_once", dict(scope)))
+        for name, tile in tiles.items()
+    }
+    source = _MATVEC.format(elements=row.elements, nbytes=row.nbytes, group_bytes=GROUP_BYTES, tokens=TOKENS)
+    return _compile(source, "matvec", scope | made)
 
 
 def build(name, *params, source=None):

@@ -1,6 +1,7 @@
 """What the tests of ops draw: shapes, views, values of a dtype, and the bounds that results are held to."""
 
 import numpy as np
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
 import tensorlib
@@ -10,6 +11,11 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), float("nan"), 1e-4
 SIZES = st.sampled_from([0, 1, 1, 2, 3, 5, 17, 40])
 FLOAT_ROUNDING = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-24, "f64": 2.0**-53, "f8e4m3": 2.0**-4, "f8e5m2": 2.0**-3}
 SMALLEST = {"f16": 2.0**-24, "bf16": 2.0**-133, "f32": 2.0**-149, "f64": 5e-324, "f8e4m3": 2.0**-9, "f8e5m2": 2.0**-16}
+
+
+def few(examples):
+    """Settings of so many examples. Values come from a drawn seed, so shrinking would take long and show nothing."""
+    return settings(max_examples=examples, phases=[Phase.explicit, Phase.generate], deadline=None, derandomize=True)
 
 
 def shapes(max_dims=4):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tensorlib
@@ -10,7 +10,7 @@ from tensorlib import dtype as D
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.ops import elementwise
 from tensorlib.registry import OPS
-from tests.ops.cases import assert_close, operands, tensors, values, wide
+from tests.ops.cases import assert_close, few, operands, tensors, values, wide
 
 ROWS = {n: op for n, op in OPS.items() if op.kind in ("unary", "binary", "ternary") and n != "where"}
 FLOATS = [n for n, op in ROWS.items() if "f" in op.rule.accepts]
@@ -73,7 +73,7 @@ def check(name, arrays, dtype):
 
 @pytest.mark.parametrize("name", FLOATS)
 @given(st.data())
-@settings(max_examples=15)
+@few(15)
 def test_f32(name, data):
     op = ROWS[name]
     check(name, data.draw(operands(["f32"] * op.arity, op.domain)), "f32")
@@ -81,7 +81,7 @@ def test_f32(name, data):
 
 @pytest.mark.parametrize("name", MATH)
 @given(st.data())
-@settings(max_examples=6)
+@few(6)
 def test_f64(name, data):
     op = ROWS[name]
     check(name, data.draw(operands(["f64"] * op.arity, op.domain, max_dims=2)), "f64")
@@ -91,7 +91,7 @@ def test_f64(name, data):
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f8e4m3", "f8e5m2"])
 @pytest.mark.parametrize("name", ["exp", "add", "mul", "lt", "clamp"])
 @given(st.data())
-@settings(max_examples=10)
+@few(10)
 def test_narrow_floats_compute_in_f32_and_round_once(name, dtype, data):
     op = ROWS[name]
     arrays = data.draw(operands([dtype] * op.arity, op.domain))
@@ -107,7 +107,7 @@ UNSIGNED_DOMAIN = INT_DOMAIN | {"pow": ((0, 9), (0, 11))}
 @pytest.mark.parametrize("dtype", ["i64", "u8", "i32"])
 @pytest.mark.parametrize("name", INTS)
 @given(st.data())
-@settings(max_examples=10)
+@few(10)
 def test_integers_wrap_and_never_trap(name, dtype, data):
     if dtype == "i32" and name not in ("add", "mul", "floor_divide", "remainder", "pow", "lt", "clamp"):
         pytest.skip("the width is seen on a handful of ops")
@@ -126,7 +126,7 @@ def test_integers_wrap_and_never_trap(name, dtype, data):
 @pytest.mark.parametrize("dtype", ["i8", "u16", "i16", "u32", "u64"])
 @pytest.mark.parametrize("name", ["floor_divide", "lt"])
 @given(st.data())
-@settings(max_examples=10)
+@few(10)
 def test_every_integer_width(name, dtype, data):
     arrays = [data.draw(st.builds(lambda s: s, st.just(None))) or values(data.draw, dtype, 33) for _ in range(2)]
     assert np.array_equal(function(name)(*tensors(arrays)).numpy(), reference(ROWS[name], arrays))
@@ -154,7 +154,7 @@ PAIRS = [(a, b) for a in D.ALL for b in D.ALL if a is not b and ({a, b} & {D.f32
 
 @pytest.mark.parametrize("source, target", PAIRS, ids=lambda d: d.name)
 @given(st.data())
-@settings(max_examples=6)
+@few(6)
 def test_cast(source, target, data):
     array = values(data.draw, source.name, 37)
     found = tensorlib.from_numpy(array).to(target).numpy()
@@ -186,7 +186,7 @@ def test_f64_rounds_once_to_small_floats(target):
 
 
 @given(st.sampled_from(["f16", "bf16", "f8e4m3", "f8e5m2"]))
-@settings(max_examples=4)
+@few(4)
 def test_every_small_float_survives_a_round_trip(name):
     d = D.get(name)
     bits = np.arange(1 << d.bits).astype(np.uint8 if d.bits == 8 else np.uint16)
@@ -218,6 +218,7 @@ def test_mixed_dtypes(pair):
 
 
 @given(operands(["f32", "f32"], special=False))
+@few(25)
 def test_in_place_is_the_same_as_out_of_place(arrays):
     x, y = np.array(arrays[0]), arrays[1]
     if np.broadcast_shapes(x.shape, y.shape) != x.shape:

@@ -19,6 +19,7 @@ def write_llama(path, fmt="q8_0", config=TINY, seed=0, arch="llama", skip=(), ti
         "attention.head_count": c.num_attention_heads,
         "attention.head_count_kv": c.num_key_value_heads,
         "rope.dimension_count": c.head_dim,
+        "attention.key_length": c.head_dim,
     }
     for key, value in {**numbers, **wrong}.items():
         writer.add_uint32(f"{arch}.{key}", value)
