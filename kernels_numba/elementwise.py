@@ -3,15 +3,15 @@
 An expression names its operands x, y, z (c is a condition). It is written for floats ("f"), integers ("i") or bools ("b");
 f16, bf16 and float8 compute in f32. A plain string is for floats, and integers where they compute alike.
 
-The kernel's arguments, all strides in elements: inner size, rows, outer size, number of outer dims; per operand (the output
-first) address, inner stride, row stride, value; per outer dim, innermost first, its size and each operand's stride.
-An operand with address 0 is the number in its fourth word.
+The kernel's arguments: inner size, rows, outer size, number of outer dims; per operand (the output first) address, inner
+stride in elements, inner and row stride in bytes, value; per outer dim, innermost first, its size and each operand's
+stride in bytes. An operand with address 0 is the number in its fifth word.
 """
 
-import itertools
+import functools
 
 from . import functions
-from .scalar import BITS, caster, loader, storer
+from .scalar import caster, loader, storer
 from .simd import arg
 
 UNARY = {
@@ -54,7 +54,7 @@ UNARY = {
     "softplus": {"f": "softplus(x)"},
     "silu": {"f": "x * sigmoid(x)"},
     "gelu": {"f": "gelu(x)"},
-    "gelu_tanh": {"f": "x * sigmoid(x * (1.5957691216057308 + 0.07135481282553582 * (x * x)))"},
+    "gelu_tanh": {"f": "x * sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * (x * x)))"},
     "mish": {"f": "x * tanh(softplus(x))"},
     "hardsigmoid": {"f": "minimum(maximum(x + 3, 0), 6) / 6"},
     "hardswish": {"f": "x * minimum(maximum(x + 3, 0), 6) / 6"},
@@ -111,65 +111,94 @@ def expression(name, compute):
     return next((text for kinds, text in EXPRESSIONS.get(name, {}).items() if kind in kinds), None)
 
 
-def _loop(classes, names, indent):
+# ---- the strided template --------------------------------------------------------------------------------------------------
+# What does not depend on the op is in functions of their own, which Numba types once per number of operands.
+
+WALK = """
+def begin(a, tid, nth):
+    total = arg(a, 0) * arg(a, 1) * arg(a, 2)
+    chunk = (((total + nth - 1) // nth) + 63) & -64
+    pos = tid * chunk
+    return pos, min(pos + chunk, total)
+
+
+def locate(a, pos):
+    row = pos // arg(a, 0)
+    j = pos - row * arg(a, 0)
+    left = row // arg(a, 1)
+    i = row - left * arg(a, 1)
+    {starts}
+    w = {outer}
+    for d in range(arg(a, 3)):
+        up = left // arg(a, w)
+        at = left - up * arg(a, w)
+        left = up
+        {outers}
+        w += {words}
+    return i, j, {bases}
+
+
+def next_row(a, j, {bases}):
+    return {nexts}
+"""
+
+
+@functools.cache
+def _walk(count):
+    """begin, locate and next_row for `count` operands, the output included."""
+    first = [4 + 5 * k for k in range(count)]
+    address = "(arg(a, {0}) if arg(a, {0}) != 0 else a + 8 * {1})"
+    text = WALK.format(
+        starts="; ".join(
+            f"b{k} = {address.format(w, w + 4)} + i * arg(a, {w + 3}) + j * arg(a, {w + 2})" for k, w in enumerate(first)
+        ),
+        outer=4 + 5 * count,
+        words=count + 1,
+        outers="; ".join(f"b{k} += at * arg(a, w + {k + 1})" for k in range(count)),
+        bases=", ".join(f"b{k}" for k in range(count)),
+        nexts=", ".join(f"b{k} + arg(a, {w + 3}) - j * arg(a, {w + 2})" for k, w in enumerate(first)),
+    )
+    scope = {"arg": arg}
+    exec(compile(text, f"<walk {count}>", "exec"), scope)
+    return {n: functions.jitted(scope[n]) for n in ("begin", "locate", "next_row")}
+
+
+def _loop(classes, names):
     """The innermost loop, for operands whose inner stride is 1, 0 (loaded once) or s (whatever it is)."""
-    lines = [f"v{n} = cast_{n}(load_{n}(b{n}, 0))" for n, c in zip(names, classes) if c == "0"]
-    lines.append("for t in range(m):")
-    lines += [
-        f"    v{n} = cast_{n}(load_{n}(b{n}, t{f' * s{n}' if c == 's' else ''}))"
-        for n, c in zip(names, classes) if c != "0"
-    ]  # fmt: skip
-    call = f"function({', '.join(f'v{n}' for n in names)})"
-    lines.append(f"    store(bo, t{' * so' if 's' in classes else ''}, {call})")
-    return "\n".join(" " * indent + line for line in lines)
-
-
-def _variants(names):
-    """Stride classes that get a loop of their own: all 1, or one operand 0 (a unary's operand too: that is a fill)."""
-    first = ["1" * len(names)]
-    return first + ["".join("0" if i == j else "1" for i in range(len(names))) for j in reversed(range(len(names)))]
-
-
-def template(names, widths):
-    """Source of the kernel for operands `names`; `widths` are the sizes in bytes of output and operands."""
-    all_names = "o" + names
-    n = len(all_names)
-    lines = ["def kernel(a, tid, nth):", "    n0, n1, outer, nd = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3)"]
-    for i, k in enumerate(all_names):
-        w = 4 + 4 * i
-        lines += [
-            f"    p{k} = arg(a, {w}) if arg(a, {w}) != 0 else a + {8 * (w + 3)}",
-            f"    s{k}, r{k} = arg(a, {w + 1}), arg(a, {w + 2}) * {widths[i]}",
-        ]
-    lines += [
-        "    total = n0 * n1 * outer",
-        "    chunk = (((total + nth - 1) // nth) + 63) & -64",
-        "    pos = tid * chunk",
-        "    end = min(pos + chunk, total)",
-        "    while pos < end:",
-        "        row = pos // n0",
-        "        j = pos - row * n0",
-        "        left = row // n1",
-        "        i = row - left * n1",
-        *[f"        b{k} = p{k} + i * r{k} + j * s{k} * {w}" for k, w in zip(all_names, widths)],
-        f"        w = {4 + 4 * n}",
-        "        for d in range(nd):",
-        "            up = left // arg(a, w)",
-        "            at = left - up * arg(a, w)",
-        "            left = up",
-        *[f"            b{k} += at * arg(a, w + {q + 1}) * {widths[q]}" for q, k in enumerate(all_names)],
-        f"            w += {n + 1}",
-        "        while i < n1 and pos < end:",
-        "            m = min(n0 - j, end - pos)",
+    lines = [f"        v{n} = cast_{n}(load_{n}(b{n}, 0))" for n, c in zip(names, classes) if c == "0"]
+    values = [
+        f"v{n}" if c == "0" else f"cast_{n}(load_{n}(b{n}, t{f' * s{n}' if c == 's' else ''}))"
+        for n, c in zip(names, classes)
     ]
-    word = "if"
-    for classes in _variants(names):
-        tests = [f"s{k} == {c}" for k, c in zip(all_names, "1" + classes)]
-        lines += [f"            {word} {' and '.join(tests)}:", _loop(classes, names, 16)]
-        word = "elif"
-    lines += ["            else:", _loop("s" * len(names), names, 16)]
-    lines += [f"            b{k} += r{k} - j * s{k} * {w}" for k, w in zip(all_names, widths)]
-    lines += ["            pos += m", "            j = 0", "            i += 1"]
+    lines.append("        for t in range(m):")
+    lines.append(f"            store(bo, t{' * so' if 's' in classes else ''}, function({', '.join(values)}))")
+    return lines
+
+
+def template(names):
+    """Source of the kernel for operands `names`: a loop each for all strides 1, one operand 0, and any strides."""
+    everyone, n = "o" + names, len(names)
+    variants = ["1" * n, *("".join("0" if i == j else "1" for i in range(n)) for j in reversed(range(n)))]
+    pairs = ", ".join(f"b{k}, s{k}" for k in everyone)
+    bases = ", ".join(f"b{k}" for k in everyone)
+    lines = [f"def run(m, {pairs}):"]
+    for word, classes in zip(["if"] + ["elif"] * n, variants):
+        lines += [f"    {word} {' and '.join(f's{k} == {c}' for k, c in zip(everyone, '1' + classes))}:"]
+        lines += _loop(classes, names)
+    lines += ["    else:", *_loop("s" * n, names)]
+    lines += [
+        "def kernel(a, tid, nth):",
+        "    pos, end = begin(a, tid, nth)",
+        "    while pos < end:",
+        f"        i, j, {bases} = locate(a, pos)",
+        "        while i < arg(a, 1) and pos < end:",
+        "            m = min(arg(a, 0) - j, end - pos)",
+        f"            run(m, {', '.join(f'b{k}, arg(a, {5 + 5 * q})' for q, k in enumerate(everyone))})",
+        f"            {bases} = next_row(a, j, {bases})",
+        "            pos += m",
+        "            j = 0",
+        "            i += 1",
+    ]
     return "\n".join(lines)
 
 
@@ -180,15 +209,9 @@ def build(name, compute, out, *operands, source=None):
         return None
     names = OPERANDS.get(name, "xyz"[: len(operands)])
     function = functions.inline(f"def function({', '.join(names)}):\n    return {text}", compute)
-    scope = {"function": function, "arg": arg, "store": storer(out)}
+    scope = {"function": function, "arg": arg, "store": storer(out)} | _walk(len(names) + 1)
     for k, dtype in zip(names, operands):
         scope |= {f"load_{k}": loader(dtype), f"cast_{k}": caster("bool" if k == "c" else compute)}
-    widths = [BITS[d] // 8 for d in (out, *operands)]
-    exec(compile(template(names, widths), f"<elementwise {name}>", "exec"), scope)
+    exec(compile(template(names), f"<elementwise {name}>", "exec"), scope)
+    scope["run"] = functions.jitted(scope["run"])
     return scope["kernel"]
-
-
-def rows():
-    """(name, compute dtype) of every expression there is, for tests and listings."""
-    computes = ("f32", "f64", "bool", "i64")
-    return [(n, c) for n, c in itertools.product(EXPRESSIONS, computes) if expression(n, c)]

@@ -1,8 +1,8 @@
-"""Reductions, softmax and scans over strided rows.
+"""Reductions, softmax and scans over rows.
 
 Elements are combined in an order that depends on shapes only, never on the number of threads. Float sums run over blocks of
-1024 elements in the computing dtype, in at least 16 partial sums, and the blocks add up in f64: for any length,
-|error| <= (1024 / 16 + 8) eps sum |x|, and less for wider vectors. Maxima and minima are NaN if any element is.
+512 elements in the computing dtype, in at least 4 partial sums (64 for AVX-512), and the blocks add up in f64: for any
+length, |error| <= (512 / 4 + 8) eps sum |x|. Maxima and minima are NaN if any element is.
 
 All strides are in elements; dims are listed innermost first, each its size and x's stride.
 """
@@ -12,7 +12,7 @@ import ast
 from . import functions, simd
 from .scalar import BITS, caster, loader, storer
 
-BLOCK = 1024
+BLOCK = 512
 # (start, step) for floats, integers and bools; sums and products continue in f64 from block to block
 STEPS = {
     "sum": {"f": ("0.0", "radd(acc, x)"), "i": ("0", "iadd(acc, x)")},
@@ -54,7 +54,7 @@ def kernel(a, tid, nth):
                 w += 2
             pos += m
             for b in range(0, m, {block}):
-                total = wide_step(total, part(x, at + b * step, min({block}, m - b), step))
+                total = wide_step(total, part_of(x, at + b * step, min({block}, m - b), step))
         store(out, p, end_of(total, count))
 """
 
@@ -88,108 +88,111 @@ def kernel(a, tid, nth):
 """
 TILE = 512
 
-# one row of n elements, `step` apart, per output or output row
+# one row of n adjacent elements per output or output row
 EACH = """
 def kernel(a, tid, nth):
-    x, out, rows, n, step, extra, nk = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), argf(a, 5), arg(a, 6)
+    x, out, rows, n, extra, nk = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), argf(a, 4), arg(a, 5)
     for p in range(rows * tid // nth, rows * (tid + 1) // nth):{decode}
-        row(x, base, step, n, out, p, extra)
+        row(x, base, n, out, p, extra)
 """
 
-PARTS = """
-def part(x, at, n, step):
+PART = """
+def part(x, at, n):
     acc = start()
+    for t in range(n):
+        acc = step_of(acc, cast(load(x, at + t)))
+    return acc
+"""
+
+# strided elements do not become vectors: short runs keep the error bound
+PART_OF = PART + """
+
+def part_of(x, at, n, step):
     if step == 1:
-        for t in range(n):
-            acc = step_of(acc, cast(load(x, at + t)))
-    else:
-        for t in range(n):
-            acc = step_of(acc, cast(load(x, at + t * step)))
+        return part(x, at, n)
+    acc = start()
+    for b in range(0, n, 64):
+        run = start()
+        for t in range(b, min(b + 64, n)):
+            run = step_of(run, cast(load(x, at + t * step)))
+        acc = step_of(acc, run)
     return acc
 """
 
 ARG = """
-def row(x, at, step, n, out, p, extra):
-    best, where = part(x, at, min(n, {block}), step), 0
+def row(x, at, n, out, p, extra):
+    best, where = part(x, at, min(n, {block})), 0
     for b in range({block}, n, {block}):
-        found = part(x, at + b * step, min({block}, n - b), step)
+        found = part(x, at + b, min({block}, n - b))
         if found {better} best or (found != found and best == best):
             best, where = found, b
     for t in range(where, min(where + {block}, n)):
-        v = cast(load(x, at + t * step))
+        v = cast(load(x, at + t))
         if v == best or (v != v and best != best):
             store(out, p, t)
             return
 """
 
 VAR = """
-def row(x, at, step, n, out, p, correction):
-    total = 0.0
-    for b in range(0, n, {block}):
-        total += part(x, at + b * step, min({block}, n - b), step)
-    mean = total / n
-    squares = rest = 0.0
-    for b in range(0, n, {block}):
-        s, r = deviations(x, at + b * step, min({block}, n - b), step, cast(mean))
-        squares += s
-        rest += r
-    store(out, p, (squares - rest * rest / n) / max(n - correction, 0.0))
-
-
-def deviations(x, at, n, step, mean):
+def deviations(x, at, n, mean):
     s = r = zero()
     for t in range(n):
-        d = cast(load(x, at + t * step)) - mean
+        d = cast(load(x, at + t)) - mean
         s = radd(s, d * d)
         r = radd(r, d)
     return s, r
+
+
+def row(x, at, n, out, p, correction):
+    total = 0.0
+    for b in range(0, n, {block}):
+        total += part(x, at + b, min({block}, n - b))
+    mean = cast(total / n)
+    squares = rest = 0.0
+    for b in range(0, n, {block}):
+        s, r = deviations(x, at + b, min({block}, n - b), mean)
+        squares += s
+        rest += r
+    store(out, p, (squares - rest * rest / n) / max(n - correction, 0.0))
 """
 
 EXPONENTIALS = """
-def exponentials(x, at, n, step, top):
+def exponentials(x, at, n, top):
     s = zero()
-    if step == 1:
-        for t in range(n):
-            s = radd(s, exp(cast(load(x, at + t)) - top))
-    else:
-        for t in range(n):
-            s = radd(s, exp(cast(load(x, at + t * step)) - top))
+    for t in range(n):
+        s = radd(s, exp(cast(load(x, at + t)) - top))
     return s
 
 
-def row(x, at, step, n, out, p, extra):
+def row(x, at, n, out, p, extra):
     top = start()
     for b in range(0, n, {block}):
-        top = step_of(top, part(x, at + b * step, min({block}, n - b), step))
+        top = step_of(top, part(x, at + b, min({block}, n - b)))
     total = 0.0
     for b in range(0, n, {block}):
-        total += exponentials(x, at + b * step, min({block}, n - b), step, top)
+        total += exponentials(x, at + b, min({block}, n - b), top)
     {finish}
 """
 FINISH = {
-    "softmax": "each(x, at, step, n, out, p * n, top, cast(1 / total))",
-    "log_softmax": "each(x, at, step, n, out, p * n, top, cast(wide_log(total)))",
-    "logsumexp": "store(out, p, select(fabs(top) == INF, top, top + wide_log(total)))",
+    "softmax": "each(x, at, n, out, p * n, top, cast(1 / total))",
+    "log_softmax": "each(x, at, n, out, p * n, top, cast(wide_log(total)))",
+    "logsumexp": "store(out, p, select(fabs(top) == INF, to_f64(top), top + wide_log(total)))",
 }
-WRITE = """
-def each(x, at, step, n, out, to, top, last):
-    if step == 1:
-        for t in range(n):
-            store(out, to + t, {value})
-    else:
-        for t in range(n):
-            store(out, to + t, {value_strided})
+EACH_ELEMENT = """
+def each(x, at, n, out, to, top, last):
+    for t in range(n):
+        v = cast(load(x, at + t)) - top
+        store(out, to + t, {value})
 """
-VALUES = {"softmax": "exp(X - top) * last", "log_softmax": "(X - top) - last"}
+VALUES = {"softmax": "exp(v) * last", "log_softmax": "v - last"}
 
 SCAN = """
-def row(x, at, step, n, out, p, extra):
+def row(x, at, n, out, p, extra):
     total = wide_start()
     for t in range(n):
-        total = wide_step(total, cast(load(x, at + t * step)))
+        total = wide_step(total, cast(load(x, at + t)))
         store(out, p * n + t, total)
 """
-
 
 KEEP = """
 def keep(acc, t, v):
@@ -233,17 +236,15 @@ def _sources(name, compute):
             KEEP.format(store=f"sti_{e}", load=f"ldi_{e}", test=" != 0" if compute == "bool" else "")
         ]  # fmt: skip
     if name in ("argmax", "argmin"):
-        return "a" + name[3:], EACH, [PARTS, ARG.replace("{better}", ">" if name == "argmax" else "<")]
+        return "a" + name[3:], EACH, [PART, ARG.replace("{better}", ">" if name == "argmax" else "<")]
     if name == "var":
-        return "sum", EACH, [PARTS, VAR]
+        return "sum", EACH, [PART, VAR]
     if name in ("cumsum", "cumprod"):
         return {"cumsum": "sum", "cumprod": "prod"}[name], EACH, [SCAN]
     if name in FINISH:
-        value = VALUES.get(name, "top")
-        loads = [value.replace("X", f"cast(load(x, at + {t}))") for t in ("t", "t * step")]
-        write = WRITE.replace("{value}", loads[0]).replace("{value_strided}", loads[1])
-        return "amax", EACH, [PARTS, EXPONENTIALS.replace("{finish}", FINISH[name]), write]
-    return name, ROWS, [PARTS]
+        write = [EACH_ELEMENT.replace("{value}", VALUES[name])] if name in VALUES else []
+        return "amax", EACH, [PART, EXPONENTIALS.replace("{finish}", FINISH[name]), *write]
+    return name, ROWS, [PART_OF]
 
 
 def build(name, *params, source=None):
@@ -259,7 +260,7 @@ def build(name, *params, source=None):
         return None
     scope = {k: v for k, v in vars(simd).items() if k.startswith(("ldi_", "sti_", "arg"))}
     scope |= functions.scope(compute) | steps | {"load": loader(given), "store": storer(out)}
-    decode = DECODE.format(index="p" if kernel is EACH else "o", word=7 if kernel is EACH else 9).rstrip()
+    decode = DECODE.format(index="p" if kernel is EACH else "o", word=6 if kernel is EACH else 9).rstrip()
     for text in (*helpers, kernel):
         text = text.replace("{decode}", decode).replace("{block}", str(BLOCK)).replace("{tile}", str(TILE))
         for node in ast.parse(text).body:

@@ -122,6 +122,8 @@ class Layout(namedtuple("Layout", ("shape", "strides", "offset"), defaults=(0,))
     def overlaps_itself(self) -> bool:
         """True unless it is certain that no two indices share an element (writing to such a view is refused)."""
         step = 1
+        if 0 in self.shape:
+            return False
         for stride, size in sorted((abs(s), n) for n, s in zip(self.shape, self.strides, strict=True) if n > 1):
             if stride < step:
                 return True

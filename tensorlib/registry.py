@@ -55,6 +55,7 @@ def _to_i64(d):
 SAME = Rule("SAME", "buif", "the operands' promoted dtype")
 NUMBER = Rule("NUMBER", "uif", "the operands' promoted dtype; not bool")
 INTEGER = Rule("INTEGER", "bui", "the operands' promoted dtype; bool and integers only")
+SHIFT = Rule("SHIFT", "ui", "the operands' promoted dtype; integers only")
 FLOAT = Rule("FLOAT", "buif", "the operands' promoted dtype; integers and bool give f32", common=_to_float)
 FLOAT_ONLY = Rule("FLOAT_ONLY", "f", "the operands' dtype; floats only")
 BOOL = Rule("BOOL", "buif", "bool", result=lambda d: _dtype.bool_)

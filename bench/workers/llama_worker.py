@@ -76,8 +76,14 @@ def generate(job):
     }
 
 
+def greedy(job):
+    """Greedy continuations, `tokens` long, of the prompts (lists of ids)."""
+    session = Session(job)
+    return {"out": [session.run(ids, job["tokens"] - 1)[2] for ids in job["prompts"]]}
+
+
 def nll(job):
-    """Sum of negative log-likelihoods over the windows of `job["windows"]`, for perplexity."""
+    """Sum of negative log-likelihoods over the windows of `job["windows"]`; the first one's logits go to `save`."""
     session = Session(job)
     total, count, width = 0.0, 0, L.llama_vocab_n_tokens(session.vocab)
     for ids in job["windows"]:
@@ -88,6 +94,8 @@ def nll(job):
             batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, i, 1, 0, True
         L.llama_decode(session.context, batch)
         flat = numpy.ctypeslib.as_array(L.llama_get_logits(session.context), (len(ids), width)).astype(numpy.float64)
+        if not count:
+            numpy.save(job["save"], flat.astype(numpy.float32))
         flat -= flat.max(1, keepdims=True)
         flat -= numpy.log(numpy.exp(flat).sum(1, keepdims=True))
         total -= float(flat[numpy.arange(len(ids) - 1), ids[1:]].sum())
@@ -113,4 +121,4 @@ def quantize(job):
 
 
 if __name__ == "__main__":
-    common.main({"generate": generate, "nll": nll, "tokenize": tokenize, "quantize": quantize})
+    common.main({"generate": generate, "greedy": greedy, "nll": nll, "tokenize": tokenize, "quantize": quantize})

@@ -159,26 +159,26 @@ def launch(kernel, out, operands, cost=1):
     shape = out.shape
     arrays = [x for x in operands if isinstance(x, Array)]
     if out.is_contiguous() and all(x.shape == shape and x.is_contiguous() for x in arrays):
-        n = out.numel()
-        words, layouts = [n, 1, 1, 0, out.ptr, 1, 0, 0], None
+        words = [out.numel(), 1, 1, 0, out.ptr, 1, out.dtype.itemsize, 0, 0]
         for x in operands:
-            words += [x.ptr, 1, 0, 0] if isinstance(x, Array) else [0, 0, 0, x]
+            words += [x.ptr, 1, x.dtype.itemsize, 0, 0] if isinstance(x, Array) else [0, 0, 0, 0, x]
     else:
-        layouts = [x.layout.expand(shape) for x in arrays]
-        sizes, strides = collapse(out.layout, *layouts)
-        words = _strided_words(sizes, strides, out, operands)
+        words = _strided_words(out, operands, *collapse(out.layout, *(x.layout.expand(shape) for x in arrays)))
     backend.launch(kernel, words, work=out.numel() * cost, reads=arrays, writes=(out,))
 
 
-def _strided_words(sizes, strides, out, operands):
-    outer = sizes[:-2]
+def _strided_words(out, operands, sizes, strides):
+    """See kernels_numba/elementwise.py for what the words mean."""
+    outer, remaining, steps = sizes[:-2], iter(strides), []
     words = [sizes[-1], sizes[-2] if len(sizes) > 1 else 1, prod(outer), len(outer)]
-    steps, remaining = [], iter(strides)
     for x in (out, *operands):
-        step = next(remaining) if isinstance(x, Array) else (0,) * len(sizes)
-        steps.append(step)
-        row = step[-2] if len(step) > 1 else 0
-        words += [x.ptr, step[-1], row, 0] if isinstance(x, Array) else [0, 0, 0, x]
+        if not isinstance(x, Array):
+            words += [0, 0, 0, 0, x]
+            steps.append((0,) * len(sizes))
+            continue
+        size, step = x.dtype.itemsize, next(remaining)
+        words += [x.ptr, step[-1], step[-1] * size, step[-2] * size if len(step) > 1 else 0, 0]
+        steps.append([s * size for s in step])
     for d in reversed(range(len(outer))):
         words += [sizes[d], *(step[d] for step in steps)]
     return words

@@ -12,7 +12,7 @@ are rounded once.
 
 from tensorlib.errors import DTypeError
 from tensorlib.ops._launch import apply, cast, copy_into, fill
-from tensorlib.registry import BOOL, FLOAT, FLOAT_ONLY, INTEGER, NUMBER, OPS, SAME, Op, register
+from tensorlib.registry import BOOL, FLOAT, FLOAT_ONLY, INTEGER, NUMBER, OPS, SAME, SHIFT, Op, register
 
 __all__ = ["apply", "cast", "clamp", "copy_into", "div", "fill", "gelu", "masked_fill", "pow", "round", "where"]
 
@@ -152,10 +152,10 @@ bitwise_and = _binary("bitwise_and", INTEGER, "bits of both", lambda np, x, y: n
 bitwise_or = _binary("bitwise_or", INTEGER, "bits of either", lambda np, x, y: np.bitwise_or(x, y))
 bitwise_xor = _binary("bitwise_xor", INTEGER, "bits that differ", lambda np, x, y: np.bitwise_xor(x, y))
 bitwise_left_shift = _binary(
-    "bitwise_left_shift", INTEGER, "x * 2 ** y, wrapping; 0 for y of the width or more", lambda np, x, y: np.left_shift(x, y)
+    "bitwise_left_shift", SHIFT, "x * 2 ** y, wrapping; 0 for y of the width or more", lambda np, x, y: np.left_shift(x, y)
 )
 bitwise_right_shift = _binary(
-    "bitwise_right_shift", INTEGER, "x / 2 ** y rounded down", lambda np, x, y: np.right_shift(x, y)
+    "bitwise_right_shift", SHIFT, "x / 2 ** y rounded down", lambda np, x, y: np.right_shift(x, y)
 )
 leaky_relu = _binary("leaky_relu", FLOAT, "x, or x * y below 0", lambda np, x, y: np.where(x > 0, x, x * y))
 elu = _binary("elu", FLOAT, "x, or y * (e ** x - 1) below 0", lambda np, x, y: np.where(x > 0, x, y * np.expm1(x)))
@@ -216,7 +216,7 @@ def pow(x, y, out=None):
     kind = getattr(getattr(x, "dtype", None), "kind", "f")
     if isinstance(y, int) and y < 0 and kind in "bui":
         raise DTypeError("pow", f"integers to the power {y}", "a power of 0 or more", "convert with .to('f32') first")
-    if y == 2 and type(y) in (int, float) and kind == "f":
+    if type(y) in (int, float) and y == 2 and kind == "f":
         return square(x, out=out)
     return _pow(x, y, out=out)
 

@@ -45,6 +45,10 @@ def _reduce(op, kernel, x, dim, keepdim, out_dtype, compute, count=1.0):
         keep = Layout(shape, tuple(x.strides[d] for d in kept))
         rest = Layout(tuple(x.shape[d] for d in dims), tuple(x.strides[d] for d in dims))
         keep_sizes, (_, keep_steps) = collapse(contiguous(shape), keep)
+        for i, step in enumerate(rest.strides):
+            if step < 0:  # the order does not matter: forwards is faster
+                rest = rest.slice(i, slice(None, None, -1))
+        x = Array.view(x, Layout(x.shape, x.strides, x.offset + rest.offset))
         rest_sizes, (rest_steps,) = collapse(rest)
         dims_words = [(keep_sizes, keep_steps), (rest_sizes, rest_steps)]
         if keep_steps[-1] == 1 and keep_sizes[-1] >= 4 and rest_steps[-1] != 1:
@@ -160,15 +164,17 @@ def count_nonzero(x, dim=None):
 # ---- one row at a time -----------------------------------------------------------------------------------------------------
 
 
-def _each(op, x, dim, shape, out_dtype, compute, extra=0.0, keep=True):
-    """Runs a row kernel along `dim`; `shape(kept, n)` gives the output's. Returns (out, kept shape)."""
+def _each(op, x, dim, shape, out_dtype, compute, extra=0.0):
+    """Runs a row kernel along `dim`; `shape(kept, n)` gives the output's."""
     moved = movement.movedim(x, dim, -1) if x.ndim else movement.reshape(x, 1)
+    if moved.strides[-1] != 1:
+        moved = movement.clone(moved)
     kept, n = moved.shape[:-1], moved.shape[-1]
     out = type(x).empty(shape(kept, n), out_dtype, x.device)
     if out.numel():
         sizes, (_, steps) = collapse(contiguous(kept), Layout(kept, moved.strides[:-1]))
-        words = [moved.ptr, out.ptr, _prod(kept), n, moved.strides[-1], float(extra), len(sizes)]
-        _launch(op, compute, out, x, words + _table(sizes, steps), 8 * x.numel())
+        words = [moved.ptr, out.ptr, _prod(kept), n, float(extra), len(sizes)]
+        _launch(op, compute, out, moved, words + _table(sizes, steps), 8 * x.numel())
     return out
 
 
