@@ -1,11 +1,11 @@
 """Elementwise operations: one line each, put into one strided template.
 
-An expression names its operands x, y, z (c is a condition). It is written for floats ("f"), integers ("i") or bools ("b");
-f16, bf16 and float8 compute in f32. A plain string is for floats, and integers where they compute alike.
+An expression names its operands x, y, z (c is a condition). It is written for floats ("f"), integers ("i") or bools
+("b"); f16, bf16 and float8 compute in f32. A plain string is for floats, and integers where they compute alike.
 
-The kernel's arguments: inner size, rows, outer size, number of outer dims; per operand (the output first) address, inner
-stride in elements, inner and row stride in bytes, value; per outer dim, innermost first, its size and each operand's
-stride in bytes. An operand with address 0 is the number in its fifth word.
+The kernel's arguments: inner size, rows, outer size, number of outer dims; per operand (the output first) address,
+inner stride in elements, inner and row stride in bytes, value; per outer dim, innermost first, its size and each
+operand's stride in bytes. An operand with address 0 is the number in its fifth word.
 """
 
 import functools
@@ -19,7 +19,7 @@ UNARY = {
     "neg": {"f": "-x", "i": "ineg(x)"},
     "abs": {"f": "fabs(x)", "i": "iabs(x)", "b": "x"},
     "sign": {"f": "sign(x)", "i": "isign(x)", "b": "x"},
-    "square": {"f": "x * x", "i": "imul(x, x)", "b": "x"},
+    "square": {"f": "x * x", "i": "imul(x, x)"},
     "relu": {"f": "relu(x)", "i": "imax(x, isub(x, x))"},
     "floor": {"f": "floor(x)", "i": "x"},
     "ceil": {"f": "ceil(x)", "i": "x"},
@@ -111,7 +111,7 @@ def expression(name, compute):
     return next((text for kinds, text in EXPRESSIONS.get(name, {}).items() if kind in kinds), None)
 
 
-# ---- the strided template --------------------------------------------------------------------------------------------------
+# ---- the strided template --------------------------------------------------------------------------------------------
 # What does not depend on the op is in functions of their own, which Numba types once per number of operands.
 
 WALK = """
@@ -150,7 +150,8 @@ def _walk(count):
     address = "(arg(a, {0}) if arg(a, {0}) != 0 else a + 8 * {1})"
     text = WALK.format(
         starts="; ".join(
-            f"b{k} = {address.format(w, w + 4)} + i * arg(a, {w + 3}) + j * arg(a, {w + 2})" for k, w in enumerate(first)
+            f"b{k} = {address.format(w, w + 4)} + i * arg(a, {w + 3}) + j * arg(a, {w + 2})"
+            for k, w in enumerate(first)
         ),
         outer=4 + 5 * count,
         words=count + 1,
@@ -203,7 +204,9 @@ def template(names):
 
 
 def build(name, compute, out, *operands, source=None):
-    """Kernel `name` for operands of these dtypes, computing in `compute` and storing `out`; None if there is no such row."""
+    """Kernel `name` for operands of these dtypes, computing in `compute` and storing `out`;
+    None if there is no such row.
+    """
     text = expression(name, compute)
     if text is None:
         return None

@@ -115,7 +115,7 @@ def cosh(x):
     return w + 0.25 / w
 
 
-# ---- logarithms: x = 2^k m, m = (1 + s) / (1 - s), log m = 2 s + s (2 s^2 / 3 + 2 s^4 / 5 + ...) ----------------------------
+# ---- logarithms: x = 2^k m, m = (1 + s) / (1 - s), log m = 2 s + s (2 s^2 / 3 + 2 s^4 / 5 + ...) ---------------------
 
 
 @f32
@@ -206,7 +206,7 @@ def softplus(x):
     return select(x > 0.0, x, 0.0) + log1p(exp(-fabs(x)))
 
 
-# ---- error function: erfc(z) = exp(-z^2) G(u) / (1 + 2 z), u = (z - K) / (z + K) -----------------------------------------------
+# ---- error function: erfc(z) = exp(-z^2) G(u) / (1 + 2 z), u = (z - K) / (z + K) -------------------------------------
 
 
 @f32
@@ -289,7 +289,7 @@ def gelu(x):
     return x * select(x < 0.0, p, 1.0 - p)
 
 
-# ---- powers and remainders ---------------------------------------------------------------------------------------------------
+# ---- powers and remainders -------------------------------------------------------------------------------------------
 
 
 @f64
@@ -383,7 +383,7 @@ def remainder(x, y):
 def floor_divide(x, y):
     """The quotient in f64 rounds to an integer only beyond 2^28, where f32 does not tell neighbours apart."""
     q = to_f32(floor(to_f64(x) / to_f64(y)))
-    q = select((fabs(y) == INF) & (x != 0.0) & ((x < 0.0) != (y < 0.0)), -1.0, q)
+    q = select((fabs(y) == INF) & (fabs(x) > 0.0) & ((x < 0.0) != (y < 0.0)), -1.0, q)
     return select((fabs(x) == INF) & (y != 0.0), NAN, q)
 
 
@@ -398,7 +398,7 @@ def floor_divide(x, y):  # noqa: F811
     return select(y == 0.0, x / y, whole)
 
 
-# ---- choices ---------------------------------------------------------------------------------------------------------------
+# ---- choices ---------------------------------------------------------------------------------------------------------
 
 
 @both

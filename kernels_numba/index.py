@@ -97,7 +97,9 @@ BY_INDEX = {
 
 
 def build(name, *params, source=None):
-    """The kernel of that name, or None. Parameters: the elements' dtype and the index's; arange: what it computes in and out."""
+    """The kernel of that name, or None.
+    Parameters: the elements' dtype and the index's; arange: what it computes in and out.
+    """
     scope = dict(functions.intrinsics()) | {"arg": arg, "argf": argf, "sti_i64": sti_i64, "cast": caster("i64")}
     if name == "arange":
         scope["store"] = storer(params[1])
@@ -112,7 +114,9 @@ def build(name, *params, source=None):
         text = BY_INDEX[name].replace("{width}", str(BITS[dtype] // 8))
         if name == "scatter_add":
             compute = FLOATS.get(dtype, dtype)
-            scope["function"] = functions.inline(f"def function(x, y):\n    return {expression('add', compute)}", compute)
+            scope["function"] = functions.inline(
+                f"def function(x, y):\n    return {expression('add', compute)}", compute
+            )
     else:
         return None
     exec(compile(text, f"<index {name}>", "exec"), scope)

@@ -1,4 +1,4 @@
-"""Marks for mathematical functions that are compiled once per float type (`functions.scope` reads them in the source)."""
+"""Marks for functions that are compiled once per float type; `functions.scope` reads them in the source."""
 
 INF, NAN = float("inf"), float("nan")  # in the type of the function that uses them
 I0, I1, I2 = 0, 1, 2  # integers that stay integers there

@@ -1,8 +1,8 @@
 """Reductions, softmax and scans over rows.
 
-Elements are combined in an order that depends on shapes only, never on the number of threads. Float sums run over blocks of
-512 elements in the computing dtype, in at least 4 partial sums (64 for AVX-512), and the blocks add up in f64: for any
-length, |error| <= (512 / 4 + 8) eps sum |x|. Maxima and minima are NaN if any element is.
+Elements are combined in an order that depends on shapes only, never on the number of threads. Float sums run over
+blocks of 512 elements in the computing dtype, in at least 4 partial sums (64 for AVX-512), and the blocks add up in
+f64: for any length, |error| <= (512 / 4 + 8) eps sum |x|. Maxima and minima are NaN if any element is.
 
 All strides are in elements; dims are listed innermost first, each its size and x's stride.
 """
@@ -105,7 +105,9 @@ def part(x, at, n):
 """
 
 # strided elements do not become vectors: short runs keep the error bound
-PART_OF = PART + """
+PART_OF = (
+    PART
+    + """
 
 def part_of(x, at, n, step):
     if step == 1:
@@ -118,6 +120,7 @@ def part_of(x, at, n, step):
         acc = step_of(acc, run)
     return acc
 """
+)
 
 ARG = """
 def row(x, at, n, out, p, extra):
@@ -250,8 +253,8 @@ def _sources(name, compute):
 def build(name, *params, source=None):
     """Kernel of that name for (computing dtype, output's, input's), or None.
 
-    Names: those of STEPS, with "_columns" behind for columns; argmax, argmin, var, softmax, log_softmax, logsumexp, cumsum,
-    cumprod.
+    Names: those of STEPS, with "_columns" behind for columns; argmax, argmin, var, softmax, log_softmax, logsumexp,
+    cumsum, cumprod.
     """
     compute, out, given = params
     row, kernel, helpers = _sources(name, compute)

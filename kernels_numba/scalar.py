@@ -96,7 +96,8 @@ def _suffix(ty):
 def convert(b, x, source, dtype):
     """LLVM scalar `x` of Numba type `source` as the stored form of `dtype`.
 
-    Floats to integers truncate and saturate, NaN gives 0; integers wrap; to bool is `!= 0`; floats round to nearest even.
+    Floats to integers truncate and saturate, NaN gives 0; integers wrap; to bool is `!= 0`; floats round to nearest
+    even.
     """
     is_float = isinstance(source, types.Float)
     if dtype == "bool":
@@ -124,8 +125,8 @@ def convert(b, x, source, dtype):
 
 
 def _scope(b):
-    """Metadata: what this package's strided templates read and write does not alias. In place, element i is read before it
-    is written and no other iteration touches it, so the promise holds where it matters: between iterations."""
+    """Metadata: what this package's strided templates read and write does not alias. In place, element i is read before
+    it is written and no other iteration touches it, so the promise holds where it matters: between iterations."""
     module = b.module
     return module.add_metadata([module.add_metadata(["operands", module.add_metadata(["tensorlib"])])])
 
@@ -291,8 +292,6 @@ def _mulhi(b, t, x, y):
     return b.trunc(b.lshr(product, ir.Constant(i128, 64)), _I64)
 
 
-
-
 def _product_error(b, t, x, y, p):
     """x * y - p exactly, for p = x * y rounded: by FMA, or Dekker's splitting where there is none"""
     if levels.TARGET != "portable":
@@ -313,11 +312,9 @@ product_error = _make("product_error", _same, _product_error, 3)
 mulhi = _make("mulhi", lambda x, y: types.uint64, _mulhi, 2)
 
 
-# ---- literals of one type ----------------------------------------------------------------------------------------------
+# ---- literals of one type --------------------------------------------------------------------------------------------
 
-_NUMPY = {"bool": np.bool_, "f32": np.float32, "f64": np.float64} | {
-    d: getattr(np, NUMBA[d].name) for d in INTS
-}
+_NUMPY = {"bool": np.bool_, "f32": np.float32, "f64": np.float64} | {d: getattr(np, NUMBA[d].name) for d in INTS}
 
 
 class _Literals(ast.NodeTransformer):
@@ -349,5 +346,7 @@ class _Literals(ast.NodeTransformer):
 
 
 def typed(tree, dtype, scope):
-    """`tree` with every number replaced by a name in `scope` bound to that number in `dtype` (None: not); `poly` expanded."""
+    """`tree` with every number replaced by a name in `scope` bound to that number in `dtype` (None: not);
+    `poly` expanded.
+    """
     return ast.fix_missing_locations(_Literals(dtype, scope).visit(tree))

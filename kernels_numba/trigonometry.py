@@ -9,12 +9,26 @@ from numba import uint64
 from .exponentials import log, log1p
 from .marks import I0, I1, I2, INF, f32, f64, plain, poly
 from .scalar import (
-    bits32, bits64, caster, copysign, fabs, fma, mulhi, product_error, quarters, rint, select, sqrt, table, to_f32, to_f64,
+    bits32,
+    bits64,
+    caster,
+    copysign,
+    fabs,
+    fma,
+    mulhi,
+    product_error,
+    quarters,
+    rint,
+    select,
+    sqrt,
+    table,
+    to_f32,
+    to_f64,
 )  # fmt: skip
 
 to_i64 = caster("i64")
 
-# ---- trigonometry -----------------------------------------------------------------------------------------------------------
+# ---- trigonometry ----------------------------------------------------------------------------------------------------
 
 _TWO_OVER_PI = int(
     "a2f9836e4e441529fc2757d1f534ddc0db6295993c439041fe5163abdebbc561b7246e3a424dd2e006492eea09d1921cfe1deb1cb129a73ee88235f52ebb"
@@ -25,7 +39,9 @@ _TWO_OVER_PI = int(
 
 
 def _turns(exponent):
-    """2**exponent * 2 / pi modulo 4 as two doubles; the first has 29 bits, so that its product with 24 bits is exact."""
+    """2**exponent * 2 / pi modulo 4 as two doubles;
+    the first has 29 bits, so that its product with 24 bits is exact.
+    """
     value = (_TWO_OVER_PI << (exponent + 200)) & ((4 << 1416) - 1)
     drop = max(value.bit_length() - 29, 0)
     high = value >> drop << drop
@@ -58,7 +74,9 @@ def window(word, shift):
 
 @plain
 def large_turns(a):
-    """|x| = n pi / 2 + r + s for large f64, after Payne and Hanek: a = m 2**e times the 192 bits of 2 / pi that matter."""
+    """|x| = n pi / 2 + r + s for large f64, after Payne and Hanek:
+    a = m 2**e times the 192 bits of 2 / pi that matter.
+    """
     raw = bits64(a)
     first = to_i64(raw >> uint64(52)) - 1075 + 62  # weights above 2 give multiples of 4 turns
     m = (raw & uint64(0xFFFFFFFFFFFFF)) | uint64(0x10000000000000)
@@ -181,7 +199,7 @@ def tan(x):  # noqa: F811
     return select((n & I1) != I0, -c / s, s / c) * copysign(1.0, x)
 
 
-# ---- inverse and hyperbolic: f64 only, f32 rounds them ---------------------------------------------------------------------
+# ---- inverse and hyperbolic: f64 only, f32 rounds them ---------------------------------------------------------------
 
 
 @f64
@@ -191,8 +209,8 @@ def atan_unit(t):
     y = select(large, (t - 1.0) / (t + 1.0), t)
     z = y * y
     p = poly(
-        z, -6.485021904942025371773e1, -1.228866684490136173410e2, -7.500855792314704667340e1, -1.615753718733365076637e1,
-        -8.750608600031904122785e-1,
+        z, -6.485021904942025371773e1, -1.228866684490136173410e2, -7.500855792314704667340e1,
+        -1.615753718733365076637e1, -8.750608600031904122785e-1,
     )  # fmt: skip
     q = poly(
         z, 1.945506571482613964425e2, 4.853903996359136964868e2, 4.328810604912902668951e2, 1.650270098316988542046e2,

@@ -29,13 +29,16 @@ from tensorlib.dtype import (
     i16,
     i32,
     i64,
-    promote as promote_types,
     u8,
     u16,
     u32,
     u64,
 )
 from tensorlib.dtype import bool_ as bool
+from tensorlib.dtype import (
+    promote as promote_types,
+)
+from tensorlib.random import bernoulli, manual_seed
 from tensorlib.tensor import (
     Tensor,
     arange,
@@ -51,6 +54,11 @@ from tensorlib.tensor import (
     linspace,
     ones,
     ones_like,
+    rand,
+    rand_like,
+    randint,
+    randn,
+    randn_like,
     tensor,
     zeros,
     zeros_like,
@@ -58,9 +66,20 @@ from tensorlib.tensor import (
 
 uint8, int8, uint16, int16, uint32, int32, uint64, int64 = u8, i8, u16, i16, u32, i32, u64, i64
 float16, bfloat16, float32, float64 = f16, bf16, f32, f64
-half, float, double, int, long, short = f16, f32, f64, i32, i64, i16  # noqa: A001
+half, float, double, int, long, short = f16, f32, f64, i32, i64, i16
 float8_e4m3fn, float8_e5m2 = f8e4m3, f8e5m2
 inf, nan = 1e999, 1e999 - 1e999
+
+__all__ = [
+    "Tensor", "Device", "DType", "arange", "as_tensor", "bernoulli", "bf16", "bfloat16", "bool",
+    "double", "empty", "empty_like", "eye", "f16", "f32", "f64", "f8e4m3", "f8e5m2",
+    "float", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "from_dlpack", "from_numpy", "from_torch",
+    "full", "full_like", "half", "i16", "i32", "i64", "i8", "inf", "int",
+    "int16", "int32", "int64", "int8", "linspace", "long", "manual_seed", "nan", "ones",
+    "ones_like", "promote_types", "rand", "rand_like", "randint", "randn", "randn_like", "short", "tensor",
+    "u16", "u32", "u64", "u8", "uint16", "uint32", "uint64", "uint8", "zeros",
+    "zeros_like",
+]  # fmt: skip
 
 _FUNCTIONS = ("elementwise", "reduce", "movement", "index", "linalg", "fused")
 

@@ -1,7 +1,7 @@
 """The dtype table and the promotion lattice.
 
-A row per dtype; everything else asks the row. Promotion is PyTorch's (`torch.result_type`), extended where PyTorch refuses:
-u16 and u32 mix with signed integers as in NumPy, and float8 widens to the float it meets.
+A row per dtype; everything else asks the row. Promotion is PyTorch's (`torch.result_type`), extended where PyTorch
+refuses: u16 and u32 mix with signed integers as in NumPy, and float8 widens to the float it meets.
 
 >>> from tensorlib import dtype
 >>> dtype.promote(dtype.i64, dtype.f16), dtype.promote(dtype.f16, dtype.bf16), dtype.promote(dtype.u8, 2.5)
@@ -103,7 +103,9 @@ def get(spec) -> DType:
         return spec
     if isinstance(spec, type) and spec in _PYTHON:
         return _PYTHON[spec]
-    name = spec if isinstance(spec, str) else getattr(spec, "name", None) or getattr(spec, "__name__", None) or str(spec)
+    name = (
+        spec if isinstance(spec, str) else getattr(spec, "name", None) or getattr(spec, "__name__", None) or str(spec)
+    )
     found = DTYPES.get(name.removeprefix("torch."))
     if found is None:
         names = ", ".join(d.name for d in ALL)
@@ -139,7 +141,9 @@ def _join(a: DType, b: DType) -> DType:
         return f32 if a.itemsize == 2 else f16
     unsigned, signed = (a, b) if a.kind == "u" else (b, a)
     if unsigned is u64:
-        raise DTypeError("promote", f"{a} and {b}", "integers that a common dtype holds", "cast one of them with .to(dtype)")
+        raise DTypeError(
+            "promote", f"{a} and {b}", "integers that a common dtype holds", "cast one of them with .to(dtype)"
+        )
     return _INT_BY_SIZE[max(signed.itemsize, unsigned.itemsize * 2)]
 
 
@@ -166,7 +170,8 @@ def promote(a, b) -> DType:
 
 
 def result_type(dimmed: list[DType], zero_dim: list[DType] = (), scalars: list = ()) -> DType:
-    """PyTorch's rule for mixed operands: tensors with dims decide, 0-d tensors and then Python numbers only raise the category.
+    """PyTorch's rule for mixed operands: tensors with dims decide, 0-d tensors and then Python numbers only raise the
+    category.
 
     >>> result_type([f16], [f32]), result_type([i32], [f16]), result_type([i32], [], [1.5])
     (f16, f16, f32)
@@ -188,7 +193,12 @@ def info(d: DType) -> tuple[float, float]:
     ((-128, 127), (-448.0, 448.0))
     """
     if d.kind == "f":
-        top = {"f16": 65504.0, "bf16": (2 - 2**-7) * 2.0**127, "f32": (2 - 2**-23) * 2.0**127, "f64": (2 - 2**-52) * 2.0**1023}
+        top = {
+            "f16": 65504.0,
+            "bf16": (2 - 2**-7) * 2.0**127,
+            "f32": (2 - 2**-23) * 2.0**127,
+            "f64": (2 - 2**-52) * 2.0**1023,
+        }
         top |= {"f8e4m3": 448.0, "f8e5m2": 57344.0}
         return -top[d.name], top[d.name]
     if d.kind == "i":
@@ -198,7 +208,7 @@ def info(d: DType) -> tuple[float, float]:
 
 # ---- values as bytes, without NumPy ----------------------------------------------------------------------------------
 
-_CODES = dict(bool="?", u8="B", i8="b", u16="H", i16="h", u32="I", i32="i", u64="Q", i64="q", f16="e", f32="f", f64="d")
+_CODES = dict(zip((d.name for d in ALL if d not in (bf16, f8e4m3, f8e5m2)), "?BbHhIiQqefd"))  # of struct
 _SMALL = {"bf16": (8, 7), "f8e4m3": (4, 3), "f8e5m2": (5, 2)}  # exponent and mantissa bits
 
 

@@ -160,7 +160,9 @@ class Layout(namedtuple("Layout", ("shape", "strides", "offset"), defaults=(0,))
         size = self.shape[dim]
         if not -size <= index < size:
             fix = "use an index inside the dim"
-            raise ShapeError("index", f"index {index} at dim {dim} of size {size}", f"one in [{-size}, {size - 1}]", fix)
+            raise ShapeError(
+                "index", f"index {index} at dim {dim} of size {size}", f"one in [{-size}, {size - 1}]", fix
+            )
         return self._replace_dim(dim, (), (), index % size * self.strides[dim])
 
     def slice(self, dim: int, s: slice) -> Layout:
@@ -261,8 +263,8 @@ def contiguous(shape, offset: int = 0) -> Layout:
 def collapse(*layouts: Layout) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """The same elements in the fewest dims: one shape, and one tuple of strides per layout.
 
-    All layouts have one shape. Dims of size 1 go; dims are ordered by the first layout's strides, largest first (so pass
-    the output first); neighbours that every layout walks evenly are merged. At least one dim remains.
+    All layouts have one shape. Dims of size 1 go; dims are ordered by the first layout's strides, largest first (so
+    pass the output first); neighbours that every layout walks evenly are merged. At least one dim remains.
 
     >>> collapse(contiguous((2, 3, 4)), contiguous((3, 1)).expand((2, 3, 4)))
     ((2, 3, 4), [(12, 4, 1), (0, 1, 0)])

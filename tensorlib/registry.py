@@ -22,8 +22,8 @@ OPS: dict[str, Op] = {}
 class Rule:
     """How result dtypes follow from operand dtypes.
 
-    `accepts` are the kinds of operands ('b', 'u', 'i', 'f'); `common` maps the promoted operand dtype to the one that is
-    computed in, `result` that to the output's.
+    `accepts` are the kinds of operands ('b', 'u', 'i', 'f'); `common` maps the promoted operand dtype to the one that
+    is computed in, `result` that to the output's.
     """
 
     __slots__ = ("accepts", "common", "name", "result", "text")
@@ -66,8 +66,9 @@ INDEX = Rule("INDEX", "uif", "i64", result=lambda d: _dtype.i64)
 class Op(namedtuple("Op", "name kind arity rule ref doc domain vjp", defaults=(None, None))):
     """One row.
 
-    kind: "unary", "binary", "ternary", "reduce", "scan", "movement" or "index". `ref(np, *arrays)` is the meaning in NumPy;
-    tests call it with float64 where the op computes in floats. `domain` bounds the operands that tests draw (None: any).
+    kind: "unary", "binary", "ternary", "reduce", "scan", "movement" or "index". `ref(np, *arrays)` is the meaning in
+    NumPy; tests call it with float64 where the op computes in floats. `domain` bounds the operands that tests draw
+    (None: any).
     """
 
     __slots__ = ()

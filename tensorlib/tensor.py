@@ -13,6 +13,7 @@ tensor([[0., 1., 2.],
 import functools
 
 from tensorlib import dtype as _dtype
+from tensorlib import random
 from tensorlib.device import Array, Device
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout
@@ -20,7 +21,8 @@ from tensorlib.ops import create, elementwise, exchange, index, linalg, movement
 
 
 class Tensor(Array):
-    """A strided view of typed memory on a device. Make one with `tensorlib.tensor(...)`, `zeros`, `from_numpy` and so on.
+    """A strided view of typed memory on a device. Make one with `tensorlib.tensor(...)`, `zeros`, `from_numpy` and so
+    on.
 
     Methods are PyTorch's; views share memory; in-place methods end in an underscore.
     """
@@ -112,7 +114,8 @@ class Tensor(Array):
     # ---- conversion ------------------------------------------------------------------------------------------------
 
     def to(self, *args, dtype=None, device=None, copy=False):
-        """In another dtype and/or on another device: `x.to("f16")`, `x.to("cpu")`, `x.to(other)`; itself if nothing changes.
+        """In another dtype and/or on another device: `x.to("f16")`, `x.to("cpu")`, `x.to(other)`; itself if nothing
+        changes.
 
         Floats to integers truncate and saturate. Raises DTypeError, DeviceError.
         """
@@ -187,15 +190,15 @@ class Tensor(Array):
     __setitem__ = index.setitem
 
 
-# ---- methods made from functions ------------------------------------------------------------------------------------------
+# ---- methods made from functions -------------------------------------------------------------------------------------
 
 _METHODS = {
     **{n: getattr(elementwise, n) for n in elementwise.NAMES},
     **{
         n: getattr(movement, n)
         for n in (
-            "reshape transpose t permute movedim unsqueeze squeeze expand broadcast_to narrow select flatten unflatten flip"
-            " diagonal contiguous clone repeat repeat_interleave split chunk unbind roll"
+            "reshape transpose t permute movedim unsqueeze squeeze expand broadcast_to narrow select flatten unflatten"
+            " flip diagonal contiguous clone repeat repeat_interleave split chunk unbind roll"
         ).split()
     },
     **{
@@ -207,8 +210,8 @@ _METHODS = {
     **{
         n: getattr(reduce, n)
         for n in (
-            "sum mean prod amax amin max min any all argmax argmin var std norm softmax log_softmax logsumexp cumsum cumprod"
-            " count_nonzero"
+            "sum mean prod amax amin max min any all argmax argmin var std norm softmax log_softmax logsumexp cumsum"
+            " cumprod count_nonzero"
         ).split()
     },
     **{n: getattr(exchange, n) for n in ("item", "tolist", "numpy", "to_torch")},
@@ -297,7 +300,7 @@ def _masked_fill_(self, mask, value):
 _attach()
 
 
-# ---- functions that make Tensors ------------------------------------------------------------------------------------------
+# ---- functions that make Tensors -------------------------------------------------------------------------------------
 
 
 def _factory(function):
@@ -322,8 +325,10 @@ empty, full, zeros, ones, arange, linspace, eye, tensor = map(
     _factory,
     (create.empty, create.full, create.zeros, create.ones, create.arange, create.linspace, create.eye, create.tensor),
 )
+rand, randn, randint = map(_factory, (random.rand, random.randn, random.randint))
 from_numpy, from_dlpack, from_torch = map(_factory, (exchange.from_numpy, exchange.from_dlpack, exchange.from_torch))
 zeros_like, ones_like, empty_like = map(_like, (create.zeros, create.ones, create.empty))
+rand_like, randn_like = map(_like, (random.rand, random.randn))
 
 
 def full_like(x, value, dtype=None, device=None):
@@ -332,7 +337,9 @@ def full_like(x, value, dtype=None, device=None):
 
 
 def as_tensor(data, dtype=None, device=None):
-    """A Tensor of `data`: itself if it is one of that dtype, sharing memory with NumPy arrays where dtypes allow, else a copy."""
+    """A Tensor of `data`:
+    itself if it is one of that dtype, sharing memory with NumPy arrays where dtypes allow, else a copy.
+    """
     if isinstance(data, Tensor):
         return data.to(dtype or data.dtype)
     if hasattr(data, "__array_interface__"):

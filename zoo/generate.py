@@ -12,7 +12,7 @@ from tensorlib.io import hub
 from tensorlib.io.tokenizer import Tokenizer
 from zoo.load import load_gguf
 
-CHUNK = 512  # prompt tokens computed at once: activations stay small, and matmuls are at full speed from 100 on
+CHUNK = 256  # prompt tokens computed at once: 512 are 7 % faster and take 8 MB more
 CONTEXT = 8192  # positions prepared for by default, if the model has as many
 
 

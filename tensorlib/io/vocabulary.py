@@ -6,6 +6,8 @@ than two dicts (20 ms); the tokenizers library (70 ms) is only imported where it
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import re
 
 from tensorlib.errors import FormatError
@@ -125,6 +127,9 @@ class BytePairs(Vocabulary):
     def encode(self, text, parse_special):
         if self._library is None and (not text.isascii() or len(text) > LONG):
             self._library = self._build_library()
+            self._ranks, self._words = None, {}  # not needed again
+            with contextlib.suppress(AttributeError, OSError):
+                ctypes.CDLL(None).malloc_trim(0)  # glibc keeps 11 MB that the build has freed
         return super().encode(text, parse_special)
 
     def _encode_part(self, text, out):

@@ -1,4 +1,6 @@
-"""From operands to a launch of the elementwise template: dtypes, broadcasting, collapsed dims, the words of a kernel."""
+"""From operands to a launch of the elementwise template:
+dtypes, broadcasting, collapsed dims, the words of a kernel.
+"""
 
 import struct
 from math import prod
@@ -75,7 +77,9 @@ def _plan(op, operands):
         if type(x) is int and plan.common.kind in "ui" and not _fits(x, plan.common):
             if op.rule.name != "BOOL":
                 limits = "{} to {}".format(*_dtype.info(plan.common))
-                raise DTypeError(op.name, f"the number {x} with dtype {plan.common}", limits, "use a wider dtype: .to('i64')")
+                raise DTypeError(
+                    op.name, f"the number {x} with dtype {plan.common}", limits, "use a wider dtype: .to('i64')"
+                )
             # a comparison with what the dtype cannot hold has an answer all the same
             wide = [y if isinstance(y, Array) else float(y) for y in operands]
             return _wide_comparison(op, wide)
@@ -103,7 +107,9 @@ def number(op, value):
     item = getattr(value, "item", None)
     found = item() if item is not None and getattr(value, "ndim", 0) == 0 else value
     if not isinstance(found, (bool, int, float)):
-        raise DTypeError(op, f"a {type(value).__name__}", "a tensor or a number", "convert it with tensorlib.tensor(...)")
+        raise DTypeError(
+            op, f"a {type(value).__name__}", "a tensor or a number", "convert it with tensorlib.tensor(...)"
+        )
     return found
 
 
@@ -123,7 +129,9 @@ def scalar_word(value, compute):
 def _into(op, plan, out, shape, operands):
     """Checks that results of `shape` may be written to `out`; copies operands that overlap it without being it."""
     if shape != out.shape:
-        raise ShapeError(op, f"a result of shape {shape} for a tensor of {out.shape}", "equal shapes", "in place cannot grow")
+        raise ShapeError(
+            op, f"a result of shape {shape} for a tensor of {out.shape}", "equal shapes", "in place cannot grow"
+        )
     if _dtype.category(plan.result) > _dtype.category(out.dtype):
         fix = "use the op that returns a new tensor"
         raise DTypeError(op, f"a {plan.result} result for a tensor of {out.dtype}", "a dtype that holds it", fix)
@@ -137,7 +145,9 @@ def writable(op, out):
         fix = "call .contiguous() or .clone() first"
         raise ShapeError(op, f"a view of strides {out.strides} whose elements share memory", "distinct elements", fix)
     if getattr(out.buffer, "readonly", False):
-        raise DeviceError(op, "read-only memory (a mapped file or array)", "memory that may be written", "call .clone() first")
+        raise DeviceError(
+            op, "read-only memory (a mapped file or array)", "memory that may be written", "call .clone() first"
+        )
 
 
 def separate(x, out):
@@ -187,7 +197,8 @@ def _strided_words(out, operands, sizes, strides):
 def cast(x, dtype, copy=False):
     """x in another dtype: x itself if it has it, unless `copy`. Always contiguous if new.
 
-    Floats to integers truncate and saturate (NaN gives 0); to bool, what is not 0 is true; floats round to nearest even.
+    Floats to integers truncate and saturate (NaN gives 0); to bool, what is not 0 is true; floats round to nearest
+    even.
     """
     dtype = _dtype.get(dtype)
     if x.dtype is dtype and not copy:

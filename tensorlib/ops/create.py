@@ -49,7 +49,8 @@ def ones(cls, *shape, dtype=None, device=None):
 
 
 def arange(cls, start, end=None, step=1, dtype=None, device=None):
-    """start, start + step, ... below `end` (above it, for a negative step); arange(n) starts at 0. i64, or f32 for floats.
+    """start, start + step, ... below `end` (above it, for a negative step); arange(n) starts at 0. i64, or f32 for
+    floats.
 
     >>> import tensorlib
     >>> tensorlib.arange(5), tensorlib.arange(1, 0, -0.25)
@@ -121,7 +122,9 @@ def _flatten(data):
         data = data.tolist() if hasattr(data, "tolist") else data
         if not isinstance(data, list):
             if not isinstance(data, (bool, int, float)):
-                raise DTypeError("tensor", f"a {type(data).__name__}", "numbers or nested lists of them", "convert it first")
+                raise DTypeError(
+                    "tensor", f"a {type(data).__name__}", "numbers or nested lists of them", "convert it first"
+                )
             return (), [data]
     parts = [_flatten(v) for v in data]
     shapes = {shape for shape, _ in parts}

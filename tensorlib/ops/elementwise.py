@@ -1,8 +1,8 @@
 """Elementwise ops: rows, and one `apply` that promotes, broadcasts, collapses dims and launches the strided template.
 
-Functions are made from the rows: `exp(x)`, `add(x, y)`, `where(c, x, y)`. Operands are Arrays or Python numbers; a number is
-weak (it changes the dtype only to reach a higher category). All shapes broadcast; f16, bf16 and float8 compute in f32 and
-are rounded once.
+Functions are made from the rows: `exp(x)`, `add(x, y)`, `where(c, x, y)`. Operands are Arrays or Python numbers; a
+number is weak (it changes the dtype only to reach a higher category). All shapes broadcast; f16, bf16 and float8
+compute in f32 and are rounded once.
 
 >>> import tensorlib
 >>> x = tensorlib.tensor([1, 2, 3], dtype="u8")
@@ -26,8 +26,8 @@ def _function(kind, arity):
         exec(f"def {name}({signature}, out=None):\n    return apply(op, {signature}, out=out)", scope)
         function = scope[name]
         function.__doc__ = (
-            f"{doc}.\n\nOperands: Arrays of any shapes that broadcast, or numbers. Result: {rule.text}; written to `out` if"
-            f"\ngiven (of the broadcast shape).{_DOC[arity]} Raises ShapeError, DTypeError, NoKernel."
+            f"{doc}.\n\nOperands: Arrays whose shapes broadcast, or numbers. Result: {rule.text}; written to `out` (of the"
+            f"\nbroadcast shape) if given. Raises ShapeError, DTypeError, NoKernel."
         )
         function.__module__ = __name__
         return function
@@ -35,7 +35,6 @@ def _function(kind, arity):
     return define
 
 
-_DOC = {1: "", 2: " Shapes (2, 1) and (3,) give (2, 3).", 3: ""}
 _unary, _binary, _ternary = _function("unary", 1), _function("binary", 2), _function("ternary", 3)
 
 
@@ -78,7 +77,7 @@ def _gelu_tanh(np, x):
 neg = _unary("neg", NUMBER, "-x", lambda np, x: -x)
 abs = _unary("abs", SAME, "|x|", lambda np, x: np.abs(x))
 sign = _unary("sign", SAME, "-1, 0 or 1; 0 for NaN", _sign)
-square = _unary("square", SAME, "x * x", lambda np, x: x * x, (-1e3, 1e3))
+square = _unary("square", NUMBER, "x * x", lambda np, x: x * x, (-1e3, 1e3))
 relu = _unary("relu", NUMBER, "max(x, 0); NaN stays", lambda np, x: np.maximum(x, 0))
 floor = _unary("floor", NUMBER, "largest integer not above x", lambda np, x: np.floor(x))
 ceil = _unary("ceil", NUMBER, "smallest integer not below x", lambda np, x: np.ceil(x))
@@ -114,7 +113,9 @@ silu = _unary("silu", FLOAT, "x * sigmoid(x)", lambda np, x: x * _sigmoid(np, x)
 gelu_erf = _unary("gelu", FLOAT, "x times the normal distribution's P(X < x)", lambda np, x: x * _phi(np, x), (-12, 12))
 gelu_tanh = _unary("gelu_tanh", FLOAT, "GELU's tanh approximation", _gelu_tanh, (-8, 12))
 mish = _unary("mish", FLOAT, "x * tanh(softplus(x))", lambda np, x: x * np.tanh(_softplus(np, x)), (-80, 80))
-hardsigmoid = _unary("hardsigmoid", FLOAT_ONLY, "clamp(x + 3, 0, 6) / 6", lambda np, x: np.clip(x + 3, 0, 6) / 6, (-9, 9))
+hardsigmoid = _unary(
+    "hardsigmoid", FLOAT_ONLY, "clamp(x + 3, 0, 6) / 6", lambda np, x: np.clip(x + 3, 0, 6) / 6, (-9, 9)
+)
 hardswish = _unary("hardswish", FLOAT_ONLY, "x * hardsigmoid(x)", lambda np, x: x * np.clip(x + 3, 0, 6) / 6, (-9, 9))
 isnan = _unary("isnan", BOOL, "whether x is NaN", lambda np, x: np.isnan(x))
 isinf = _unary("isinf", BOOL, "whether x is an infinity", lambda np, x: np.isinf(x))
@@ -131,13 +132,20 @@ floor_divide = _binary(
     "floor_divide", NUMBER, "x / y rounded down; integers divided by 0 give 0", lambda np, x, y: np.floor_divide(x, y)
 )
 remainder = _binary(
-    "remainder", NUMBER, "x - y * floor(x / y), Python's %; integers modulo 0 give 0", lambda np, x, y: np.remainder(x, y)
+    "remainder",
+    NUMBER,
+    "x - y * floor(x / y), Python's %; integers modulo 0 give 0",
+    lambda np, x, y: np.remainder(x, y),
 )
-fmod = _binary("fmod", NUMBER, "x - y * trunc(x / y), C's fmod; integers modulo 0 give 0", lambda np, x, y: np.fmod(x, y))
+fmod = _binary(
+    "fmod", NUMBER, "x - y * trunc(x / y), C's fmod; integers modulo 0 give 0", lambda np, x, y: np.fmod(x, y)
+)
 _pow = _binary("pow", NUMBER, "x ** y", lambda np, x, y: np.power(x, y), ((0, 50), (-20, 20)))
 maximum = _binary("maximum", SAME, "the larger; NaN if either is", lambda np, x, y: np.maximum(x, y))
 minimum = _binary("minimum", SAME, "the smaller; NaN if either is", lambda np, x, y: np.minimum(x, y))
-atan2 = _binary("atan2", FLOAT, "angle of the point (y, x): arctan(x / y) in its quadrant", lambda np, x, y: np.arctan2(x, y))
+atan2 = _binary(
+    "atan2", FLOAT, "angle of the point (y, x): arctan(x / y) in its quadrant", lambda np, x, y: np.arctan2(x, y)
+)
 copysign = _binary("copysign", FLOAT, "|x| with the sign of y", lambda np, x, y: np.copysign(x, y))
 eq = _binary("eq", BOOL, "x == y", lambda np, x, y: np.equal(x, y))
 ne = _binary("ne", BOOL, "x != y", lambda np, x, y: np.not_equal(x, y))
@@ -152,7 +160,10 @@ bitwise_and = _binary("bitwise_and", INTEGER, "bits of both", lambda np, x, y: n
 bitwise_or = _binary("bitwise_or", INTEGER, "bits of either", lambda np, x, y: np.bitwise_or(x, y))
 bitwise_xor = _binary("bitwise_xor", INTEGER, "bits that differ", lambda np, x, y: np.bitwise_xor(x, y))
 bitwise_left_shift = _binary(
-    "bitwise_left_shift", SHIFT, "x * 2 ** y, wrapping; 0 for y of the width or more", lambda np, x, y: np.left_shift(x, y)
+    "bitwise_left_shift",
+    SHIFT,
+    "x * 2 ** y, wrapping; 0 for y of the width or more",
+    lambda np, x, y: np.left_shift(x, y),
 )
 bitwise_right_shift = _binary(
     "bitwise_right_shift", SHIFT, "x / 2 ** y rounded down", lambda np, x, y: np.right_shift(x, y)

@@ -11,9 +11,9 @@ from tensorlib.device import Buffer
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout, strides_of
 from tensorlib.ops._launch import span
-from tensorlib.ops.movement import contiguous
+from tensorlib.ops.movement import clone, contiguous
 
-# ---- Python values -----------------------------------------------------------------------------------------------------
+# ---- Python values ---------------------------------------------------------------------------------------------------
 
 
 def item(x):
@@ -45,11 +45,13 @@ def _empty_lists(shape):
     return [_empty_lists(shape[1:]) for _ in range(shape[0])] if shape[0] else []
 
 
-# ---- NumPy ---------------------------------------------------------------------------------------------------------------
+# ---- NumPy -----------------------------------------------------------------------------------------------------------
 
 
 def numpy(x):
-    """A NumPy array over the same memory, strides as they are; bf16 and float8 as ml_dtypes' types. CPU tensors only."""
+    """A NumPy array over the same memory, strides as they are; bf16 and float8 as ml_dtypes' types.
+    CPU tensors only.
+    """
     import numpy as np
 
     if x.device.type != "cpu":
@@ -83,7 +85,7 @@ def from_numpy(cls, array):
     return cls(buffer, Layout(array.shape, tuple(s // dtype.itemsize for s in array.strides), 0), dtype)
 
 
-# ---- DLPack: https://dmlc.github.io/dlpack, dlpack.h of version 1.1 -------------------------------------------------------------
+# ---- DLPack: https://dmlc.github.io/dlpack, dlpack.h of version 1.1 --------------------------------------------------
 
 _CODES = {"i": 0, "u": 1, "f": 2, "bf16": 4, "b": 6, "f8e4m3": 10, "f8e5m2": 12}
 _CPU = 1
@@ -123,18 +125,19 @@ class _Versioned(ctypes.Structure):
     ]
 
 
-_api = ctypes.PyDLL(None)
-_capsule_new = _api.PyCapsule_New
-_capsule_new.restype = ctypes.py_object
-_capsule_new.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-_capsule_name = _api.PyCapsule_GetName
-_capsule_name.restype, _capsule_name.argtypes = ctypes.c_char_p, [ctypes.py_object]
-_capsule_pointer = _api.PyCapsule_GetPointer
-_capsule_pointer.restype, _capsule_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-_capsule_rename = _api.PyCapsule_SetName
-_capsule_rename.argtypes = [ctypes.py_object, ctypes.c_char_p]
 _NAMES = {False: (b"dltensor", b"used_dltensor"), True: (b"dltensor_versioned", b"used_dltensor_versioned")}
 _exported: dict[int, tuple] = {}  # address of a managed tensor -> what it needs alive, until its deleter is called
+
+
+def _python(name, result, *arguments):
+    return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
+
+
+# a capsule is passed as an address: in its destructor it has no references any more
+_capsule_new = _python("PyCapsule_New", ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_capsule_valid = _python("PyCapsule_IsValid", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
+_capsule_pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+_capsule_rename = _python("PyCapsule_SetName", ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)
 
 
 @_DELETER
@@ -142,17 +145,12 @@ def _release(address):
     _exported.pop(address, None)
 
 
-# a capsule that nobody consumed deletes its tensor itself; one that was consumed has another name by then
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 def _drop(capsule):
-    for versioned, (name, _) in _NAMES.items():
-        if _api.PyCapsule_IsValid(ctypes.c_void_p(capsule), name):
-            _api.PyCapsule_GetPointer.restype = ctypes.c_void_p
-            pointer = ctypes.cast(_raw_pointer(capsule, name), ctypes.c_void_p).value
-            _release((_Versioned if versioned else _Managed).from_address(pointer) and pointer)
-
-
-_raw_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
+    """Destructor: a capsule that nobody consumed (a consumer renames it) lets go of its tensor."""
+    for name, _ in _NAMES.values():
+        if _capsule_valid(capsule, name):
+            _exported.pop(_capsule_pointer(capsule, name), None)
 
 
 def dlpack_device(x):
@@ -161,13 +159,15 @@ def dlpack_device(x):
 
 
 def dlpack(x, stream=None, max_version=None, dl_device=None, copy=None):
-    """x as a DLPack capsule over the same memory (`copy=True`: over a copy). See the Python array API's `__dlpack__`."""
+    """x as a DLPack capsule over the same memory (`copy=True`: over a copy).
+    See the Python array API's `__dlpack__`.
+    """
     if x.device.type != "cpu" or (dl_device is not None and tuple(dl_device) != (_CPU, 0)):
         raise DeviceError("dlpack", f"{x.device} to {dl_device}", "the CPU", "call .to('cpu') first")
     readonly = getattr(x.buffer, "readonly", False)
     versioned = max_version is not None and max_version[0] >= 1
     if copy or (readonly and not versioned):
-        x = x.clone()
+        x = clone(x)
     x.buffer.shared = True
     managed = (_Versioned if versioned else _Managed)()
     n, t = x.ndim, managed.tensor
@@ -193,25 +193,31 @@ class _Imported:
             self.managed.deleter(ctypes.addressof(self.managed))
 
 
+def _dtype_name(code, bits):
+    kind = next((kind for kind, c in _CODES.items() if c == code), "unknown")
+    if kind == "b":
+        return "bool"
+    return f"{kind}{bits}" if len(kind) == 1 else kind
+
+
 def from_dlpack(cls, other):
     """A tensor over the memory of anything with `__dlpack__` (NumPy, PyTorch, JAX, CuPy ...) on the CPU; no copy."""
-    if hasattr(other, "__dlpack_device__") and tuple(other.__dlpack_device__())[0] != _CPU:
-        fix = "move it to the CPU there first"
-        raise DeviceError("from_dlpack", f"memory of device {tuple(other.__dlpack_device__())}", f"({_CPU}, 0)", fix)
+    device = tuple(other.__dlpack_device__()) if hasattr(other, "__dlpack_device__") else (_CPU, 0)
+    if device[0] != _CPU:
+        raise DeviceError("from_dlpack", f"memory of device {device}", f"({_CPU}, 0)", "move it to the CPU there first")
     try:
         capsule = other.__dlpack__(max_version=(1, 1))
     except TypeError:  # producers older than version 1.0
         capsule = other.__dlpack__()
-    versioned = _capsule_name(capsule) == _NAMES[True][0]
+    versioned = bool(_capsule_valid(id(capsule), _NAMES[True][0]))
     unused, used = _NAMES[versioned]
-    managed = (_Versioned if versioned else _Managed).from_address(_capsule_pointer(capsule, unused))
-    _capsule_rename(capsule, used)
+    managed = (_Versioned if versioned else _Managed).from_address(_capsule_pointer(id(capsule), unused))
+    _capsule_rename(id(capsule), used)
     owner, t = _Imported(managed), managed.tensor
-    kinds = {(code, kind if len(kind) == 1 else None): kind for kind, code in _CODES.items()}
-    kind = next((k for (code, _), k in kinds.items() if code == t.code), None)
-    name = kind if kind in ("bf16", "f8e4m3", "f8e5m2") else "bool" if kind == "b" else f"{kind}{t.bits}"
+    name = _dtype_name(t.code, t.bits)
     if name not in _dtype.DTYPES or t.lanes != 1:
-        raise DTypeError("from_dlpack", f"code {t.code}, {t.bits} bits, {t.lanes} lanes", "a dtype known here", "convert it there")
+        got = f"type code {t.code}, {t.bits} bits, {t.lanes} lanes"
+        raise DTypeError("from_dlpack", got, "a dtype known here", "convert it there first")
     dtype, shape = _dtype.get(name), tuple(t.shape[: t.ndim])
     strides = tuple(t.strides[: t.ndim]) if t.strides else strides_of(shape)
     low, high = Layout(shape, strides, 0).extent()
@@ -229,7 +235,9 @@ def from_torch(cls, tensor):
 
 
 def to_torch(x):
-    """A PyTorch tensor over the same memory. PyTorch must have been imported by the caller; it is never imported here."""
+    """A PyTorch tensor over the same memory.
+    PyTorch must have been imported by the caller; it is never imported here.
+    """
     torch = sys.modules.get("torch")
     if torch is None:
         raise DeviceError("to_torch", "a process without torch", "torch already imported", "import torch first")

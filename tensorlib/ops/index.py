@@ -1,7 +1,7 @@
 """Indexing with [] and the ops that read or write by index.
 
-`x[...]` takes integers, slices (steps may be negative), None, Ellipsis, bool masks, and integer tensors or lists, mixed as
-in NumPy and PyTorch. Basic keys give views; masks and integer tensors copy.
+`x[...]` takes integers, slices (steps may be negative), None, Ellipsis, bool masks, and integer tensors or lists, mixed
+as in NumPy and PyTorch. Basic keys give views; masks and integer tensors copy.
 
 >>> import tensorlib
 >>> x = tensorlib.arange(12).reshape(3, 4)
@@ -21,11 +21,13 @@ from tensorlib.ops._launch import _RAW, cast, copy_into, number, separate, writa
 from tensorlib.ops.exchange import item
 from tensorlib.registry import INDEX, SAME, define
 
-# ---- kernels --------------------------------------------------------------------------------------------------------------
+# ---- kernels ---------------------------------------------------------------------------------------------------------
 
 
 def _launch(op, name, x, ids, words, work, reads, writes, dtype=None):
-    """Runs an index kernel: address of x, ids, (words[0]), flag, the rest; ShapeError if an index was outside its dim."""
+    """Runs an index kernel: address of x, ids, (words[0]), flag, the rest;
+    ShapeError if an index was outside its dim.
+    """
     flag = create.tensor(Array, [0], "i64", x.device)
     dtype = dtype or _RAW[x.dtype.itemsize]
     kernel = backend.kernel("index", name, dtype, ids.dtype.name, device=x.device.type)
@@ -81,7 +83,9 @@ def _take(x, dim, ids):
 
 @define("index", SAME, lambda np, x, dim, ids: np.take_along_axis(x, ids, dim), arity=2)
 def gather(x, dim, index):
-    """out[i, j] = x[index[i, j], j] for dim 0, and so on: `index` has x's number of dims, and no larger sizes but in dim."""
+    """out[i, j] = x[index[i, j], j] for dim 0, and so on:
+    `index` has x's number of dims, and no larger sizes but in dim.
+    """
     dim, ids = _along("gather", x, dim, index)
     out = type(x).empty(ids.shape, x.dtype, x.device)
     if out.numel():
@@ -90,7 +94,9 @@ def gather(x, dim, index):
 
 
 def scatter(x, dim, index, src):
-    """A copy of x with x[index[i, j], j] = src[i, j] (for dim 0); src is a tensor or a number. Of equal indices the last wins."""
+    """A copy of x with x[index[i, j], j] = src[i, j] (for dim 0); src is a tensor or a number.
+    Of equal indices the last wins.
+    """
     return scatter_(movement.clone(x), dim, index, src)
 
 
@@ -123,7 +129,9 @@ def _scatter(op, x, dim, index, src, dtype=None):
     if not isinstance(src, Array):
         src = create.full(type(x), ids.shape, number(op, src), dtype=x.dtype, device=x.device)
     if src.ndim != ids.ndim or any(s < i for s, i in zip(src.shape, ids.shape, strict=True)):
-        raise ShapeError(op, f"src of shape {src.shape} for an index of {ids.shape}", "src at least as large", "expand it")
+        raise ShapeError(
+            op, f"src of shape {src.shape} for an index of {ids.shape}", "src at least as large", "expand it"
+        )
     for d, n in enumerate(ids.shape):
         src = movement.narrow(src, d, 0, n)
     src = movement.contiguous(cast(separate(src, x), x.dtype))
@@ -214,7 +222,7 @@ def _triangle(op, x, diagonal, compare):
     return elementwise.where(keep, x, create.zeros(type(x), (), dtype=x.dtype, device=x.device))
 
 
-# ---- [] ------------------------------------------------------------------------------------------------------------------
+# ---- [] --------------------------------------------------------------------------------------------------------------
 
 
 def _parse(x, key):
@@ -275,12 +283,16 @@ def _index_arrays(layout, dim, k):
         return [k]
     shape = layout.shape[dim : dim + k.ndim]
     if k.shape != shape:
-        raise ShapeError("index", f"a mask of shape {k.shape} for dims {shape}", "a mask of their shape", "reshape the mask")
+        raise ShapeError(
+            "index", f"a mask of shape {k.shape} for dims {shape}", "a mask of their shape", "reshape the mask"
+        )
     return _coordinates(_places(k), shape) if k.ndim != 1 else [_places(k)]
 
 
 def _gathered(view, arrays):
-    """(view with the indexed dims in front, flat indices into those, of their broadcast shape; where they go afterwards)"""
+    """(view with the indexed dims in front, flat indices into those, of their broadcast shape;
+    where they go afterwards)
+    """
     dims = sorted(arrays)
     shape = broadcast_shapes("index", *(arrays[d].shape for d in dims))
     flat = None
@@ -308,7 +320,9 @@ def _inside(ids, size):
 
 
 def getitem(x, key):
-    """x[key]. Basic keys (integers, slices, None, ...) give a view, masks and integer tensors a copy. ShapeError, DTypeError."""
+    """x[key]. Basic keys (integers, slices, None, ...) give a view, masks and integer tensors a copy.
+    ShapeError, DTypeError.
+    """
     view, arrays = _parse(x, key)
     if not arrays:
         return view
@@ -327,7 +341,9 @@ def _merged(permuted, n):
 
 
 def setitem(x, key, value):
-    """x[key] = value: a number, or a tensor or lists that broadcast to x[key]; cast to x's dtype. ShapeError, DTypeError."""
+    """x[key] = value: a number, or a tensor or lists that broadcast to x[key]; cast to x's dtype.
+    ShapeError, DTypeError.
+    """
     view, arrays = _parse(x, key)
     writable("index", view)
     if not isinstance(value, Array) and (isinstance(value, (list, tuple)) or getattr(value, "ndim", 0)):

@@ -12,7 +12,8 @@
 from tensorlib import dtype as _dtype
 from tensorlib.device import Array
 from tensorlib.errors import DTypeError, ShapeError
-from tensorlib.layout import axes, axis, contiguous as row_major, infer_shape
+from tensorlib.layout import axes, axis, infer_shape
+from tensorlib.layout import contiguous as row_major
 from tensorlib.ops._launch import cast, copy_into
 from tensorlib.registry import SAME, define
 
@@ -48,11 +49,15 @@ def reshape(x, *shape):
 
 
 def view(x, *shape):
-    """`reshape` that never copies: ShapeError where a copy is needed. `view(dtype)` reads the bits as another dtype of the size."""
+    """`reshape` that never copies: ShapeError where a copy is needed.
+    `view(dtype)` reads the bits as another dtype of the size.
+    """
     if len(shape) == 1 and not isinstance(shape[0], (int, tuple, list)) and not hasattr(shape[0], "__index__"):
         dtype = _dtype.get(shape[0])
         if dtype.itemsize != x.dtype.itemsize:
-            raise DTypeError("view", f"{x.dtype} as {dtype}", "a dtype of the same size", "convert values with .to(dtype)")
+            raise DTypeError(
+                "view", f"{x.dtype} as {dtype}", "a dtype of the same size", "convert values with .to(dtype)"
+            )
         return Array.view(x, x.layout, dtype)
     layout = x.layout.reshape(sizes(shape))
     if layout is None:
@@ -85,7 +90,9 @@ def movedim(x, source, destination):
     """Dims moved to other places, the rest in order: a view."""
     source, destination = axes("movedim", source, x.ndim), axes("movedim", destination, x.ndim)
     if len(source) != len(destination):
-        raise ShapeError("movedim", f"{len(source)} and {len(destination)} dims", "as many places as dims", "pair them up")
+        raise ShapeError(
+            "movedim", f"{len(source)} and {len(destination)} dims", "as many places as dims", "pair them up"
+        )
     order = [d for d in range(x.ndim) if d not in source]
     for place, dim in sorted(zip(destination, source, strict=True)):
         order.insert(place, dim)
@@ -106,7 +113,9 @@ def squeeze(x, dim=None):
 
 @_movement(lambda np, x, *shape: np.broadcast_to(x, shape))
 def expand(x, *shape):
-    """Dims of size 1 repeated without memory, new dims on the left; -1 keeps a size. A view that must not be written to."""
+    """Dims of size 1 repeated without memory, new dims on the left; -1 keeps a size.
+    A view that must not be written to.
+    """
     return Array.view(x, x.layout.expand(sizes(shape)))
 
 
@@ -132,7 +141,9 @@ def flatten(x, start_dim=0, end_dim=-1):
     first, last = axis("flatten", start_dim, x.ndim), axis("flatten", end_dim, x.ndim)
     if first > last:
         raise ShapeError("flatten", f"start_dim {start_dim} after end_dim {end_dim}", "start_dim first", "swap them")
-    return reshape(x, x.shape[:first] + (-1 if x.numel() else _product(x.shape[first : last + 1]),) + x.shape[last + 1 :])
+    return reshape(
+        x, x.shape[:first] + (-1 if x.numel() else _product(x.shape[first : last + 1]),) + x.shape[last + 1 :]
+    )
 
 
 def _product(values):
@@ -215,7 +226,11 @@ def cat(tensors, dim=0):
     first = tensors[0]
     dim = axis("cat", dim, first.ndim)
     for x in tensors:
-        if x.ndim != first.ndim or x.ndim == 0 or x.shape[:dim] + x.shape[dim + 1 :] != first.shape[:dim] + first.shape[dim + 1 :]:
+        if (
+            x.ndim != first.ndim
+            or x.ndim == 0
+            or x.shape[:dim] + x.shape[dim + 1 :] != first.shape[:dim] + first.shape[dim + 1 :]
+        ):
             got = f"shapes {first.shape} and {x.shape} along dim {dim}"
             raise ShapeError("cat", got, "shapes equal but for that dim, of at least 1 dim", "reshape one of them")
     shape = first.shape[:dim] + (sum(x.shape[dim] for x in tensors),) + first.shape[dim + 1 :]
@@ -236,7 +251,9 @@ def stack(tensors, dim=0):
 
 
 def split(x, size, dim=0):
-    """Views of `size` elements of a dim each (the last may be shorter), or of the sizes in a list, which sum to the dim."""
+    """Views of `size` elements of a dim each (the last may be shorter), or of the sizes in a list, which sum to the
+    dim.
+    """
     dim = axis("split", dim, x.ndim)
     total = x.shape[dim]
     if isinstance(size, int):
@@ -244,7 +261,9 @@ def split(x, size, dim=0):
             raise ShapeError("split", f"size {size}", "at least 1", "use a positive size")
         size = [min(size, total - i) for i in range(0, total, size)] or [0]
     if sum(size) != total:
-        raise ShapeError("split", f"sizes {list(size)} of a dim of {total}", f"sizes that sum to {total}", "change them")
+        raise ShapeError(
+            "split", f"sizes {list(size)} of a dim of {total}", f"sizes that sum to {total}", "change them"
+        )
     starts = [sum(size[:i]) for i in range(len(size))]
     return tuple(narrow(x, dim, start, n) for start, n in zip(starts, size, strict=True))
 

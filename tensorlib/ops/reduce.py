@@ -1,7 +1,7 @@
 """Reductions over dims, softmax and scans.
 
-`dim` is None (all dims), an int or a tuple; `keepdim=True` keeps reduced dims with size 1. Float sums are exact to a few ulp
-of sum |x| for any length; results do not depend on the number of threads.
+`dim` is None (all dims), an int or a tuple; `keepdim=True` keeps reduced dims with size 1. Float sums are exact to a
+few ulp of sum |x| for any length; results do not depend on the number of threads.
 
 >>> import tensorlib
 >>> x = tensorlib.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -39,7 +39,9 @@ def _reduce(op, kernel, x, dim, keepdim, out_dtype, compute, count=1.0):
     out = type(x).empty(shape, out_dtype, x.device)
     if out.numel() and not length:
         if op not in _START:
-            raise ShapeError(op, f"shape {x.shape} over dims {dims}", "at least one element", "check for empty tensors first")
+            raise ShapeError(
+                op, f"shape {x.shape} over dims {dims}", "at least one element", "check for empty tensors first"
+            )
         fill(out, _START[op] if out_dtype.kind == "f" or _START[op] == _START[op] else 0)
     elif out.numel():
         keep = Layout(shape, tuple(x.strides[d] for d in kept))
@@ -161,7 +163,7 @@ def count_nonzero(x, dim=None):
     return sum(elementwise.ne(x, 0), dim)
 
 
-# ---- one row at a time -----------------------------------------------------------------------------------------------------
+# ---- one row at a time -----------------------------------------------------------------------------------------------
 
 
 def _each(op, x, dim, shape, out_dtype, compute, extra=0.0):
@@ -196,20 +198,26 @@ def _arg(op, x, dim, keepdim):
     INDEX.apply(op, x.dtype)
     row, d = _along(op, x, dim)
     if not (row.shape[d] if row.ndim else 1):
-        raise ShapeError(op, f"shape {x.shape} along dim {dim}", "at least one element", "check for empty tensors first")
+        raise ShapeError(
+            op, f"shape {x.shape} along dim {dim}", "at least one element", "check for empty tensors first"
+        )
     out = _each(op, row, d, lambda kept, n: kept, _dtype.i64, x.dtype.compute)
     return _kept(out, x, dim, keepdim)
 
 
 @define("reduce", INDEX, lambda np, x, dim, keepdim: np.argmax(x, dim, keepdims=keepdim))
 def argmax(x, dim=None, keepdim=False):
-    """Index of the first largest element along a dim, or in the flattened tensor, as i64; of the first NaN if there is one."""
+    """Index of the first largest element along a dim, or in the flattened tensor, as i64;
+    of the first NaN if there is one.
+    """
     return _arg("argmax", x, dim, keepdim)
 
 
 @define("reduce", INDEX, lambda np, x, dim, keepdim: np.argmin(x, dim, keepdims=keepdim))
 def argmin(x, dim=None, keepdim=False):
-    """Index of the first smallest element along a dim, or in the flattened tensor, as i64; of the first NaN if there is one."""
+    """Index of the first smallest element along a dim, or in the flattened tensor, as i64;
+    of the first NaN if there is one.
+    """
     return _arg("argmin", x, dim, keepdim)
 
 

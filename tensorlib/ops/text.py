@@ -42,7 +42,9 @@ def _edges(x):
     """Only the first and last elements of long dims."""
     for d, n in enumerate(x.shape):
         if n > 2 * EDGE_ITEMS:
-            x = movement.cat([movement.narrow(x, d, 0, EDGE_ITEMS), movement.narrow(x, d, n - EDGE_ITEMS, EDGE_ITEMS)], d)
+            x = movement.cat(
+                [movement.narrow(x, d, 0, EDGE_ITEMS), movement.narrow(x, d, n - EDGE_ITEMS, EDGE_ITEMS)], d
+            )
     return x
 
 

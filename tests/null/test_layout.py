@@ -56,7 +56,10 @@ def views(draw, steps=4):
         elif kind == "narrow":
             start = draw(st.integers(0, layout.shape[dim]))
             length = draw(st.integers(0, layout.shape[dim] - start))
-            layout, array = layout.narrow(dim, start, length), array[(slice(None),) * dim + (slice(start, start + length),)]
+            layout, array = (
+                layout.narrow(dim, start, length),
+                array[(slice(None),) * dim + (slice(start, start + length),)],
+            )
     return layout, array
 
 
@@ -99,7 +102,9 @@ def test_collapse_reaches_the_same_pairs(pair, data):
     out = contiguous(layout.shape).permute(range(layout.ndim))
     shape, (out_strides, in_strides) = collapse(out, layout)
     pairs = zip(
-        offsets(Layout(shape, out_strides, 0)).ravel(), offsets(Layout(shape, in_strides, layout.offset)).ravel(), strict=True
+        offsets(Layout(shape, out_strides, 0)).ravel(),
+        offsets(Layout(shape, in_strides, layout.offset)).ravel(),
+        strict=True,
     )
     assert sorted(pairs) == sorted(zip(offsets(out).ravel(), array.ravel(), strict=True))
     assert len(shape) <= max(layout.ndim, 1)

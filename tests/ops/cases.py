@@ -9,7 +9,14 @@ from tensorlib import dtype as D
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), float("nan"), 1e-40, -1e-45, 3.0e38, 0.5, 2.0, 1e5]
 SIZES = st.sampled_from([0, 1, 1, 2, 3, 5, 17, 40])
-FLOAT_ROUNDING = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-24, "f64": 2.0**-53, "f8e4m3": 2.0**-4, "f8e5m2": 2.0**-3}
+FLOAT_ROUNDING = {
+    "f16": 2.0**-11,
+    "bf16": 2.0**-8,
+    "f32": 2.0**-24,
+    "f64": 2.0**-53,
+    "f8e4m3": 2.0**-4,
+    "f8e5m2": 2.0**-3,
+}
 SMALLEST = {"f16": 2.0**-24, "bf16": 2.0**-133, "f32": 2.0**-149, "f64": 5e-324, "f8e4m3": 2.0**-9, "f8e5m2": 2.0**-16}
 
 
@@ -102,8 +109,9 @@ def wide(array):
 def assert_close(found, want, dtype, ulps, absolute=0.0):
     """|found - want| <= ulps units in the last place of `want` in `dtype`, + `absolute`; NaN and infinities equal.
 
-    One rounding to a dtype of p bits is half a unit, 2^-p |x|; so `ulps` are compared as 2 ulps 2^-p |want|, plus as many
-    of the smallest denormals where numbers are that small. A narrow dtype rounds an f32 result once: its error counts too.
+    One rounding to a dtype of p bits is half a unit, 2^-p |x|; so `ulps` are compared as 2 ulps 2^-p |want|, plus as
+    many of the smallest denormals where numbers are that small. A narrow dtype rounds an f32 result once: its error
+    counts too.
     """
     found = found.numpy().astype(np.float64)
     want = np.asarray(want, np.float64)
@@ -120,4 +128,6 @@ def assert_close(found, want, dtype, ulps, absolute=0.0):
     if not np.all(fine):
         i = np.unravel_index(np.argmin(fine), fine.shape)
         error = abs(found[i] - want[i]) / (2 * rounding * abs(want[i]) + SMALLEST[dtype])
-        raise AssertionError(f"{(~fine).sum()} of {fine.size}: got {found[i]!r}, want {want[i]!r} at {i}: {error:.3g} ulp")
+        raise AssertionError(
+            f"{(~fine).sum()} of {fine.size}: got {found[i]!r}, want {want[i]!r} at {i}: {error:.3g} ulp"
+        )

@@ -18,7 +18,8 @@ INTS = [n for n, op in ROWS.items() if "i" in op.rule.accepts and "FLOAT" not in
 MATH = [n for n in FLOATS if ROWS[n].rule.name == "FLOAT"]
 BOOLS = [n for n in INTS if "b" in ROWS[n].rule.accepts and n not in ("square", "sign")]
 
-# Units in the last place, measured against 36 digits when the functions were written (kernels_numba/exponentials.py) with
+# Units in the last place, measured against 36 digits when the functions were written (kernels_numba/exponentials.py)
+# with
 # one added for the composition in the row; what is not named is a single rounding or exact. Where an f32 row composes
 # functions, each contributes its own: gelu_tanh has sigmoid of an argument that was rounded, |x| eps twice over.
 ULPS = {"tanh": 3, "sinh": 3, "erfc": 5, "gelu": 8, "gelu_tanh": 4, "sigmoid": 3, "silu": 4, "mish": 6, "softplus": 3}
@@ -116,7 +117,9 @@ def test_integers_wrap_and_never_trap(name, dtype, data):
     arrays = []
     for i in range(op.arity):
         domain = domains[i] if domains else None
-        arrays += data.draw(operands([dtype], domain, max_dims=1).map(lambda a: [np.resize(a[0], 13).astype(a[0].dtype)]))
+        arrays += data.draw(
+            operands([dtype], domain, max_dims=1).map(lambda a: [np.resize(a[0], 13).astype(a[0].dtype)])
+        )
     want = reference(op, arrays)
     found = function(name)(*tensors(arrays))
     assert found.dtype is op.rule.apply(name, D.get(dtype))[1]
@@ -147,7 +150,7 @@ def test_division_of_integers_by_zero_and_of_the_smallest_by_minus_one():
     assert (x / 2).dtype is D.f32
 
 
-# ---- casts -----------------------------------------------------------------------------------------------------------------
+# ---- casts -----------------------------------------------------------------------------------------------------------
 
 # every dtype to and from f32, and the conversions of other kinds once each
 PAIRS = [(a, b) for a in D.ALL for b in D.ALL if a is not b and D.f32 in (a, b)]
@@ -175,7 +178,10 @@ def test_cast(source, target, data):
             want = array.astype(target.numpy_dtype())
     assert found.dtype == target.numpy_dtype()
     assert np.array_equal(found.astype(np.float64), want.astype(np.float64), equal_nan=True)
-    assert np.array_equal(np.signbit(found.astype(np.float64)), np.signbit(want.astype(np.float64))) or np.isnan(exact).any()
+    assert (
+        np.array_equal(np.signbit(found.astype(np.float64)), np.signbit(want.astype(np.float64)))
+        or np.isnan(exact).any()
+    )
 
 
 @pytest.mark.parametrize("target", ["f16", "bf16", "f8e4m3", "f8e5m2"])
@@ -197,7 +203,7 @@ def test_every_small_float_survives_a_round_trip(name):
     assert np.array_equal(back.astype(np.float32), bits.view(d.numpy_dtype()).astype(np.float32), equal_nan=True)
 
 
-# ---- promotion, scalars, in place --------------------------------------------------------------------------------------------
+# ---- promotion, scalars, in place ------------------------------------------------------------------------------------
 
 
 def test_scalars_are_weak():
@@ -205,9 +211,13 @@ def test_scalars_are_weak():
     assert (x + 1).dtype is D.i8 and (x + 1.5).dtype is D.f32 and (x > 1.5).tolist() == [False, True, True]
     h = tensorlib.tensor([1.0], dtype="bf16")
     assert (h * 0.1).dtype is D.bf16 and (h * 0.1).item() == D.unpack(D.pack([0.1], D.bf16), D.bf16)[0]
-    assert (2 - x).tolist() == [1, 0, -1] and (1 / tensorlib.tensor([4.0])).item() == 0.25 and (2**x).tolist() == [2, 4, 8]
+    assert (
+        (2 - x).tolist() == [1, 0, -1] and (1 / tensorlib.tensor([4.0])).item() == 0.25 and (2**x).tolist() == [2, 4, 8]
+    )
     assert (tensorlib.tensor([1.0, 2.0], dtype="f16") + tensorlib.tensor(1.0)).dtype is D.f16  # 0-d is weak too
-    assert (tensorlib.tensor([250], dtype="u8") + 10).tolist() == [4] and (tensorlib.tensor([3], dtype="u8") - 5).item() == 254
+    assert (tensorlib.tensor([250], dtype="u8") + 10).tolist() == [4] and (
+        tensorlib.tensor([3], dtype="u8") - 5
+    ).item() == 254
     assert (x < 1000).all() and not (x == 2**70).any() and (x > -1000).all()
     with pytest.raises(DTypeError, match="add: got the number 1000 with dtype i8"):
         x + 1000

@@ -48,7 +48,9 @@ def ours(key):
 
 
 def numpys(array, key):
-    """NumPy moves an array's dims to the front when an integer stands apart from it; PyTorch and we take integers first."""
+    """NumPy moves an array's dims to the front when an integer stands apart from it;
+    PyTorch and we take integers first.
+    """
     dims, full, i = [], [], 0
     spare = array.ndim - sum(k is not None and k is not Ellipsis for k in key)
     for k in key:
@@ -134,12 +136,20 @@ def test_assignment_broadcasts_and_casts():
 @pytest.mark.parametrize(
     "key, error, words",
     [
-        ((0, 0, 0), ShapeError, "3 indices"), (5, ShapeError, "index 5 at dim 0 of size 2"), ([5], ShapeError, "index 5"),
-        ([-3], ShapeError, "index -3 in a dim of size 2"), (1.5, DTypeError, "a float"), ((..., ...), ShapeError, "ellipses"),
-        (([0], [9]), ShapeError, "index 9"), ("a", DTypeError, "a str"), (True, DTypeError, "a bool"),
-        (slice(None, None, 0), ShapeError, "step 0"), ([0.5], DTypeError, "dtype f32"), ([True], ShapeError, "a mask of shape"),
+        ((0, 0, 0), ShapeError, "3 indices"),
+        (5, ShapeError, "index 5 at dim 0 of size 2"),
+        ([5], ShapeError, "index 5"),
+        ([-3], ShapeError, "index -3 in a dim of size 2"),
+        (([0], [9]), ShapeError, "index 9"),
+        ((..., ...), ShapeError, "ellipses"),
+        (slice(None, None, 0), ShapeError, "step 0"),
+        ([True], ShapeError, "a mask of shape"),
+        (1.5, DTypeError, "a float"),
+        ([0.5], DTypeError, "dtype f32"),
+        ("a", DTypeError, "a str"),
+        (True, DTypeError, "a bool"),
     ],
-)  # fmt: skip
+)
 def test_bad_keys(key, error, words):
     x = tensorlib.zeros(2, 3)
     with pytest.raises(error, match=words):
@@ -179,7 +189,9 @@ def test_scatter_and_index_add():
     assert np.array_equal(x.scatter_add(0, ids, src).numpy(), added) and x.sum().item() == 0
     assert x.scatter(1, tensorlib.tensor([[3], [0], [1]]), 7).tolist() == [[0, 0, 0, 7], [7, 0, 0, 0], [0, 7, 0, 0]]
     assert x.index_add(0, [2, 2], src).tolist() == [[0] * 4, [0] * 4, [6, 8, 10, 12]]
-    h = tensorlib.zeros(2, dtype="bf16").scatter_add(0, tensorlib.tensor([1, 1]), tensorlib.tensor([1.5, 2.0], dtype="bf16"))
+    h = tensorlib.zeros(2, dtype="bf16").scatter_add(
+        0, tensorlib.tensor([1, 1]), tensorlib.tensor([1.5, 2.0], dtype="bf16")
+    )
     assert h.tolist() == [0, 3.5]
     x.T.scatter_(0, tensorlib.tensor([[1, 2, 3]]), 9.0)
     assert x.tolist() == [[0, 9, 0, 0], [0, 0, 9, 0], [0, 0, 0, 9]]
@@ -202,7 +214,9 @@ def test_triangles():
     array = np.arange(24).reshape(2, 3, 4)
     x = tensorlib.from_numpy(array)
     for k in (-1, 0, 2):
-        assert np.array_equal(x.tril(k).numpy(), np.tril(array, k)) and np.array_equal(x.triu(k).numpy(), np.triu(array, k))
+        assert np.array_equal(x.tril(k).numpy(), np.tril(array, k)) and np.array_equal(
+            x.triu(k).numpy(), np.triu(array, k)
+        )
 
 
 def test_gather_by_every_index_dtype():

@@ -70,7 +70,10 @@ def test_three_dims_have_a_blank_line_between():
 
 def test_views_print_as_they_are():
     x = tensorlib.from_numpy(np.arange(6).reshape(2, 3))
-    assert repr(x.T) == "tensor([[0, 3],\n        [1, 4],\n        [2, 5]])" and repr(x[:, ::-2]) == "tensor([[2, 0],\n        [5, 3]])"
+    assert (
+        repr(x.T) == "tensor([[0, 3],\n        [1, 4],\n        [2, 5]])"
+        and repr(x[:, ::-2]) == "tensor([[2, 0],\n        [5, 3]])"
+    )
 
 
 def test_same_as_torch():

@@ -114,7 +114,11 @@ def test_softmax(name, data):
     spread = float(np.abs(exact - top).max())
     relative = (spread + BLOCK_ERROR + 4) * 2.0**-24
     found = getattr(tensors([array])[0], name)(dim)
-    absolute = relative * np.abs(want) if name == "softmax" else (relative if name == "logsumexp" else relative + 2.0**-24 * 160)
+    absolute = (
+        relative * np.abs(want)
+        if name == "softmax"
+        else (relative if name == "logsumexp" else relative + 2.0**-24 * 160)
+    )
     assert_close(found, want, "f32", 4, absolute)
 
 
@@ -141,7 +145,8 @@ def test_var_and_std(data):
     if count < 2:
         return
     found = tensors([array])[0].var(dim)
-    # the mean that is subtracted is rounded to f32, which the correction term takes back: what stays are the squares' sums
+    # the mean that is subtracted is rounded to f32, which the correction term takes back: what stays are the
+    # squares' sums
     assert_close(found, exact.var(axis=dim, ddof=1), "f32", BLOCK_ERROR, 2.0**-48 * 1100**2)
     assert_close(tensors([array])[0].std(dim, correction=0), exact.std(axis=dim), "f32", BLOCK_ERROR, 2.0**-24 * 1100)
 

@@ -16,12 +16,14 @@ from tensorlib import dtype as D
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tests.ops.cases import few, operands, tensors, values
 
-# ---- making ---------------------------------------------------------------------------------------------------------------
+# ---- making ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", D.ALL, ids=str)
 def test_values_in_and_out_of_every_dtype(dtype):
-    data = [[True, False]] if dtype.kind == "b" else [[0, 1], [3, 7]] if dtype.kind != "f" else [[0.5, -2.0], [1.0, 0.0]]
+    data = (
+        [[True, False]] if dtype.kind == "b" else [[0, 1], [3, 7]] if dtype.kind != "f" else [[0.5, -2.0], [1.0, 0.0]]
+    )
     data = data if dtype.kind != "u" else [[0, 1], [3, 255]]
     x = tensorlib.tensor(data, dtype=dtype)
     assert x.dtype is dtype and x.tolist() == data and x.numpy().dtype == dtype.numpy_dtype()
@@ -32,8 +34,16 @@ def test_values_in_and_out_of_every_dtype(dtype):
 
 def test_tensor_infers_dtype_and_shape():
     assert tensorlib.tensor([1, 2.5]).dtype is D.f32 and tensorlib.tensor([[True]]).dtype is D.bool_
-    assert tensorlib.tensor(3).shape == () and tensorlib.tensor([]).shape == (0,) and tensorlib.tensor([[], []]).shape == (2, 0)
-    assert tensorlib.tensor(np.arange(3)).tolist() == [0, 1, 2] and tensorlib.tensor([True, 2, 0.5]).tolist() == [1, 2, 0.5]
+    assert (
+        tensorlib.tensor(3).shape == ()
+        and tensorlib.tensor([]).shape == (0,)
+        and tensorlib.tensor([[], []]).shape == (2, 0)
+    )
+    assert tensorlib.tensor(np.arange(3)).tolist() == [0, 1, 2] and tensorlib.tensor([True, 2, 0.5]).tolist() == [
+        1,
+        2,
+        0.5,
+    ]
     assert tensorlib.tensor(tensorlib.tensor([1.5])).item() == 1.5
     assert tensorlib.tensor([1e39, -1e39, 65520.0], dtype="f16").tolist() == [float("inf"), -float("inf"), float("inf")]
     with pytest.raises(ShapeError, match="lists of shapes"):
@@ -54,14 +64,16 @@ def test_arange(args):
 
 def test_other_factories():
     assert tensorlib.eye(2, 3).tolist() == [[1, 0, 0], [0, 1, 0]]
-    assert np.allclose(tensorlib.linspace(0, 1, 5).numpy(), np.linspace(0, 1, 5)) and tensorlib.linspace(3, 4, 1).tolist() == [3]
+    assert np.allclose(tensorlib.linspace(0, 1, 5).numpy(), np.linspace(0, 1, 5)) and tensorlib.linspace(
+        3, 4, 1
+    ).tolist() == [3]
     x = tensorlib.full((2, 1), 7, dtype="i16")
     assert tensorlib.zeros_like(x).tolist() == [[0], [0]] and tensorlib.ones_like(x, dtype="f32").dtype is D.f32
     assert tensorlib.full_like(x, 3).dtype is D.i16 and tensorlib.empty_like(x).shape == (2, 1)
     assert x.new_tensor([1.9]).tolist() == [1] and tensorlib.as_tensor(x) is x
 
 
-# ---- views and joins -----------------------------------------------------------------------------------------------------
+# ---- views and joins -------------------------------------------------------------------------------------------------
 
 
 @given(st.data())
@@ -79,7 +91,9 @@ def test_movement(data):
     if a.ndim:
         d = data.draw(st.integers(-a.ndim, a.ndim - 1))
         assert np.array_equal(x.flip(d).numpy(), np.flip(a, d))
-        assert np.array_equal(x.roll(2, d).numpy(), np.roll(a, 2, d)) and np.array_equal(x.roll(-1).numpy(), np.roll(a, -1))
+        assert np.array_equal(x.roll(2, d).numpy(), np.roll(a, 2, d)) and np.array_equal(
+            x.roll(-1).numpy(), np.roll(a, -1)
+        )
         assert np.array_equal(tensorlib.cat([x, x], d).numpy(), np.concatenate([a, a], d))
         assert np.array_equal(tensorlib.stack([x, x], d).numpy(), np.stack([a, a], d))
         assert np.array_equal(x.movedim(d, 0).numpy(), np.moveaxis(a, d, 0))
@@ -118,7 +132,7 @@ def test_large_transposed_copies():
     assert np.array_equal(x.to("f16").transpose(1, 2).contiguous().numpy(), a.astype(np.float16).transpose(0, 2, 1))
 
 
-# ---- Python's protocols ---------------------------------------------------------------------------------------------------
+# ---- Python's protocols ----------------------------------------------------------------------------------------------
 
 
 def test_python_protocols():
@@ -148,7 +162,7 @@ def test_to_and_its_short_forms():
         x.to("metal")
 
 
-# ---- NumPy, DLPack, PyTorch ------------------------------------------------------------------------------------------------
+# ---- NumPy, DLPack, PyTorch ------------------------------------------------------------------------------------------
 
 
 @given(st.data(), st.sampled_from([d.name for d in D.ALL]))
@@ -177,7 +191,9 @@ def test_numpy_odd_arrays():
     fields = np.zeros(3, dtype=[("a", "i1"), ("b", "<f4")])
     assert tensorlib.from_numpy(fields["b"]).tolist() == [0, 0, 0]  # strides of 5 bytes: copied
     assert np.asarray(tensorlib.tensor([1.0], dtype="f16")).dtype == np.float16
-    assert np.add(tensorlib.tensor([1.0]), 1).tolist() == [2.0] and np.array(tensorlib.tensor([1]), dtype="f8")[0] == 1.0
+    assert (
+        np.add(tensorlib.tensor([1.0]), 1).tolist() == [2.0] and np.array(tensorlib.tensor([1]), dtype="f8")[0] == 1.0
+    )
     with pytest.raises(DTypeError):
         tensorlib.from_numpy(np.array(["a"]))
     frozen = np.arange(3.0)
