@@ -1,8 +1,8 @@
 """The mathematical functions as kernels call them: kernels may call no library, so they are all built here.
 
-Sources are ordinary Python with plain literals (`exponentials.py`, `trigonometry.py`). `scope` compiles them for one
-float type, each literal in that type; what f32 lacks is computed in f64 and rounded once. They are branch-free (but for
-huge arguments of f64 sines, and for fmod), so that LLVM vectorises the loops that call them.
+Sources are ordinary Python with plain literals (`exponentials.py`, `powers.py`, `trigonometry.py`). `scope` compiles them
+for one float type, each literal in that type; what f32 lacks is computed in f64 and rounded once. They are branch-free (but
+for huge arguments of f64 sines, and for fmod), so that LLVM vectorises the loops that call them.
 """
 
 import ast
@@ -12,11 +12,11 @@ import inspect
 import numpy as np
 from numba import njit
 
-from . import exponentials, integers, scalar, trigonometry
+from . import exponentials, integers, powers, scalar, trigonometry
 from .marks import INF, NAN
 from .scalar import typed
 
-_SOURCES = (exponentials, trigonometry)
+_SOURCES = (exponentials, powers, trigonometry)
 
 
 def jitted(function):

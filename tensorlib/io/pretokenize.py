@@ -124,6 +124,43 @@ def for_ascii(expression: str) -> str:
     return "".join(out)
 
 
+class _StandIns(dict):
+    """Code point -> ASCII character that a `plain` pre-tokenizer treats alike; itself if that is not certain."""
+
+    def __missing__(self, code):
+        import unicodedata
+
+        letter = chr(code)
+        kind = unicodedata.category(letter)
+        if code < 128 or kind in ("Cn", "Cs") or letter == "ſ":  # unknown to this Python; an "s" without case
+            found = code
+        elif letter.isspace():
+            found = "\t"
+        else:
+            found = {"L": "x", "N": "0"}.get(kind[0], "!")  # "x" is in no contraction
+        self[code] = found
+        return found
+
+
+_STAND_INS = _StandIns()
+
+
+def plain(name: str) -> bool:
+    """Whether a pre-tokenizer tells only letters, digits, white space and ASCII characters apart."""
+    import re
+
+    return all(e.isascii() and set(re.findall(r"\\[px]\{(\w+)\}", e)) <= {"L", "N"} for e in pieces(name))
+
+
+def stand_in(text: str) -> str:
+    """A text of the same length that a `plain` pre-tokenizer cuts at the same places: ASCII, but for what is uncertain.
+
+    >>> stand_in("naïve “café”, 12½ ¿")
+    'naxve !cafx!, 120 !'
+    """
+    return text if text.isascii() else text.translate(_STAND_INS)
+
+
 def build(name: str):
     """The pre-tokenizer as an object of the tokenizers library, ending in GPT-2's spelling of bytes as letters."""
     from tokenizers import Regex

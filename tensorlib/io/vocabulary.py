@@ -105,7 +105,7 @@ class Vocabulary:
 class BytePairs(Vocabulary):
     """GGUF's "gpt2": ranked merges over bytes spelt as letters, inside words cut by a pre-tokenizer.
 
-    Short ASCII texts are cut with Python's `re` and merged here; for others the library is built, at first use.
+    Short texts are cut with Python's `re` and merged here, where it can; for others the library is built, at first use.
     """
 
     def __init__(self, file):
@@ -125,12 +125,15 @@ class BytePairs(Vocabulary):
         self._letters = [letter.encode() for letter in LETTER_OF_BYTE]
 
     def encode(self, text, parse_special):
-        if self._library is None and (not text.isascii() or len(text) > LONG):
+        if self._library is None and (len(text) > LONG or not self._cuttable(text)):
             self._library = self._build_library()
             self._ranks, self._words = None, {}  # not needed again
             with contextlib.suppress(AttributeError, OSError):
                 ctypes.CDLL(None).malloc_trim(0)  # glibc keeps 11 MB that the build has freed
         return super().encode(text, parse_special)
+
+    def _cuttable(self, text):
+        return text.isascii() or (pretokenize.plain(self._name) and pretokenize.stand_in(text).isascii())
 
     def _encode_part(self, text, out):
         if self._library is not None:
@@ -146,24 +149,26 @@ class BytePairs(Vocabulary):
             out.extend(found)
 
     def _split(self, text):
+        """The text's words: places to cut are found in its stand-in, expression by expression."""
         if self._patterns is None:
             self._patterns = [re.compile(pretokenize.for_ascii(e), re.ASCII) for e in pretokenize.pieces(self._name)]
-        pieces = [text]
+        spans, shown = [(0, len(text))], pretokenize.stand_in(text)
         for pattern in self._patterns:
             cut = []
-            for piece in pieces:
-                at = 0
+            for first, last in spans:
+                # an expression sees a piece as if it were all there is: `(?!\S)` is true at its end
+                piece, at = shown[first:last], 0
                 for match in pattern.finditer(piece):
                     start, end = match.span()
                     if start > at:
-                        cut.append(piece[at:start])
+                        cut.append((first + at, first + start))
                     if end > start:
-                        cut.append(piece[start:end])
+                        cut.append((first + start, first + end))
                     at = end
                 if at < len(piece):
-                    cut.append(piece[at:])
-            pieces = cut
-        return pieces
+                    cut.append((first + at, last))
+            spans = cut
+        return [text[first:last] for first, last in spans]
 
     def _encode_word(self, word):
         letters, ids, ranks = [self._letters[byte] for byte in word.encode()], self.ids, self._ranks
@@ -184,7 +189,7 @@ class BytePairs(Vocabulary):
         from tokenizers.models import BPE
 
         vocabulary = {token.decode(): id for token, id in self.ids.items()}
-        merges = [tuple(pair.decode().split(" ")) for pair in self._ranks]
+        merges = [tuple(pair.decode().split(" ")) for pair in self._ranks or _texts(self.file, "merges")]
         try:
             model = BPE(vocabulary, merges, ignore_merges=self._whole)
         except Exception as error:  # the library raises plain Exceptions

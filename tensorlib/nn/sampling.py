@@ -24,6 +24,7 @@ class Sampler(Module):
     def __init__(self, vocab_size, capacity):
         self._vocab_size, self._capacity = vocab_size, capacity
         self.token = empty((1,), dtype="i64")
+        self._id = _words(self.token)
         self._params, self._state, self._length = (empty((n,), dtype="i64") for n in (len(PARAMS), 2, 1))
         self._history = empty((capacity,), dtype="i64")
         self._scratch = empty((SCRATCH_PER_TOKEN * vocab_size + SCRATCH,), dtype="u8")
@@ -66,7 +67,7 @@ class Sampler(Module):
 
     def token_id(self):
         """The chosen id, as a Python int."""
-        return _words(self.token)[0]
+        return self._id[0]
 
 
 def _words(x):

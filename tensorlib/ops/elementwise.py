@@ -26,8 +26,8 @@ def _function(kind, arity):
         exec(f"def {name}({signature}, out=None):\n    return apply(op, {signature}, out=out)", scope)
         function = scope[name]
         function.__doc__ = (
-            f"{doc}.\n\nOperands: Arrays whose shapes broadcast, or numbers. Result: {rule.text}; written to `out` (of the"
-            f"\nbroadcast shape) if given. Raises ShapeError, DTypeError, NoKernel."
+            f"{doc}.\n\nOperands: Arrays whose shapes broadcast, or numbers. Result: {rule.text}.\n"
+            "It is written to `out`, of the broadcast shape, if that is given. Raises ShapeError, DTypeError, NoKernel."
         )
         function.__module__ = __name__
         return function

@@ -8,7 +8,7 @@ import struct
 import time
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tensorlib.errors import FormatError, ShapeError
@@ -157,14 +157,19 @@ def test_merges_of_strangers(make):
     tokenizer = make(vocab.byte_pairs(merges=(build.STRING, ["qz z", "t h", "th e"])))
     assert tokenizer.decode(tokenizer.encode("qzz the")) == "qzz the"
     with pytest.raises(FormatError, match="merges"):
-        tokenizer.encode("é")
+        tokenizer.encode("ſ")
 
 
 @pytest.mark.parametrize("name", pretokenize.FAMILIES)
 @given(data=st.data())
 def test_short_texts_are_cut_as_the_library_cuts(name, data):
     alphabet = st.sampled_from("aZ 09'sStTlLdD.,!-_/<|$`(\n\r\t\x1c\x00") | st.characters(max_codepoint=127)
+    if pretokenize.plain(name):
+        alphabet |= st.sampled_from("é“”’—½٣一Ⅷ\u0301\xa0\u2003\u3000\u200bß🙂") | st.characters(
+            exclude_categories=["Cs"]
+        )
     text = data.draw(st.text(alphabet, max_size=40))
+    assume(bare(name)._cuttable(text))
     tokenizer = bare(name)
     ours = [vocab.spell(word) for word in tokenizer._split(text)]
     assert ours == [word for word, _ in pretokenize.build(name).pre_tokenize_str(text)]
@@ -178,8 +183,8 @@ def bare(name):
     return codec
 
 
-def test_long_and_foreign_texts_go_through_the_library(make):
-    for text in ("the cat's 123 <|im_end|> rat! " * 1000, "the cat é " + "the ratatat " * 10, "<|im_end|>日本 the"):
+def test_long_and_uncertain_texts_go_through_the_library(make):
+    for text in ("the cat's 123 <|im_end|> rat! " * 1000, "the cat ſ " + "the ratatat " * 10, "<|im_end|>\u0378 the"):
         first, second = make(vocab.byte_pairs()), make(vocab.byte_pairs())
         second._codec._library = second._codec._build_library()
         assert first.encode(text) == second.encode(text) and first.decode(first.encode(text), False) == text
@@ -188,16 +193,17 @@ def test_long_and_foreign_texts_go_through_the_library(make):
             assert first.encode(part) == make(vocab.byte_pairs()).encode(part)
 
 
-def test_no_library_for_short_ascii(run_python, default_model):
+def test_no_library_for_short_texts(run_python, default_model):
     source = """
 import sys
 from tensorlib.io import gguf
 from tensorlib.io.tokenizer import Tokenizer
 tokenizer = Tokenizer.from_gguf(gguf.open(sys.argv[1]))
-print(tokenizer.decode(tokenizer.encode("<|im_start|>The capital of France is")))
+text = "<|im_start|>The capital of “L’Été” is"
+print(tokenizer.decode(tokenizer.encode(text)))
 print(*[name for name in ("tokenizers", "numpy", "jinja2") if name in sys.modules])
 """
-    assert run_python(source, str(default_model)) == "The capital of France is\n\n"
+    assert run_python(source, str(default_model), PYTHONUTF8="1") == "The capital of “L’Été” is\n\n"
 
 
 def test_repetitive_text_takes_no_longer(bpe, spm):
