@@ -129,7 +129,7 @@ def _softener(count):
 
     @shared
     def soften(s, low, high, cap, to):
-        m, l, low, high = lowest(), zero_f32x16(), low * count, high * count
+        m, sum_, low, high = lowest(), zero_f32x16(), low * count, high * count
         for j in range(low & -16, high, 16):
             x = ld_f32x16(s + 4 * j)
             if cap != 0:
@@ -141,9 +141,9 @@ def _softener(count):
         for j in range(low & -16, high, 16):
             x = exp2(vsub(ld_f32x16(s + 4 * j), m))
             st_f32x16(s + 4 * j, x)
-            l = vadd(l, x)
+            sum_ = vadd(sum_, x)
         st_f32x16(to, m)
-        st_f32x16(to + 64, total(l))
+        st_f32x16(to + 64, total(sum_))
 
     return soften
 

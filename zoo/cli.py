@@ -90,7 +90,9 @@ def _parser():
 
     kernels = commands.add_parser("kernels", help="compile kernels ahead of time", description="Compiled kernels.")
     kernels.add_argument("what", choices=("build", "list", "path"), help="compile all, list the compiled, say where")
-    kernels.add_argument("-d", "--destination", metavar="DIR", help="build under DIR (kernels_numba/prebuilt: for wheels)")
+    kernels.add_argument(
+        "-d", "--destination", metavar="DIR", help="build under DIR (kernels_numba/prebuilt: for wheels)"
+    )
     kernels.set_defaults(run=run_kernels)
     return parser
 
