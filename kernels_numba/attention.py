@@ -15,7 +15,7 @@ Strides are in bytes. What a kernel adds from word 13 on stands in its docstring
 """
 
 from . import levels, simd
-from .lanes import MEMORY, all_max, all_sum, between, exp2, fma, greater, inline, shared, store_transposed, tanh
+from .lanes import MEMORY, all_max, all_sum, between, exp2, fma, greater, inline, shared, tanh
 from .simd import (
     arg,
     argf,
@@ -32,6 +32,7 @@ from .simd import (
     vsub,
     zero_f32x16,
 )
+from .transpose import store_transposed
 
 ROWS, KEYS, QUERIES = 6, 64, 48  # a register tile; queries that a thread takes at a time
 LOG2E = 1.4426950408889634

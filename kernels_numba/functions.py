@@ -1,8 +1,8 @@
 """The mathematical functions as kernels call them: kernels may call no library, so they are all built here.
 
-Sources are ordinary Python with plain literals (`exponentials.py`, `powers.py`, `trigonometry.py`). `scope` compiles them
-for one float type, each literal in that type; what f32 lacks is computed in f64 and rounded once. They are branch-free (but
-for huge arguments of f64 sines, and for fmod), so that LLVM vectorises the loops that call them.
+Sources are ordinary Python with plain literals (`exponentials.py`, `powers.py`, `trigonometry.py`). `scope` compiles
+them for one float type, each literal in that type; what f32 lacks is computed in f64 and rounded once. They are
+branch-free (but for huge arguments of f64 sines, and for fmod), so that LLVM vectorises the loops that call them.
 """
 
 import ast

@@ -74,6 +74,30 @@ def kernel(a, tid, nth):
         store(out, i, start + i * step)
 """
 
+# out[o, i, j] = x[o, i, j] where j is adjacent in out and i is adjacent in x: tiles of 32 x 32 stay in the L1 cache
+TRANSPOSE = """
+def kernel(a, tid, nth):
+    x, out, ni, nj, step_out, step_x, outer, nd = (
+        arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6), arg(a, 7))
+    strips = (ni + 31) // 32
+    for p in range(outer * strips * tid // nth, outer * strips * (tid + 1) // nth):
+        left, w, source, target = p // strips, 8, x, out
+        for d in range(nd):
+            up = left // arg(a, w)
+            at = left - up * arg(a, w)
+            left = up
+            source += at * arg(a, w + 1) * {width}
+            target += at * arg(a, w + 2) * {width}
+            w += 3
+        first = (p - p // strips * strips) * 32
+        last = min(first + 32, ni)
+        for j0 in range(0, nj, 32):
+            j1 = min(j0 + 32, nj)
+            for i in range(first, last):
+                for j in range(j0, j1):
+                    store(target, i * step_out + j, load(source, i + j * step_x))
+"""
+
 # places of what is true, in order; `out` has room for all of them
 NONZERO = """
 def kernel(a, tid, nth):
@@ -106,6 +130,9 @@ def build(name, *params, source=None):
         text = ARANGE.format(read="argf" if params[0] == "f64" else "arg")
     elif name == "nonzero":
         scope["load"], text = loader("bool"), NONZERO
+    elif name == "transpose":
+        scope |= {"load": loader(params[0]), "store": storer(params[0])}
+        text = TRANSPOSE.replace("{width}", str(BITS[params[0]] // 8))
     elif name in BY_INDEX:
         dtype, ids = params
         scope |= {"load": loader(dtype), "store": storer(dtype), "load_index": loader(ids)}
@@ -113,6 +140,7 @@ def build(name, *params, source=None):
         scope["checked"] = functions.jitted(scope["checked"])
         text = BY_INDEX[name].replace("{width}", str(BITS[dtype] // 8))
         if name == "scatter_add":
+            scope["load"] = loader(dtype, written=True)
             compute = FLOATS.get(dtype, dtype)
             scope["function"] = functions.inline(
                 f"def function(x, y):\n    return {expression('add', compute)}", compute

@@ -1,4 +1,4 @@
-"""What the norm, rope and attention rooms share: rows of any float dtype as f32 vectors of 16, exp2, transposes.
+"""What the norm, rope and attention rooms share: rows of any float dtype as f32 vectors of 16 and exp2.
 
 Everything here keeps NaN: comparisons are written so that an unordered operand passes through.
 """
@@ -6,18 +6,16 @@ Everything here keeps NaN: comparisons are written so that an unordered operand 
 from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba import njit, types
+from numba import njit
 
 from . import simd
 from .simd import (
     _I32,
-    _I64,
     F32x16,
     I16x16,
     _call,
     _const,
     _make,
-    _pointer,
     _shuffle,
     _splat,
     arg,
@@ -42,6 +40,7 @@ from .simd import (
     vmul,
     vsub,
 )
+from .transpose import EVEN_ODD_FOURS, UNPACK_PAIRS, UNPACK_WORDS
 
 _PLAIN = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 # what kernels call: always copied in, or as LLVM likes
@@ -186,41 +185,10 @@ def _fold(low, high):
     return _make("fold", lambda x, y: x, lower, 2)
 
 
-def _quads(*inside):
-    return [4 * q + i if i < 4 else 16 + 4 * q + i - 4 for q in range(4) for i in inside]
-
-
-def _lanes(*quads):
-    return [4 * q + i for q in quads for i in range(4)]
-
-
 # fold1, fold2, fold4, fold8 in a tree take 16 vectors to the vector of their 16 sums, every step two cheap shuffles
-fold1 = _fold(_quads(0, 4, 1, 5), _quads(2, 6, 3, 7))
-fold2 = _fold(_quads(0, 1, 4, 5), _quads(2, 3, 6, 7))
-fold4 = fold8 = _fold(_lanes(0, 2, 4, 6), _lanes(1, 3, 5, 7))
-
-
-def _store_transposed(b, t, address, step, *rows):
-    """column i of the 16 rows goes to address + i * step"""
-    x = list(rows)
-    for low, high, gap in (
-        (_quads(0, 4, 1, 5), _quads(2, 6, 3, 7), 1),
-        (_quads(0, 1, 4, 5), _quads(2, 3, 6, 7), 2),
-        (_lanes(0, 2, 4, 6), _lanes(1, 3, 5, 7), 4),
-        (_lanes(0, 2, 4, 6), _lanes(1, 3, 5, 7), 8),
-    ):
-        y = [None] * 16
-        for i in range(16):
-            if not i & gap:
-                y[i], y[i | gap] = _shuffle(b, x[i], x[i | gap], low), _shuffle(b, x[i], x[i | gap], high)
-        x = y
-    for i in range(16):
-        column = (i & 12) | ((i & 1) << 1) | ((i >> 1) & 1)
-        place = b.add(address, b.mul(step, _const(_I64, column)))
-        b.store(x[i], _pointer(b, place, _F32V)).align = 1
-
-
-store_transposed = _make("store_transposed", lambda *a: types.void, _store_transposed, 18)
+fold1 = _fold(*UNPACK_WORDS)
+fold2 = _fold(*UNPACK_PAIRS)
+fold4 = fold8 = _fold(*EVEN_ODD_FOURS)
 
 
 # ---- exponentials ---------------------------------------------------------------------------------------------------

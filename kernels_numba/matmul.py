@@ -9,10 +9,10 @@ block of K, whatever its tile and the number of threads. Nothing outside the ten
 Strides are in elements. Batch dims are groups of words behind the fixed ones, innermost dim last.
 """
 
-from numba import njit, types
+from numba import njit
 
 from . import levels, scalar, simd
-from .simd import _I64, _const, _make, _pointer, _shuffle
+from .transpose import store_transposed
 
 # Register tile per level: rows, 512-bit vectors of columns, and the heights that a last tile may have instead.
 # 14 * 2 sums + 2 + 1 of 32 zmm; 6 * 2 + 2 + 1 of 16 ymm; NEON has 32 registers of 128 bits, SSE 16.
@@ -43,22 +43,6 @@ def kernel(source, name, **scope):
 # ---- packing ------------------------------------------------------------------------------------------------------
 
 
-def _store_columns(b, t, address, step, *rows):
-    """16 vectors as a matrix: column i goes to address + i * step, in order. Blocks of 8, 4, 2, 1 lanes are swapped."""
-    rows = list(rows)
-    for s in (8, 4, 2, 1):
-        high = [k if not k & s else 16 + k - s for k in range(16)]
-        low = [k + s if not k & s else 16 + k for k in range(16)]
-        for i in range(16):
-            if not i & s:
-                x, y = rows[i], rows[i + s]
-                rows[i], rows[i + s] = _shuffle(b, x, y, high), _shuffle(b, x, y, low)
-    for i, column in enumerate(rows):
-        b.store(column, _pointer(b, b.add(address, b.mul(step, _const(_I64, i))), column.type)).align = 1
-
-
-store_columns = _make("store_columns", lambda *a: types.void, _store_columns, 18)
-
 _PACK_LANES = """
 def pack_lanes(src, lane_stride, k_stride, exist, width, k, dst, step):
     # `k` steps of `width` lanes, of which `exist` are in memory; step i goes to dst + i * step (bytes). A whole vector
@@ -76,7 +60,7 @@ def pack_lanes(src, lane_stride, k_stride, exist, width, k, dst, step):
 _PACK_VECTORS = """if k_stride == 1 and exist > 0:
         while i + 16 <= k:
             p = src + {size} * i
-            store_columns(dst + step * i, step, {rows})
+            store_transposed(dst + step * i, step, {rows})
             i += 16
     elif lane_stride == 1 and exist >= 16:
         while i < k:
@@ -90,7 +74,7 @@ def _packer(dtype, compute):
     if compute == "f32" and dtype in ("f32", "f16", "bf16"):
         rows = ", ".join(f"ld_{dtype}x16(p + {size} * lane_stride * min({j}, exist - 1))" for j in range(16))
         vectors = _PACK_VECTORS.format(size=size, dtype=dtype, rows=rows)
-    scope = {"load": scalar.loader(dtype), "store": scalar.storer(compute), "store_columns": store_columns}
+    scope = {"load": scalar.loader(dtype), "store": scalar.storer(compute), "store_transposed": store_transposed}
     return compiled(_PACK_LANES.format(vectors=vectors), "pack_lanes", **scope)
 
 

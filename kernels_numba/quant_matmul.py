@@ -20,23 +20,11 @@ from .simd import (
     _const,
     _load,
     _make,
-    _shuffle,
 )
+from .transpose import transpose16
 from .unpack import UNPACK
 
 CHUNK_BYTES = 400 << 10  # packed activations that one pass over the weights uses: they stay in a 1 MB L2
-
-
-def _transpose(b, v):
-    """16 vectors of 16: halves, quarters, ... swapped between vectors 8, 4, 2, 1 apart (Eklundh)."""
-    v = list(v)
-    for s in (8, 4, 2, 1):
-        upper = [k if not k & s else 16 + k - s for k in range(16)]
-        lower = [k + s if not k & s else 16 + k for k in range(16)]
-        for i in range(16):
-            if not i & s:
-                v[i], v[i + s] = _shuffle(b, v[i], v[i + s], upper), _shuffle(b, v[i], v[i + s], lower)
-    return v
 
 
 def _transposed(vector, picks):
@@ -47,7 +35,7 @@ def _transposed(vector, picks):
     def load(typingctx, address):
         def codegen(context, b, signature, values):
             rows = [_load(b, b.add(values[0], _const(ir.IntType(64), 64 * j)), vector.ll) for j in range(16)]
-            columns = _transpose(b, rows)
+            columns = transpose16(b, rows)
             return context.make_tuple(b, result, [columns[i] for i in picks])
 
         return result(address), codegen

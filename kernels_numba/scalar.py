@@ -135,14 +135,18 @@ def _pointer_at(b, base, i, ty):
     return b.gep(b.inttoptr(base, ty.as_pointer()), [i])
 
 
-def loader(dtype):
-    """Intrinsic f(base, i): element i of an array of `dtype` at an address, widened to what it computes in."""
+def loader(dtype, written=False):
+    """Intrinsic f(base, i): element i of an array of `dtype` at an address, widened to what it computes in.
+
+    `written`: other iterations may have written to it, so it must be read when its turn comes.
+    """
     ll = ir.IntType(BITS[dtype]) if dtype not in ("f32", "f64") else _LL[dtype]
 
     def lower(b, t, base, i):
         value = b.load(_pointer_at(b, base, i, ll))
         value.align = 1
-        value.set_metadata("alias.scope", _scope(b))
+        if not written:
+            value.set_metadata("alias.scope", _scope(b))
         if dtype == "bool":
             return b.icmp_unsigned("!=", value, ir.Constant(ll, 0))
         return _WIDEN[dtype](b, value) if dtype in _WIDEN else value
@@ -296,7 +300,10 @@ def _product_error(b, t, x, y, p):
     """x * y - p exactly, for p = x * y rounded: by FMA, or Dekker's splitting where there is none"""
     if levels.TARGET != "portable":
         return _call(b, f"llvm.fma.{_suffix(x.type)}", x.type, [x, y, b.fneg(p)])
-    half = ir.Constant(x.type, 4097.0 if x.type == _F32 else 134217729.0)
+    if x.type == _F32:
+        exact = b.fmul(b.fpext(x, _F64), b.fpext(y, _F64))
+        return b.fptrunc(b.fsub(exact, b.fpext(p, _F64)), _F32)
+    half = ir.Constant(_F64, 134217729.0)  # NaN beyond 2**996
 
     def split(v):
         c = b.fmul(v, half)

@@ -13,6 +13,7 @@ from tensorlib.layout import broadcast_shapes, collapse
 
 _plans: dict = {}
 _RAW = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}  # copies move bits: one kernel per width
+SMALL = 1 << 12  # elements below which the order of a copy does not matter
 COSTLY = 8  # what a mathematical function counts in additions, to decide whether threads pay
 
 
@@ -212,10 +213,36 @@ def copy_into(out, x):
         return out
     if x.dtype is out.dtype:
         compute = result = source = _RAW[x.dtype.itemsize]
+        if out.numel() >= SMALL and x.ndim > 1 and _transpose(out, x, compute):
+            return out
     else:
         compute, result, source = x.dtype.compute.name, out.dtype.name, x.dtype.name
     launch(backend.kernel("elementwise", "copy", compute, result, source, device=out.device.type), out, [x])
     return out
+
+
+def _transpose(out, x, raw):
+    """Copies tile by tile if out's innermost dim is adjacent there and another one is in x; False if that is not so."""
+    sizes, (steps_out, steps_x) = collapse(out.layout, x.layout.expand(out.shape))
+    if len(sizes) < 2 or steps_out[-1] != 1 or steps_x[-1] == 1 or 1 not in steps_x:
+        return False
+    i, rest = steps_x.index(1), len(sizes) - 1
+    others = [d for d in range(rest) if d != i]
+    words = [
+        x.ptr,
+        out.ptr,
+        sizes[i],
+        sizes[-1],
+        steps_out[i],
+        steps_x[-1],
+        prod(sizes[d] for d in others),
+        len(others),
+    ]
+    for d in reversed(others):
+        words += [sizes[d], steps_x[d], steps_out[d]]
+    kernel = backend.kernel("index", "transpose", raw, device=out.device.type)
+    backend.launch(kernel, words, work=2 * out.numel(), reads=(x,), writes=(out,))
+    return True
 
 
 def fill(out, value):

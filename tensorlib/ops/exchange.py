@@ -13,6 +13,14 @@ from tensorlib.layout import Layout, strides_of
 from tensorlib.ops._launch import span
 from tensorlib.ops.movement import clone, contiguous
 
+
+class _ReadOnly(Buffer):
+    """Memory that its owner lends for reading only; ops refuse to write to it."""
+
+    __slots__ = ()
+    readonly = True
+
+
 # ---- Python values ---------------------------------------------------------------------------------------------------
 
 
@@ -78,10 +86,8 @@ def from_numpy(cls, array):
     if not array.dtype.isnative or any(s % dtype.itemsize for s in array.strides):
         array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
     interface = array.__array_interface__
-    buffer = Buffer(interface["data"][0], array.nbytes, array)
-    buffer.shared = True
-    if hasattr(Buffer, "readonly"):
-        buffer.readonly = interface["data"][1]
+    address, readonly = interface["data"]
+    buffer = (_ReadOnly if readonly else Buffer)(address, array.nbytes, array, shared=True)
     return cls(buffer, Layout(array.shape, tuple(s // dtype.itemsize for s in array.strides), 0), dtype)
 
 
@@ -222,10 +228,8 @@ def from_dlpack(cls, other):
     strides = tuple(t.strides[: t.ndim]) if t.strides else strides_of(shape)
     low, high = Layout(shape, strides, 0).extent()
     base = (t.data or 0) + t.byte_offset
-    buffer = Buffer(base + low * dtype.itemsize, (high - low) * dtype.itemsize, owner)
-    buffer.shared = True
-    if hasattr(Buffer, "readonly"):
-        buffer.readonly = bool(versioned and managed.flags & _READ_ONLY)
+    kind = _ReadOnly if versioned and managed.flags & _READ_ONLY else Buffer
+    buffer = kind(base + low * dtype.itemsize, (high - low) * dtype.itemsize, owner, shared=True)
     return cls(buffer, Layout(shape, strides, -low), dtype)
 
 

@@ -199,6 +199,9 @@ def test_numpy_odd_arrays():
     frozen = np.arange(3.0)
     frozen.flags.writeable = False
     assert (tensorlib.from_numpy(frozen) + 1).tolist() == [1, 2, 3]
+    assert not tensorlib.from_numpy(frozen).numpy().flags.writeable
+    with pytest.raises(DeviceError, match="read-only memory"):
+        tensorlib.from_numpy(frozen)[0] = 1
 
 
 @given(st.data())

@@ -1,0 +1,278 @@
+"""Sorting, selecting and searching dense rows; every result is stable and the same for any number of threads.
+
+Elements become signed integers of the same order: floats by their bits, -0.0 as 0.0, every NaN above infinity; descending
+order complements them. (key, index) pairs are sorted by one byte after the other, least significant first; bytes that all
+keys share are skipped. The k smallest of a row are selected first, most significant byte first, where k < n.
+
+A pair takes 1 word where the key has at most 32 bits and n < 2**31 (key above 31 bits of index), else 2.
+"""
+
+from . import functions
+from .scalar import BITS, FLOATS, caster, loader, storer
+from .simd import arg, argf, ldi_f64, ldi_i8, ldi_i16, ldi_i32, ldi_i64, ldi_u8, ldi_u16, ldi_u32, sti_f64, sti_i64
+
+MEMORY = {f.__name__: f for f in (arg, argf, ldi_i8, ldi_i16, ldi_i32, ldi_i64, ldi_u8, ldi_u16, ldi_u32, sti_i64)}
+# largest bits of a float that are not NaN's
+INFINITY = {"f8e4m3": 0x7E, "f8e5m2": 0x7C, "f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF << 52}
+TABLES = 8 * 256 * 8  # bytes of counters in front of a thread's pairs
+SHORT = 40  # rows up to this length are sorted by insertion
+
+KEY_FLOAT = """
+def key_of(x, i):
+    bits = cast(ldi_i{bits}(x, i))
+    if bits & {top} > {infinity}:
+        return {top}
+    if bits < 0:
+        return 0 if bits == -{top} - 1 else bits ^ {top}
+    return bits
+"""
+KEY_SIGNED = """
+def key_of(x, i):
+    return cast(ldi_i{bits}(x, i))
+"""
+KEY_UNSIGNED = """
+def key_of(x, i):
+    return cast(ldi_u{bits}(x, i)) - {top} - 1
+"""
+KEY_U64 = """
+def key_of(x, i):
+    return ldi_i64(x, i) ^ (-{top} - 1)
+"""
+
+PAIR = {
+    1: """
+def put(pairs, i, key, index):
+    sti_i64(pairs, i, (key << 31) | index)
+
+
+def key_at(pairs, i):
+    return ldi_i64(pairs, i) >> 31
+
+
+def index_at(pairs, i):
+    return ldi_i64(pairs, i) & 0x7FFFFFFF
+""",
+    2: """
+def put(pairs, i, key, index):
+    sti_i64(pairs, 2 * i, key)
+    sti_i64(pairs, 2 * i + 1, index)
+
+
+def key_at(pairs, i):
+    return ldi_i64(pairs, 2 * i)
+
+
+def index_at(pairs, i):
+    return ldi_i64(pairs, 2 * i + 1)
+""",
+}
+
+DIGIT = """
+def digit(key, d):
+    return ((key >> (8 * d)) ^ (128 if d == {digits} - 1 else 0)) & 255
+"""
+
+# the k smallest of n pairs, to `back`; of equal keys the first ones, in their order
+SELECT = """
+def select(front, back, counts, n, k):
+    taken, left = 0, n
+    for d in range({digits} - 1, -1, -1):
+        if taken + left == k:
+            break
+        for b in range(256):
+            sti_i64(counts, b, 0)
+        for i in range(left):
+            s = digit(key_at(front, i), d)
+            sti_i64(counts, s, ldi_i64(counts, s) + 1)
+        edge, need = 0, k - taken
+        while ldi_i64(counts, edge) < need:
+            need -= ldi_i64(counts, edge)
+            edge += 1
+        same = 0
+        for i in range(left):
+            key, index = key_at(front, i), index_at(front, i)
+            s = digit(key, d)
+            if s < edge:
+                put(back, taken, key, index)
+                taken += 1
+            elif s == edge:
+                put(front, same, key, index)
+                same += 1
+        left = same
+    for i in range(k - taken):
+        put(back, taken + i, key_at(front, i), index_at(front, i))
+"""
+
+INSERT = """
+def insert(pairs, n):
+    for i in range(1, n):
+        key, index, j = key_at(pairs, i), index_at(pairs, i), i
+        while j > 0 and key_at(pairs, j - 1) > key:
+            put(pairs, j, key_at(pairs, j - 1), index_at(pairs, j - 1))
+            j -= 1
+        put(pairs, j, key, index)
+"""
+
+# where the sorted pairs are: in one of the two buffers
+ORDER = """
+def order(front, back, counts, n):
+    if n <= {short}:
+        insert(front, n)
+        return front
+    for b in range(256 * {digits}):
+        sti_i64(counts, b, 0)
+    for i in range(n):
+        key = key_at(front, i)
+        for d in range({digits}):
+            b = 256 * d + digit(key, d)
+            sti_i64(counts, b, ldi_i64(counts, b) + 1)
+    for d in range({digits}):
+        table = counts + 2048 * d
+        if ldi_i64(table, digit(key_at(front, 0), d)) == n:
+            continue
+        total = 0
+        for b in range(256):
+            count = ldi_i64(table, b)
+            sti_i64(table, b, total)
+            total += count
+        for i in range(n):
+            key = key_at(front, i)
+            s = digit(key, d)
+            at = ldi_i64(table, s)
+            sti_i64(table, s, at + 1)
+            put(back, at, key, index_at(front, i))
+        front, back = back, front
+    return front
+"""
+
+# the first k of every sorted row: their indices, and their values unless that address is 0
+SORT = """
+def kernel(a, tid, nth):
+    x, values, indices, rows, n, k, flip = (
+        arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6))
+    counts = arg(a, 7) + tid * ({tables} + 16 * {words} * n)
+    front, back = counts + {tables}, counts + {tables} + 8 * {words} * n
+    for row in range(rows * tid // nth, rows * (tid + 1) // nth):
+        base, out = x + row * n * {bytes}, row * k
+        for i in range(n):
+            put(front, i, key_of(base, i) ^ flip, i)
+        if k < n:
+            select(front, back, counts, n, k)
+            found = order(back, front, counts, k)
+        else:
+            found = order(front, back, counts, n)
+        for i in range(k):
+            at = index_at(found, i)
+            sti_i64(indices, out + i, at)
+            if values:
+                store(values, out + i, load(base, at))
+"""
+
+# runs of equal neighbours: their values, starts (and n behind them), and the run that each element `order[i]` is in
+UNIQUE = """
+def kernel(a, tid, nth):
+    x, order, values, starts, runs, total, n = (
+        arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6))
+    if tid == 0:
+        found = -1
+        for i in range(n):
+            if i == 0 or load(x, i) != load(x, i - 1):
+                found += 1
+                store(values, found, load(x, i))
+                sti_i64(starts, found, i)
+            sti_i64(runs, ldi_i64(order, i) if order else i, found)
+        sti_i64(starts, found + 1, n)
+        sti_i64(total, 0, found + 1)
+"""
+
+# how many elements of a sorted row are below (right: not above) each value; NaN is above all numbers
+SEARCH = """
+def kernel(a, tid, nth):
+    edges, x, out, count, n, per, right = (
+        arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6))
+    for i in range(count * tid // nth, count * (tid + 1) // nth):
+        base, v, low, high = i // per * n, load(x, i), 0, n
+        while low < high:
+            middle = (low + high) >> 1
+            e = load(edges, base + middle)
+            if right:
+                below = not (v < e or (e != e and v == v))
+            else:
+                below = e < v or (v != v and e == e)
+            if below:
+                low = middle + 1
+            else:
+                high = middle
+        store(out, i, low)
+"""
+
+COUNT = """
+def kernel(a, tid, nth):
+    x, weights, out, n = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3)
+    if tid == 0:
+        for i in range(n):
+            at = cast(load(x, i))
+            {add}
+"""
+ADD = {
+    False: "sti_i64(out, at, ldi_i64(out, at) + 1)",
+    True: "sti_f64(out, at, ldi_f64(out, at) + widen(load_weight(weights, i)))",
+}
+
+HISTOGRAM = """
+def kernel(a, tid, nth):
+    x, out, n, bins, low, high = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), argf(a, 4), argf(a, 5)
+    if tid == 0:
+        for i in range(n):
+            v = widen(load(x, i))
+            if v >= low and v <= high:
+                at = min(cast((v - low) * bins / (high - low)), bins - 1)
+                sti_i64(out, at, ldi_i64(out, at) + 1)
+"""
+
+
+def _define(scope, text, jit):
+    """Defines the functions of a source text, in order; those that kernels call are compiled."""
+    for part in text.strip().split("\n\n\n"):
+        exec(part, scope)
+        name = part[4 : part.index("(")]
+        if jit:
+            scope[name] = functions.jitted(scope[name])
+    return scope
+
+
+def _sort(dtype, words):
+    bits = BITS[dtype]
+    digits, top = bits // 8, (1 << bits - 1) - 1
+    if dtype in FLOATS:
+        key = KEY_FLOAT.format(bits=bits, top=top, infinity=INFINITY[dtype])
+    elif dtype[0] == "i":
+        key = KEY_SIGNED.format(bits=bits)
+    else:
+        key = (KEY_U64 if bits == 64 else KEY_UNSIGNED).format(bits=bits, top=top)
+    raw = f"u{bits}"
+    scope = {**MEMORY, "cast": caster("i64"), "load": loader(raw), "store": storer(raw)}
+    for text in (key, PAIR[words], DIGIT, SELECT, INSERT, ORDER):
+        _define(scope, text.replace("{digits}", str(digits)).replace("{short}", str(SHORT)), True)
+    return _define(scope, SORT.format(tables=TABLES, words=words, bytes=bits // 8), False)["kernel"]
+
+
+def build(name, *params, source=None):
+    """The kernel of that name, or None.
+
+    Parameters: sort: dtype, words of a pair; unique and histc: dtype; searchsorted: dtype, output's; bincount: dtype,
+    the weights' if there are any.
+    """
+    if name == "sort":
+        return _sort(*params)
+    scope = {**MEMORY, "cast": caster("i64"), "widen": caster("f64"), "load": loader(params[0])}
+    if name == "unique":
+        return _define(scope | {"store": storer(params[0])}, UNIQUE, False)["kernel"]
+    if name == "searchsorted":
+        return _define(scope | {"store": storer(params[1])}, SEARCH, False)["kernel"]
+    if name == "bincount":
+        weighted = len(params) > 1
+        if weighted:
+            scope |= {"load_weight": loader(params[1]), "ldi_f64": ldi_f64, "sti_f64": sti_f64}
+        return _define(scope, COUNT.replace("{add}", ADD[weighted]), False)["kernel"]
+    return _define(scope, HISTOGRAM, False)["kernel"] if name == "histc" else None

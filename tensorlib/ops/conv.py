@@ -1,0 +1,309 @@
+"""Convolutions and transposed convolutions in one, two and three dims, with torch.nn.functional's arguments.
+
+One kernel in three dims does them all (kernels_numba/conv.py): the input is read where it lies, whatever its strides,
+and neither padded nor unfolded. Sums are f32 for f32, f16 and bf16, and f64 for f64; a result is within
+(terms + 1) u sum |x||w| of the exact one, u = 2**-24 (f64: 2**-53), before it is rounded to its dtype.
+"""
+
+from itertools import product
+from math import gcd, prod
+from typing import NamedTuple
+
+from tensorlib import backend
+from tensorlib.device import Array
+from tensorlib.errors import DeviceError, DTypeError, ShapeError
+from tensorlib.layout import Layout, contiguous
+from tensorlib.ops._launch import cast, copy_into, fill
+
+DEPTH = 768  # terms per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
+GROUP = 256  # output positions that one thread packs at a time
+FEW = 4  # output channels per group up to which a group of one input channel is summed without packing
+FLOATS = ("f32", "f16", "bf16", "f64")
+
+
+class Window(NamedTuple):
+    """How a convolution meets its input, per dim: output size, stride, padding before, dilation (may be negative)."""
+
+    size: tuple
+    stride: tuple
+    padding: tuple
+    dilation: tuple
+
+
+def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """input (N, C, L) or (C, L), weight (O, C / groups, K), bias (O,) -> (N, O, L') or (O, L'). See `conv2d`.
+
+    >>> from tensorlib.device import Array
+    >>> conv1d(Array.empty((2, 4, 10)), Array.empty((6, 4, 3)), padding="same").shape
+    (2, 6, 10)
+    """
+    return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """input (N, C, H, W) or (C, H, W), weight (O, C / groups, KH, KW), bias (O,) -> (N, O, H', W') or (O, H', W').
+
+    stride, padding and dilation are a number or one per dim; padding may be "valid" or (at stride 1) "same", which pads
+    the end by one more where it must. H' = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1. One dtype of f32, f16,
+    bf16, f64. Raises ShapeError, DTypeError, DeviceError.
+
+    >>> from tensorlib.device import Array
+    >>> conv2d(Array.empty((2, 4, 9, 9)), Array.empty((6, 2, 3, 3)), stride=2, padding=1, groups=2).shape
+    (2, 6, 5, 5)
+    """
+    return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+    """input (N, C, D, H, W) or (C, D, H, W), weight (O, C / groups, KD, KH, KW), bias (O,) -> (N, O, D', H', W').
+
+    See `conv2d`.
+
+    >>> from tensorlib.device import Array
+    >>> conv3d(Array.empty((1, 4, 5, 5, 5)), Array.empty((6, 4, 3, 3, 3))).shape
+    (1, 6, 3, 3, 3)
+    """
+    return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose1d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    """input (N, C, L) or (C, L), weight (C, O / groups, K), bias (O,) -> (N, O, L'). See `conv_transpose2d`.
+
+    >>> from tensorlib.device import Array
+    >>> conv_transpose1d(Array.empty((2, 4, 10)), Array.empty((4, 6, 4)), stride=2, padding=1).shape
+    (2, 6, 20)
+    """
+    return _transpose("conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    """input (N, C, H, W) or (C, H, W), weight (C, O / groups, KH, KW), bias (O,) -> (N, O, H', W') or (O, H', W').
+
+    The gradient of `conv2d` with respect to its input: H' = (H - 1) stride - 2 padding + dilation (KH - 1)
+    + output_padding + 1, where output_padding is below stride or dilation. Raises ShapeError, DTypeError, DeviceError.
+
+    >>> from tensorlib.device import Array
+    >>> conv_transpose2d(Array.empty((2, 4, 5, 5)), Array.empty((4, 6, 3, 3)), stride=2, output_padding=1).shape
+    (2, 6, 12, 12)
+    """
+    return _transpose("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def conv_transpose3d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+    """input (N, C, D, H, W) or (C, D, H, W), weight (C, O / groups, KD, KH, KW), bias (O,) -> (N, O, D', H', W').
+
+    See `conv_transpose2d`.
+
+    >>> from tensorlib.device import Array
+    >>> conv_transpose3d(Array.empty((1, 4, 3, 3, 3)), Array.empty((4, 6, 2, 2, 2)), stride=2).shape
+    (1, 6, 6, 6, 6)
+    """
+    return _transpose("conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------
+
+
+def per_dim(op, name, value, dims, least):
+    """`value` as a tuple of `dims` ints: an int stands for all. ShapeError below `least` or for another length."""
+    found = (value,) * dims if isinstance(value, int) else tuple(value)
+    found = found * dims if len(found) == 1 else found
+    if len(found) != dims or not all(isinstance(v, int) and v >= least for v in found):
+        expected = f"a number, or {dims} of them, of at least {least}"
+        raise ShapeError(op, f"{name}={value!r}", expected, f"give {name} per dim, or one number for all")
+    return found
+
+
+def _padding(op, padding, kernel, stride, dilation):
+    """(before, in all) per dim."""
+    if not isinstance(padding, str):
+        before = per_dim(op, "padding", padding, len(kernel), 0)
+        return before, tuple(2 * p for p in before)
+    if padding not in ("same", "valid") or (padding == "same" and any(s != 1 for s in stride)):
+        expected = '"valid", "same" at stride 1, or numbers'
+        raise ShapeError(op, f"padding={padding!r} at stride {stride}", expected, "give the padding as numbers")
+    total = tuple(d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel))
+    return tuple(t // 2 for t in total), total
+
+
+def _operands(op, dims, x, weight, bias, groups, transposed):
+    """Checks the operands; x as (N, C, ...)."""
+    if weight.ndim != dims + 2 or x.ndim not in (dims + 1, dims + 2) or 0 in weight.shape[1:]:
+        got, expected = f"input {x.shape} and weight {weight.shape}", f"input of {dims + 2} dims (or {dims + 1}, without"
+        raise ShapeError(op, got, f"{expected} N), weight of {dims + 2}, no size 0", "see the docstring for the shapes")
+    if any(a is not None and a.device != x.device for a in (weight, bias)):
+        raise DeviceError(op, "operands on several devices", f"all on {x.device}", "move them with .to(device)")
+    if any(a is not None and a.dtype is not x.dtype for a in (weight, bias)) or x.dtype.name not in FLOATS:
+        names = ", ".join(str(a.dtype) for a in (x, weight, bias) if a is not None)
+        raise DTypeError(op, names, f"one dtype of {', '.join(FLOATS)}", "convert the operands with .to(dtype)")
+    x = x if x.ndim == dims + 2 else x.view(x.layout.unsqueeze(0))
+    channels = weight.shape[0] if transposed else weight.shape[1] * groups
+    outputs = weight.shape[1] * groups if transposed else weight.shape[0]
+    if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups or x.shape[1] != channels:
+        got = f"input {x.shape}, weight {weight.shape}, groups={groups}"
+        where = "(C, O / groups, ...)" if transposed else "(O, C / groups, ...)"
+        raise ShapeError(op, got, f"a weight {where} with C = {x.shape[1]}", "groups divides C and O")
+    if bias is not None and bias.shape != (outputs,):
+        raise ShapeError(op, f"bias {bias.shape}", f"shape ({outputs},)", "one number per output channel")
+    return x, outputs
+
+
+def _sized(op, x, weight, size):
+    """`size`, unless the output would be empty along a dim."""
+    if any(n < 1 for n in size):
+        got = f"input {x.shape} and weight {weight.shape}, which give an output of size {tuple(size)}"
+        raise ShapeError(op, got, "a positive size", "pad more, or use a smaller kernel or dilation")
+    return tuple(size)
+
+
+def _deep(values, fill):
+    """One value per dim of three: the dims that are missing get `fill`."""
+    return (fill,) * (3 - len(values)) + tuple(values)
+
+
+def _volume(layout):
+    """(N, C, ...) as (N, C, D, H, W)."""
+    while layout.ndim < 5:
+        layout = layout.unsqueeze(2)
+    return layout
+
+
+def _batched(out, x, dims):
+    """out as x was given: without N if x had none."""
+    return out if x.ndim == dims + 2 else out.view(out.layout.squeeze([0]))
+
+
+def _conv(op, dims, x, weight, bias, stride, padding, dilation, groups):
+    batch, outputs = _operands(op, dims, x, weight, bias, groups, False)
+    kernel = weight.shape[2:]
+    stride, dilation = per_dim(op, "stride", stride, dims, 1), per_dim(op, "dilation", dilation, dims, 1)
+    before, total = _padding(op, padding, kernel, stride, dilation)
+    extent = zip(batch.shape[2:], total, dilation, kernel, stride)
+    size = _sized(op, x, weight, [(n + t - d * (k - 1) - 1) // s + 1 for n, t, d, k, s in extent])
+    out = type(x).empty((batch.shape[0], outputs, *size), x.dtype, x.device)
+    window = Window(_deep(size, 1), _deep(stride, 1), _deep(before, 0), _deep(dilation, 1))
+    taps = weight.view(_volume(weight.layout))
+    _run(out, batch.view(_volume(batch.layout)), weight, taps, ("conv", groups), bias, window, groups)
+    return _batched(out, x, dims)
+
+
+# ---- the transposed convolution as one convolution per phase --------------------------------------------------------
+
+
+def _phases(size, kernel, stride, padding, dilation):
+    """Per phase r of one dim, what gives outputs r, r + stride, ...: (r, count, taps, padding, dilation).
+
+    Output o sums input i times tap k where o = i stride - padding + k dilation. For o = r + stride q that is
+    i = q + (r + padding - k dilation) / stride, for the taps k that divide evenly: every (stride / gcd)th.
+    """
+    step = stride // gcd(stride, dilation)
+    for r in range(min(stride, size)):
+        first = next((k for k in range(min(step, kernel)) if (r + padding - k * dilation) % stride == 0), kernel)
+        before = -((r + padding - first * dilation) // stride)
+        yield r, -(-(size - r) // stride), slice(first, None, step), before, -(step * dilation // stride)
+
+
+def _transpose(op, dims, x, weight, bias, stride, padding, output_padding, groups, dilation):
+    batch, outputs = _operands(op, dims, x, weight, bias, groups, True)
+    kernel, stride = weight.shape[2:], per_dim(op, "stride", stride, dims, 1)
+    dilation, before = per_dim(op, "dilation", dilation, dims, 1), per_dim(op, "padding", padding, dims, 0)
+    extra = per_dim(op, "output_padding", output_padding, dims, 0)
+    if any(e >= max(s, d) for e, s, d in zip(extra, stride, dilation)):
+        got = f"output_padding={output_padding} at stride {stride}, dilation {dilation}"
+        raise ShapeError(op, got, "less than the stride or the dilation", "it only chooses among sizes of one stride")
+    extent = zip(batch.shape[2:], stride, before, dilation, kernel, extra)
+    size = _sized(op, x, weight, [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, s, p, d, k, e in extent])
+    out = type(x).empty((batch.shape[0], outputs, *size), x.dtype, x.device)
+    volume, source = _volume(out.layout), batch.view(_volume(batch.layout))
+    full = (weight.shape[0] // groups, weight.shape[1])
+    taps = _volume(weight.layout).reshape((groups * full[0], full[1], *_deep(kernel, 1)))
+    plan = zip(_deep(size, 1), _deep(kernel, 1), _deep(stride, 1), _deep(before, 0), _deep(dilation, 1))
+    for phase in product(*(list(_phases(*axis)) for axis in plan)):
+        starts, counts, slices, pads, steps = zip(*phase)
+        part, mine = volume, taps
+        for d, (start, s, cut) in enumerate(zip(starts, _deep(stride, 1), slices), 2):
+            part, mine = part.slice(d, slice(start, None, s)), mine.slice(d, cut)
+        window = Window(counts, (1, 1, 1), pads, steps)
+        key = ("conv_transpose", groups, stride, starts, before, dilation)
+        target = out.view(part) if part.is_contiguous() else Array.empty(part.shape, out.dtype, out.device)
+        rows = weight.view(_swapped(mine, groups))
+        _run(target, source, weight, rows, key, bias, window, groups)
+        if target.ptr != out.ptr + (part.offset - out.offset) * out.dtype.itemsize:
+            copy_into(out.view(part), target)
+    return _batched(out, x, dims)
+
+
+def _swapped(layout, groups):
+    """(C, O / groups, ...) as (groups, O / groups, C / groups, ...)."""
+    c, o, *taps = layout.shape
+    s_c, s_o, *rest = layout.strides
+    shape = (groups, o, c // groups, *taps)
+    return Layout(shape, (s_c * (c // groups), s_o, s_c, *rest), layout.offset)
+
+
+# ---- launches -------------------------------------------------------------------------------------------------------
+
+
+def _run(out, x, weight, taps, key, bias, window, groups):
+    """The convolution of x (N, C, D, H, W) with taps (..., C / groups, KD, KH, KW), a view of `weight`, into `out`."""
+    if 0 in out.shape:
+        return
+    m, channels, kernel = out.shape[1] // groups, x.shape[1] // groups, taps.shape[-3:]
+    terms = channels * prod(kernel)
+    if not terms or 0 in x.shape:
+        _only_bias(out, bias)
+        return
+    window, layout = _flat(window, x.layout, kernel)
+    words = [out.ptr, *((0, 0) if bias is None else (bias.ptr, bias.strides[0]))]
+    words += [x.shape[0], groups, m, channels, *layout.strides, *layout.shape[2:]]
+    words += [*window.size, *kernel, *window.stride, *window.padding, *window.dilation]
+    reads = [x, *([] if bias is None else [bias])]
+    if channels == 1 and groups > 1 and m <= FEW:
+        rows = weight.derived(("rows", *key), lambda: _contiguous(taps))
+        found = backend.kernel("conv", "depthwise", x.dtype.name, device=x.device.type)
+        backend.launch(found, [rows.ptr, x.ptr, *words], out.numel() * terms, (*reads, rows), (out,))
+        return
+    packed = weight.derived(("packed", *key), lambda: _packed(taps, groups, m, terms))
+    size, positions = 8 if x.dtype.name == "f64" else 4, prod(window.size)
+    threads, blocks = backend.threads(x.device.type), -(-terms // DEPTH)
+    deep, group = -(-terms // (16 * blocks)) * 16, min(GROUP, -(-positions // 32) * 32)
+    # what the kernel lays out: packed panels, descriptions of their runs (at most one per position), unfinished tiles
+    held = (m + 16) * group if blocks > 1 else 16 * 32
+    per_thread = size * (group * deep + 32) + 128 * group + size * held
+    per_thread = -(-per_thread // 64) * 64
+    scratch = Array.empty((threads * per_thread,), "u8", x.device)
+    parts = min(-(-m // 64), max(1, 2 * threads // (-(-positions // 32) * x.shape[0] * groups)))
+    words = [packed.ptr, x.ptr, *words, parts, group, deep, scratch.ptr, per_thread, threads]
+    found = backend.kernel("conv", "conv", x.dtype.name, device=x.device.type)
+    backend.launch(found, words, out.numel() * terms // 8, (*reads, packed), (out, scratch))
+
+
+def _only_bias(out, bias):
+    if bias is None:
+        fill(out, 0)
+    else:
+        column = Layout((bias.shape[0],) + (1,) * (out.ndim - 2), (bias.strides[0],) + (0,) * (out.ndim - 2), bias.offset)
+        copy_into(out, bias.view(column.expand(out.shape)))
+
+
+def _flat(window, layout, kernel):
+    """Of a convolution by single taps at stride 1 without padding: one long row, if the input's strides allow."""
+    plain = prod(kernel) == 1 and set(window.stride) == {1} and set(window.padding) == {0}
+    row = layout.reshape((*layout.shape[:2], 1, 1, prod(window.size))) if plain else None
+    if row is None or layout.shape[2:] != tuple(window.size):
+        return window, layout
+    return window._replace(size=row.shape[2:]), row
+
+
+def _contiguous(x):
+    return x if x.is_contiguous() else cast(x, x.dtype, copy=True)
+
+
+def _packed(taps, groups, m, terms):
+    """The weights as tiles of up to 16 output channels, for the register tile (kernels_numba/matmul.py)."""
+    taps, wide = _contiguous(taps), "f64" if taps.dtype.name == "f64" else "f32"
+    packed = Array.empty((groups * (m + 16) * (terms + 8) * (8 if wide == "f64" else 4),), "u8", taps.device)
+    kernel = backend.kernel("matmul", "pack", taps.dtype.name, wide, device=taps.device.type)
+    words = [taps.ptr, packed.ptr, m, terms, terms, 1, 1, groups, m * terms]
+    backend.launch(kernel, words, taps.numel(), (taps,), (packed,))
+    return packed
