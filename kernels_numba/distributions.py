@@ -83,7 +83,7 @@ odd, cos_minus, sin_minus = (_quadrant_bit(*v) for v in (("odd", 0, 0), ("cos_mi
 bounded = _make("bounded", lambda w, low, span: types.int64, _bounded, 3)
 
 
-# ---- functions of them, compiled in f32 or f64 ------------------------------------------------------------------------
+# ---- functions of them, compiled in f32 or f64 -----------------------------------------------------------------------
 
 EXPONENTIAL = """
 def exponential(h, upper):
@@ -135,7 +135,7 @@ def kernel(a, tid, nth):
     for tile in range(tiles * tid // nth, tiles * (tid + 1) // nth):
         first = tile * {per}
         m = min({per}, n - first)
-        words(mine, tile * {blocks}, (m * {each} + 3) // 4, key, draw)
+        words(mine, tile * {blocks}, ((m + m % 2) * {each} + 3) // 4, key, draw)
         {body}
 """
 ELEMENTS = """for i in range(m):
@@ -229,11 +229,7 @@ def _template(name, out, compute, source_dtype):
     exec(PAIR, scope)
     scope["pair"] = functions.jitted(scope["pair"])
     sizes = {"bytes": 4 * TILE, "per": TILE // each, "blocks": TILE // 4, "each": each}
-    if name == "normal":  # the partner of a last odd element has words of its own
-        sizes["blocks"], text = TILE // 4, KERNEL.replace("(m * {each} + 3)", "((m + m % 2) * {each} + 3)")
-    else:
-        text = KERNEL
-    text = text.format(setup=SETUPS[name], body=BODIES[name], **sizes)
+    text = KERNEL.format(setup=SETUPS[name], body=BODIES[name], **sizes)
     exec(compile(text, f"<distributions {name}>", "exec"), scope)
     return scope["kernel"]
 

@@ -1,21 +1,21 @@
 """Sorting, selecting and searching dense rows; every result is stable and the same for any number of threads.
 
-Elements become signed integers of the same order: floats by their bits, -0.0 as 0.0, every NaN above infinity; descending
-order complements them. (key, index) pairs are sorted by one byte after the other, least significant first; bytes that all
-keys share are skipped. The k smallest of a row are selected first, most significant byte first, where k < n.
+Elements become signed integers of the same order: floats by their bits, -0.0 as 0.0, every NaN above infinity;
+descending order complements them. (key, index) pairs of short rows are merged, those of long ones sorted by one byte
+after the other, least significant first; bytes that all keys share cost nothing. Where k < n, the row is read once: what
+is below the largest of the k smallest so far is gathered, and the k smallest of that selected when there is no more room.
 
 A pair takes 1 word where the key has at most 32 bits and n < 2**31 (key above 31 bits of index), else 2.
 """
 
-from . import functions
+from . import functions, simd
 from .scalar import BITS, FLOATS, caster, loader, storer
-from .simd import arg, argf, ldi_f64, ldi_i8, ldi_i16, ldi_i32, ldi_i64, ldi_u8, ldi_u16, ldi_u32, sti_f64, sti_i64
 
-MEMORY = {f.__name__: f for f in (arg, argf, ldi_i8, ldi_i16, ldi_i32, ldi_i64, ldi_u8, ldi_u16, ldi_u32, sti_i64)}
+MEMORY = {k: v for k, v in vars(simd).items() if k in ("arg", "argf") or k.startswith(("ldi_", "sti_"))}
 # largest bits of a float that are not NaN's
 INFINITY = {"f8e4m3": 0x7E, "f8e5m2": 0x7C, "f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF << 52}
-TABLES = 8 * 256 * 8  # bytes of counters in front of a thread's pairs
-SHORT = 40  # rows up to this length are sorted by insertion
+TABLES = 256 * 8  # bytes of counters in front of a thread's pairs
+SHORT, RUN = 256, 12  # rows up to SHORT are merged, from runs of RUN that are sorted by insertion
 
 KEY_FLOAT = """
 def key_of(x, i):
@@ -67,23 +67,47 @@ def index_at(pairs, i):
 """,
 }
 
-DIGIT = """
-def digit(key, d):
-    return ((key >> (8 * d)) ^ (128 if d == {digits} - 1 else 0)) & 255
+# keys less the smallest one are unsigned: few bytes tell them apart where the range is small
+DIGITS = """
+def least(pairs, n):
+    low = key_at(pairs, 0)
+    for i in range(1, n):
+        low = min(low, key_at(pairs, i))
+    return low
+
+
+def digits(pairs, n, low):
+    high, count = low, 0
+    for i in range(n):
+        high = max(high, key_at(pairs, i))
+    span = high - low
+    if span < 0:
+        return 8
+    while span > 0:
+        span >>= 8
+        count += 1
+    return count
+
+
+def digit(key, low, d):
+    return ((key - low) >> (8 * d)) & 255
+
+
+def count_digits(pairs, counts, n, low, d):
+    for b in range(256):
+        sti_i64(counts, b, 0)
+    for i in range(n):
+        s = digit(key_at(pairs, i), low, d)
+        sti_i64(counts, s, ldi_i64(counts, s) + 1)
 """
 
 # the k smallest of n pairs, to `back`; of equal keys the first ones, in their order
 SELECT = """
 def select(front, back, counts, n, k):
-    taken, left = 0, n
-    for d in range({digits} - 1, -1, -1):
-        if taken + left == k:
-            break
-        for b in range(256):
-            sti_i64(counts, b, 0)
-        for i in range(left):
-            s = digit(key_at(front, i), d)
-            sti_i64(counts, s, ldi_i64(counts, s) + 1)
+    low = least(front, n)
+    d, taken, left = digits(front, n, low) - 1, 0, n
+    while d >= 0 and taken + left > k:
+        count_digits(front, counts, left, low, d)
         edge, need = 0, k - taken
         while ldi_i64(counts, edge) < need:
             need -= ldi_i64(counts, edge)
@@ -91,7 +115,7 @@ def select(front, back, counts, n, k):
         same = 0
         for i in range(left):
             key, index = key_at(front, i), index_at(front, i)
-            s = digit(key, d)
+            s = digit(key, low, d)
             if s < edge:
                 put(back, taken, key, index)
                 taken += 1
@@ -99,47 +123,79 @@ def select(front, back, counts, n, k):
                 put(front, same, key, index)
                 same += 1
         left = same
+        d -= 1
     for i in range(k - taken):
         put(back, taken + i, key_at(front, i), index_at(front, i))
-"""
 
-INSERT = """
-def insert(pairs, n):
-    for i in range(1, n):
-        key, index, j = key_at(pairs, i), index_at(pairs, i), i
-        while j > 0 and key_at(pairs, j - 1) > key:
-            put(pairs, j, key_at(pairs, j - 1), index_at(pairs, j - 1))
-            j -= 1
-        put(pairs, j, key, index)
+
+def smallest(x, front, back, counts, n, k, flip, room):
+    full, limit, count = False, 0, 0
+    for i in range(n):
+        key = key_of(x, i) ^ flip
+        if key < limit or not full:
+            put(front, count, key, i)
+            count += 1
+            if count == room:
+                select(front, back, counts, count, k)
+                front, back = back, front
+                full, limit, count = True, key_at(front, 0), k
+                for j in range(1, k):
+                    limit = max(limit, key_at(front, j))
+    if count > k:
+        select(front, back, counts, count, k)
+        return back
+    return front
 """
 
 # where the sorted pairs are: in one of the two buffers
 ORDER = """
+def insert(pairs, first, last):
+    for i in range(first + 1, last):
+        key, index, j = key_at(pairs, i), index_at(pairs, i), i
+        while j > first and key_at(pairs, j - 1) > key:
+            put(pairs, j, key_at(pairs, j - 1), index_at(pairs, j - 1))
+            j -= 1
+        put(pairs, j, key, index)
+
+
+def merge(front, back, n):
+    for first in range(0, n, {run}):
+        insert(front, first, min(first + {run}, n))
+    width = {run}
+    while width < n:
+        for first in range(0, n, 2 * width):
+            i, middle = first, min(first + width, n)
+            j, last = middle, min(first + 2 * width, n)
+            for at in range(first, last):
+                if i < middle and (j >= last or key_at(front, i) <= key_at(front, j)):
+                    put(back, at, key_at(front, i), index_at(front, i))
+                    i += 1
+                else:
+                    put(back, at, key_at(front, j), index_at(front, j))
+                    j += 1
+        front, back = back, front
+        width *= 2
+    return front
+
+
 def order(front, back, counts, n):
     if n <= {short}:
-        insert(front, n)
-        return front
-    for b in range(256 * {digits}):
-        sti_i64(counts, b, 0)
-    for i in range(n):
-        key = key_at(front, i)
-        for d in range({digits}):
-            b = 256 * d + digit(key, d)
-            sti_i64(counts, b, ldi_i64(counts, b) + 1)
-    for d in range({digits}):
-        table = counts + 2048 * d
-        if ldi_i64(table, digit(key_at(front, 0), d)) == n:
+        return merge(front, back, n)
+    low = least(front, n)
+    for d in range(digits(front, n, low)):
+        count_digits(front, counts, n, low, d)
+        if ldi_i64(counts, digit(key_at(front, 0), low, d)) == n:
             continue
         total = 0
         for b in range(256):
-            count = ldi_i64(table, b)
-            sti_i64(table, b, total)
+            count = ldi_i64(counts, b)
+            sti_i64(counts, b, total)
             total += count
         for i in range(n):
             key = key_at(front, i)
-            s = digit(key, d)
-            at = ldi_i64(table, s)
-            sti_i64(table, s, at + 1)
+            s = digit(key, low, d)
+            at = ldi_i64(counts, s)
+            sti_i64(counts, s, at + 1)
             put(back, at, key, index_at(front, i))
         front, back = back, front
     return front
@@ -154,12 +210,12 @@ def kernel(a, tid, nth):
     front, back = counts + {tables}, counts + {tables} + 8 * {words} * n
     for row in range(rows * tid // nth, rows * (tid + 1) // nth):
         base, out = x + row * n * {bytes}, row * k
-        for i in range(n):
-            put(front, i, key_of(base, i) ^ flip, i)
         if k < n:
-            select(front, back, counts, n, k)
-            found = order(back, front, counts, k)
+            found = smallest(base, front, back, counts, n, k, flip, min(n, 2 * k + 512))
+            found = order(found, front + back - found, counts, k)
         else:
+            for i in range(n):
+                put(front, i, key_of(base, i) ^ flip, i)
             found = order(front, back, counts, n)
         for i in range(k):
             at = index_at(found, i)
@@ -243,7 +299,7 @@ def _define(scope, text, jit):
 
 def _sort(dtype, words):
     bits = BITS[dtype]
-    digits, top = bits // 8, (1 << bits - 1) - 1
+    top = (1 << bits - 1) - 1
     if dtype in FLOATS:
         key = KEY_FLOAT.format(bits=bits, top=top, infinity=INFINITY[dtype])
     elif dtype[0] == "i":
@@ -252,8 +308,8 @@ def _sort(dtype, words):
         key = (KEY_U64 if bits == 64 else KEY_UNSIGNED).format(bits=bits, top=top)
     raw = f"u{bits}"
     scope = {**MEMORY, "cast": caster("i64"), "load": loader(raw), "store": storer(raw)}
-    for text in (key, PAIR[words], DIGIT, SELECT, INSERT, ORDER):
-        _define(scope, text.replace("{digits}", str(digits)).replace("{short}", str(SHORT)), True)
+    for text in (key, PAIR[words], DIGITS, SELECT, ORDER):
+        _define(scope, text.replace("{run}", str(RUN)).replace("{short}", str(SHORT)), True)
     return _define(scope, SORT.format(tables=TABLES, words=words, bytes=bits // 8), False)["kernel"]
 
 
@@ -273,6 +329,6 @@ def build(name, *params, source=None):
     if name == "bincount":
         weighted = len(params) > 1
         if weighted:
-            scope |= {"load_weight": loader(params[1]), "ldi_f64": ldi_f64, "sti_f64": sti_f64}
+            scope["load_weight"] = loader(params[1])
         return _define(scope, COUNT.replace("{add}", ADD[weighted]), False)["kernel"]
     return _define(scope, HISTOGRAM, False)["kernel"] if name == "histc" else None

@@ -12,11 +12,12 @@ from typing import NamedTuple
 from tensorlib import backend
 from tensorlib.device import Array
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
-from tensorlib.layout import Layout, contiguous
+from tensorlib.layout import Layout
 from tensorlib.ops._launch import cast, copy_into, fill
 
 DEPTH = 768  # terms per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
 GROUP = 256  # output positions that one thread packs at a time
+CHUNK = 24 << 10  # bytes of input that a thread sums windows over at a time
 FEW = 4  # output channels per group up to which a group of one input channel is summed without packing
 FLOATS = ("f32", "f16", "bf16", "f64")
 
@@ -44,8 +45,8 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """input (N, C, H, W) or (C, H, W), weight (O, C / groups, KH, KW), bias (O,) -> (N, O, H', W') or (O, H', W').
 
     stride, padding and dilation are a number or one per dim; padding may be "valid" or (at stride 1) "same", which pads
-    the end by one more where it must. H' = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1. One dtype of f32, f16,
-    bf16, f64. Raises ShapeError, DTypeError, DeviceError.
+    the end by one more where it must. H' = (H + 2 padding - dilation (KH - 1) - 1) // stride + 1. One dtype of f32,
+    f16, bf16, f64. Raises ShapeError, DTypeError, DeviceError.
 
     >>> from tensorlib.device import Array
     >>> conv2d(Array.empty((2, 4, 9, 9)), Array.empty((6, 2, 3, 3)), stride=2, padding=1, groups=2).shape
@@ -129,8 +130,9 @@ def _padding(op, padding, kernel, stride, dilation):
 def _operands(op, dims, x, weight, bias, groups, transposed):
     """Checks the operands; x as (N, C, ...)."""
     if weight.ndim != dims + 2 or x.ndim not in (dims + 1, dims + 2) or 0 in weight.shape[1:]:
-        got, expected = f"input {x.shape} and weight {weight.shape}", f"input of {dims + 2} dims (or {dims + 1}, without"
-        raise ShapeError(op, got, f"{expected} N), weight of {dims + 2}, no size 0", "see the docstring for the shapes")
+        got = f"input {x.shape} and weight {weight.shape}"
+        expected = f"input of {dims + 2} dims (or {dims + 1}, without N), weight of {dims + 2}, no size 0"
+        raise ShapeError(op, got, expected, "see the docstring for the shapes")
     if any(a is not None and a.device != x.device for a in (weight, bias)):
         raise DeviceError(op, "operands on several devices", f"all on {x.device}", "move them with .to(device)")
     if any(a is not None and a.dtype is not x.dtype for a in (weight, bias)) or x.dtype.name not in FLOATS:
@@ -259,9 +261,7 @@ def _run(out, x, weight, taps, key, bias, window, groups):
     words += [*window.size, *kernel, *window.stride, *window.padding, *window.dilation]
     reads = [x, *([] if bias is None else [bias])]
     if channels == 1 and groups > 1 and m <= FEW:
-        rows = weight.derived(("rows", *key), lambda: _contiguous(taps))
-        found = backend.kernel("conv", "depthwise", x.dtype.name, device=x.device.type)
-        backend.launch(found, [rows.ptr, x.ptr, *words], out.numel() * terms, (*reads, rows), (out,))
+        _depthwise(out, weight, taps, key, words, window, reads)
         return
     packed = weight.derived(("packed", *key), lambda: _packed(taps, groups, m, terms))
     size, positions = 8 if x.dtype.name == "f64" else 4, prod(window.size)
@@ -278,19 +278,36 @@ def _run(out, x, weight, taps, key, bias, window, groups):
     backend.launch(found, words, out.numel() * terms // 8, (*reads, packed), (out, scratch))
 
 
+def _depthwise(out, weight, taps, key, words, window, reads):
+    x, kernel = reads[0], taps.shape[-3:]
+    size, rows = 8 if x.dtype.name == "f64" else 4, weight.derived(("rows", *key), lambda: _contiguous(taps))
+    reach = [(k - 1) * abs(d) for k, d in zip(kernel, window.dilation)]
+    phases = kernel[0] * prod(min(s, r + 1) for s, r in zip(window.stride[1:], reach[1:]))
+    pitch, more = window.size[2] + reach[2] // window.stride[2], reach[1] // window.stride[1]
+    # rows of output per chunk, so that what they read stays in a core's L1
+    chunk = max(1, min(window.size[1], CHUNK // (size * phases * pitch) - more))
+    per_thread = 16 * prod(kernel) + size * (phases * (chunk + more) * pitch + 256)
+    per_thread, threads = -(-per_thread // 64) * 64, backend.threads(x.device.type)
+    scratch = Array.empty((threads * per_thread,), "u8", x.device)
+    found = backend.kernel("conv", "depthwise", x.dtype.name, device=x.device.type)
+    words = [rows.ptr, x.ptr, *words, chunk, 0, 0, scratch.ptr, per_thread, threads]
+    backend.launch(found, words, out.numel() * prod(kernel), (*reads, rows), (out, scratch))
+
+
 def _only_bias(out, bias):
     if bias is None:
         fill(out, 0)
     else:
-        column = Layout((bias.shape[0],) + (1,) * (out.ndim - 2), (bias.strides[0],) + (0,) * (out.ndim - 2), bias.offset)
-        copy_into(out, bias.view(column.expand(out.shape)))
+        columns = Layout(out.shape, (0, bias.strides[0]) + (0,) * (out.ndim - 2), bias.offset)
+        copy_into(out, bias.view(columns))
 
 
 def _flat(window, layout, kernel):
     """Of a convolution by single taps at stride 1 without padding: one long row, if the input's strides allow."""
     plain = prod(kernel) == 1 and set(window.stride) == {1} and set(window.padding) == {0}
+    plain = plain and layout.shape[2:] == tuple(window.size)
     row = layout.reshape((*layout.shape[:2], 1, 1, prod(window.size))) if plain else None
-    if row is None or layout.shape[2:] != tuple(window.size):
+    if row is None:
         return window, layout
     return window._replace(size=row.shape[2:]), row
 

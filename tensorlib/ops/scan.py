@@ -1,0 +1,104 @@
+"""Running results along one dim, in one pass: sums, products, extremes with their indices, log-sums of exponentials.
+
+>>> import tensorlib
+>>> x = tensorlib.tensor([1.0, 3.0, 2.0, 3.0])
+>>> cumsum(x, 0), cumprod(x, 0)
+(tensor([1., 4., 6., 9.]), tensor([ 1.,  3.,  6., 18.]))
+>>> cummax(x, 0)
+Extreme(values=tensor([1., 3., 3., 3.]), indices=tensor([0, 1, 1, 3]))
+"""
+
+from math import prod
+
+from tensorlib import backend
+from tensorlib import dtype as _dtype
+from tensorlib.layout import axis
+from tensorlib.ops import movement
+from tensorlib.ops.reduce import Extreme, cumprod, cumsum
+from tensorlib.registry import FLOAT_ONLY, SAME, define
+
+__all__ = ["cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"]
+
+
+def rows(op, x, dim):
+    """x with `dim` moved to the end, contiguous (a 0-d x as one row of one element), and `dim` from 0. ShapeError."""
+    dim = axis(op, dim, x.ndim)
+    if dim < x.ndim - 1:
+        x = movement.movedim(x, dim, -1)
+    return movement.contiguous(x if x.ndim else movement.reshape(x, 1)), dim
+
+
+def unrows(out, x, dim):
+    """A result whose last dim stands for dim `dim` of x, with its dims in x's order: a view."""
+    if not x.ndim:
+        return movement.reshape(out, ())
+    return out if dim == x.ndim - 1 else movement.movedim(out, -1, dim)
+
+
+def _extreme_ref(name):
+    def ref(np, x, dim):
+        values = getattr(np, name).accumulate(x, dim)
+        sizes = [-1 if d == dim % x.ndim else 1 for d in range(x.ndim)]
+        place = np.broadcast_to(np.arange(x.shape[dim]).reshape(sizes), x.shape)
+        return values, np.maximum.accumulate(np.where((x == values) | (x != x), place, 0), dim)
+
+    return ref
+
+
+def _extreme(op, x, dim):
+    moved, dim = rows(op, x, dim)
+    values = type(x).empty(moved.shape, x.dtype, x.device)
+    indices = type(x).empty(moved.shape, _dtype.i64, x.device)
+    if moved.numel():
+        name = "u8" if x.dtype.kind == "b" else x.dtype.name
+        words = [moved.ptr, values.ptr, indices.ptr, prod(moved.shape[:-1]), moved.shape[-1]]
+        kernel = backend.kernel("scan", op, name, device=x.device.type)
+        backend.launch(kernel, words, work=4 * x.numel(), reads=(moved,), writes=(values, indices))
+    return Extreme(unrows(values, x, dim), unrows(indices, x, dim))
+
+
+@define("scan", SAME, _extreme_ref("maximum"))
+def cummax(x, dim):
+    """(largest element so far, its index as i64) along a dim; of equal ones the last. From a NaN on, NaN.
+
+    ShapeError for a dim that x does not have.
+
+    >>> import tensorlib
+    >>> cummax(tensorlib.tensor([[1, 5], [3, 2]]), dim=0).values
+    tensor([[1, 5],
+            [3, 5]])
+    """
+    return _extreme("cummax", x, dim)
+
+
+@define("scan", SAME, _extreme_ref("minimum"))
+def cummin(x, dim):
+    """(smallest element so far, its index as i64) along a dim; of equal ones the last. From a NaN on, NaN.
+
+    ShapeError for a dim that x does not have.
+
+    >>> import tensorlib
+    >>> cummin(tensorlib.tensor([2, 3, 1, 1]), dim=0).indices
+    tensor([0, 0, 2, 3])
+    """
+    return _extreme("cummin", x, dim)
+
+
+@define("scan", FLOAT_ONLY, lambda np, x, dim: np.logaddexp.accumulate(x, dim))
+def logcumsumexp(x, dim):
+    """log of the running sums of e ** x along a dim, without overflow; floats only. Computed in f64, rounded once.
+
+    ShapeError for a dim that x does not have, DTypeError for integers and bool.
+
+    >>> import tensorlib
+    >>> logcumsumexp(tensorlib.tensor([0.0, 0.0, -1000.0]), dim=0)
+    tensor([0.0000, 0.6931, 0.6931])
+    """
+    FLOAT_ONLY.apply("logcumsumexp", x.dtype)
+    moved, dim = rows("logcumsumexp", x, dim)
+    out = type(x).empty(moved.shape, x.dtype, x.device)
+    if moved.numel():
+        words = [moved.ptr, out.ptr, prod(moved.shape[:-1]), moved.shape[-1]]
+        kernel = backend.kernel("scan", "logcumsumexp", x.dtype.name, device=x.device.type)
+        backend.launch(kernel, words, work=16 * x.numel(), reads=(moved,), writes=(out,))
+    return unrows(out, x, dim)
