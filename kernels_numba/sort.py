@@ -2,29 +2,29 @@
 
 Elements become signed integers of the same order: floats by their bits, -0.0 as 0.0, every NaN above infinity;
 descending order complements them. (key, index) pairs of short rows are merged, those of long ones sorted by one byte
-after the other, least significant first; bytes that all keys share cost nothing. Where k < n, the row is read once: what
-is below the largest of the k smallest so far is gathered, and the k smallest of that selected when there is no more room.
+after the other, least significant first; bytes that all keys share cost nothing. Where k < n, a row is read once:
+elements below the largest of the k smallest so far are gathered, and when there is no more room the k smallest chosen.
 
 A pair takes 1 word where the key has at most 32 bits and n < 2**31 (key above 31 bits of index), else 2.
 """
 
 from . import functions, simd
-from .scalar import BITS, FLOATS, caster, loader, storer
+from .scalar import BITS, FLOATS, caster, loader, select, storer
 
 MEMORY = {k: v for k, v in vars(simd).items() if k in ("arg", "argf") or k.startswith(("ldi_", "sti_"))}
 # largest bits of a float that are not NaN's
 INFINITY = {"f8e4m3": 0x7E, "f8e5m2": 0x7C, "f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF << 52}
 TABLES = 256 * 8  # bytes of counters in front of a thread's pairs
-SHORT, RUN = 256, 12  # rows up to SHORT are merged, from runs of RUN that are sorted by insertion
+SHORT, RUN = (
+    64,
+    6,
+)  # rows up to SHORT, for more than 4 bytes twice that, are merged from runs of RUN sorted by insertion
 
 KEY_FLOAT = """
 def key_of(x, i):
     bits = cast(ldi_i{bits}(x, i))
-    if bits & {top} > {infinity}:
-        return {top}
-    if bits < 0:
-        return 0 if bits == -{top} - 1 else bits ^ {top}
-    return bits
+    size, sign = bits & {top}, bits >> 63
+    return select(size > {infinity}, cast({top}), (size ^ sign) - sign)
 """
 KEY_SIGNED = """
 def key_of(x, i):
@@ -102,8 +102,8 @@ def count_digits(pairs, counts, n, low, d):
 """
 
 # the k smallest of n pairs, to `back`; of equal keys the first ones, in their order
-SELECT = """
-def select(front, back, counts, n, k):
+CHOOSE = """
+def choose(front, back, counts, n, k):
     low = least(front, n)
     d, taken, left = digits(front, n, low) - 1, 0, n
     while d >= 0 and taken + left > k:
@@ -136,13 +136,13 @@ def smallest(x, front, back, counts, n, k, flip, room):
             put(front, count, key, i)
             count += 1
             if count == room:
-                select(front, back, counts, count, k)
+                choose(front, back, counts, count, k)
                 front, back = back, front
                 full, limit, count = True, key_at(front, 0), k
                 for j in range(1, k):
                     limit = max(limit, key_at(front, j))
     if count > k:
-        select(front, back, counts, count, k)
+        choose(front, back, counts, count, k)
         return back
     return front
 """
@@ -166,13 +166,17 @@ def merge(front, back, n):
         for first in range(0, n, 2 * width):
             i, middle = first, min(first + width, n)
             j, last = middle, min(first + 2 * width, n)
-            for at in range(first, last):
-                if i < middle and (j >= last or key_at(front, i) <= key_at(front, j)):
-                    put(back, at, key_at(front, i), index_at(front, i))
-                    i += 1
-                else:
-                    put(back, at, key_at(front, j), index_at(front, j))
-                    j += 1
+            while i < middle and j < last:
+                x, y = key_at(front, i), key_at(front, j)
+                later = cast(y < x)
+                source = select(y < x, j, i)
+                put(back, i + j - middle, select(y < x, y, x), index_at(front, source))
+                i += 1 - later
+                j += later
+            for at in range(i, middle):
+                put(back, at + j - middle, key_at(front, at), index_at(front, at))
+            for at in range(j, last):
+                put(back, at, key_at(front, at), index_at(front, at))
         front, back = back, front
         width *= 2
     return front
@@ -182,7 +186,10 @@ def order(front, back, counts, n):
     if n <= {short}:
         return merge(front, back, n)
     low = least(front, n)
-    for d in range(digits(front, n, low)):
+    bytes_apart = digits(front, n, low)
+    if n < {short} // 4 * bytes_apart:
+        return merge(front, back, n)
+    for d in range(bytes_apart):
         count_digits(front, counts, n, low, d)
         if ldi_i64(counts, digit(key_at(front, 0), low, d)) == n:
             continue
@@ -307,8 +314,8 @@ def _sort(dtype, words):
     else:
         key = (KEY_U64 if bits == 64 else KEY_UNSIGNED).format(bits=bits, top=top)
     raw = f"u{bits}"
-    scope = {**MEMORY, "cast": caster("i64"), "load": loader(raw), "store": storer(raw)}
-    for text in (key, PAIR[words], DIGITS, SELECT, ORDER):
+    scope = {**MEMORY, "cast": caster("i64"), "select": select, "load": loader(raw), "store": storer(raw)}
+    for text in (key, PAIR[words], DIGITS, CHOOSE, ORDER):
         _define(scope, text.replace("{run}", str(RUN)).replace("{short}", str(SHORT)), True)
     return _define(scope, SORT.format(tables=TABLES, words=words, bytes=bits // 8), False)["kernel"]
 

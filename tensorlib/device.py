@@ -78,14 +78,15 @@ def set_arena(new):
 class Buffer:
     """`nbytes` bytes of raw memory at address `ptr`, kept alive by `owner`.
 
-    `version` counts the launches that wrote to it. `shared` memory may be written by others too (NumPy, DLPack).
+    `version` counts the launches that wrote to it. `shared` memory may be written by others too (NumPy, DLPack);
+    `readonly` memory may not be written at all (a mapped file, bytes).
     """
 
-    __slots__ = ("device", "nbytes", "owner", "ptr", "shared", "version", "__weakref__")
+    __slots__ = ("device", "nbytes", "owner", "ptr", "readonly", "shared", "version", "__weakref__")
 
-    def __init__(self, ptr, nbytes, owner, device=CPU, shared=False):
+    def __init__(self, ptr, nbytes, owner, device=CPU, shared=False, readonly=False):
         self.ptr, self.nbytes, self.owner, self.device = ptr, nbytes, owner, device
-        self.shared, self.version = shared, 0
+        self.shared, self.readonly, self.version = shared, readonly, 0
 
     @classmethod
     def allocate(cls, nbytes, device=CPU):
@@ -96,9 +97,10 @@ class Buffer:
     @classmethod
     def of(cls, exporter):
         """The memory of any object with the buffer protocol (bytes, mmap, memoryview, NumPy array); no copy."""
-        nbytes = len(exporter) if isinstance(exporter, (bytes, mmap.mmap)) else memoryview(exporter).nbytes
+        with memoryview(exporter) as view:
+            nbytes, readonly = view.nbytes, view.readonly
         ptr, owner = _backend.backend().driver.address_of(exporter)
-        return cls(ptr, nbytes, owner, shared=True)
+        return cls(ptr, nbytes, owner, shared=not readonly, readonly=readonly)
 
     def __repr__(self):
         return f"Buffer({self.nbytes} bytes at {self.ptr:#x}, {self.device})"

@@ -6,7 +6,7 @@ row-major order whatever the strides, depends on (seed, d, i) alone. With w its 
 first, where 64 bits are needed: f64, randint, randperm, multinomial; B is 32 or 64):
 
     uniform      the upper 24 bits of w as a number in [0, 1); 53 in f64, 11 in f16, 8 in bf16: never 1
-    exponential  -log(1 - u), u = (w + 1/2) / 2**B; computed from the nearer of u and 1 - u, so that it is never 0
+    exponential  -log(1 - u), u = (w + 1/2) / 2**B; computed from the nearer of u and 1 - u, so that f32 and f64 are never 0
     normal       Box and Muller's transform (1958): elements 2 j and 2 j + 1 are r cos(t) and r sin(t),
                  r = sqrt(2 E) with E the exponential of word 2 j, t = 2 pi w / 2**B with w word 2 j + 1
     randint      low + floor(w (high - low) / 2**64): no division, a bias of (high - low) / 2**64 at most
@@ -44,6 +44,7 @@ from tensorlib.ops._launch import copy_into, writable
 from tensorlib.ops.movement import sizes
 
 SCRATCH = 4096  # bytes per thread, kernels_numba/distributions.py
+_PRECISION = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}
 COST = 20  # elementary operations that one element is, about
 
 
@@ -124,15 +125,9 @@ def _integer(op, what, value):
 
 
 default = Generator()
-
-
 # of the generator that functions use if they are given none
-seed, initial_seed, get_rng_state, set_rng_state = (
-    default.seed,
-    default.initial_seed,
-    default.get_state,
-    default.set_state,
-)
+seed, initial_seed = default.seed, default.initial_seed
+get_rng_state, set_rng_state = default.get_state, default.set_state
 
 
 def manual_seed(seed):
@@ -283,9 +278,8 @@ def randint(cls, low, high=None, size=(), dtype=None, device=None, generator=Non
     low, high = (_integer("randint", "a bound", v) for v in (low, high))
     dtype = _dtype.get(dtype or _dtype.i64)
     out = _new("randint", cls, (size,), dtype, device, "buif")
-    least, most = _dtype.info(dtype)
-    # a float holds every integer up to its precision
-    least, most = (max(least, -(1 << 63)), min(most, (1 << 63) - 1)) if dtype.kind == "f" else (least, most)
+    exact = 1 << _PRECISION.get(dtype.name, 3)  # up to here a float holds every integer
+    least, most = (-exact, exact) if dtype.kind == "f" else _dtype.info(dtype)
     expected = f"low < high within {dtype}: {least} to {most}"
     fine = least <= low < high <= most + 1
     _require("randint", fine, f"low {low}, high {high}", expected, "swap them or use a wider dtype")

@@ -145,7 +145,7 @@ def writable(op, out):
     if out.layout.overlaps_itself():
         fix = "call .contiguous() or .clone() first"
         raise ShapeError(op, f"a view of strides {out.strides} whose elements share memory", "distinct elements", fix)
-    if getattr(out.buffer, "readonly", False):
+    if out.buffer.readonly:
         raise DeviceError(
             op, "read-only memory (a mapped file or array)", "memory that may be written", "call .clone() first"
         )

@@ -13,14 +13,6 @@ from tensorlib.layout import Layout, strides_of
 from tensorlib.ops._launch import span
 from tensorlib.ops.movement import clone, contiguous
 
-
-class _ReadOnly(Buffer):
-    """Memory that its owner lends for reading only; ops refuse to write to it."""
-
-    __slots__ = ()
-    readonly = True
-
-
 # ---- Python values ---------------------------------------------------------------------------------------------------
 
 
@@ -73,7 +65,7 @@ def numpy(x):
     memory.owner = x.buffer  # the array's base chain keeps the buffer alive through this
     strides = tuple(s * x.dtype.itemsize for s in x.strides)
     array = np.ndarray(x.shape, dtype, memory, x.ptr - first, strides)
-    array.flags.writeable = not (getattr(x.buffer, "readonly", False) or x.layout.overlaps_itself())
+    array.flags.writeable = not (x.buffer.readonly or x.layout.overlaps_itself())
     return array
 
 
@@ -87,7 +79,7 @@ def from_numpy(cls, array):
         array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
     interface = array.__array_interface__
     address, readonly = interface["data"]
-    buffer = (_ReadOnly if readonly else Buffer)(address, array.nbytes, array, shared=True)
+    buffer = Buffer(address, array.nbytes, array, shared=True, readonly=readonly)
     return cls(buffer, Layout(array.shape, tuple(s // dtype.itemsize for s in array.strides), 0), dtype)
 
 
@@ -170,7 +162,7 @@ def dlpack(x, stream=None, max_version=None, dl_device=None, copy=None):
     """
     if x.device.type != "cpu" or (dl_device is not None and tuple(dl_device) != (_CPU, 0)):
         raise DeviceError("dlpack", f"{x.device} to {dl_device}", "the CPU", "call .to('cpu') first")
-    readonly = getattr(x.buffer, "readonly", False)
+    readonly = x.buffer.readonly
     versioned = max_version is not None and max_version[0] >= 1
     if copy or (readonly and not versioned):
         x = clone(x)
@@ -228,8 +220,8 @@ def from_dlpack(cls, other):
     strides = tuple(t.strides[: t.ndim]) if t.strides else strides_of(shape)
     low, high = Layout(shape, strides, 0).extent()
     base = (t.data or 0) + t.byte_offset
-    kind = _ReadOnly if versioned and managed.flags & _READ_ONLY else Buffer
-    buffer = kind(base + low * dtype.itemsize, (high - low) * dtype.itemsize, owner, shared=True)
+    readonly = bool(versioned and managed.flags & _READ_ONLY)
+    buffer = Buffer(base + low * dtype.itemsize, (high - low) * dtype.itemsize, owner, shared=True, readonly=readonly)
     return cls(buffer, Layout(shape, strides, -low), dtype)
 
 

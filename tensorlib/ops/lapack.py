@@ -155,9 +155,11 @@ def _triangle(op, name):
 # ---- systems of equations --------------------------------------------------------------------------------------------
 
 
-def _right_side(op, A, B, left=True):
-    """(A's and B's arrays, B as matrices; whether B was vectors: 1-d, or (..., n) for A (..., n, n))"""
-    vectors = B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1])
+def _right_side(op, A, B, left=True, matrices=False):
+    """(A's and B's arrays, B as matrices; whether B was vectors, unless it may not be: 1-d, or (..., n) for A
+    (..., n, n))
+    """
+    vectors = not matrices and (B.ndim == 1 or (B.ndim == A.ndim - 1 and B.shape == A.shape[:-1]))
     if vectors and not left:
         raise ShapeError(op, f"vectors {B.shape} with left=False", "matrices", "add a dim with unsqueeze(-2)")
     a, b = _matrices(op, A, movement.unsqueeze(B, -1) if vectors else B)
@@ -190,8 +192,8 @@ def solve_triangular(A, B, *, upper, left=True, unitriangular=False):
     """
     import numpy as np
 
-    a, b = _matrices("solve_triangular", A, B, square=True)
-    _right_side("solve_triangular", A, B, left)
+    _matrices("solve_triangular", A, square=True)
+    a, b, _ = _right_side("solve_triangular", A, B, left, matrices=True)
     if not left:
         a, b, upper = a.mT, b.mT, not upper
     if upper:  # reversed, rows and columns, it is lower
@@ -324,6 +326,8 @@ def matrix_norm(A, ord="fro", dim=(-2, -1), keepdim=False):
     dims = [d + A.ndim if d < 0 else d for d in dim]
     if len(set(dims)) != 2 or not all(0 <= d < A.ndim for d in dims):
         raise ShapeError("matrix_norm", f"dim {dim} for {A.ndim} dims", "two different dims", "name rows and columns")
+    if ord not in ("fro", "nuc") and 0 in (A.shape[dims[0]], A.shape[dims[1]]):
+        raise ShapeError("matrix_norm", f"shape {A.shape}, ord {ord}", "matrices with elements", "use fro or nuc")
     return _back(A, np.asarray(_call("matrix_norm", np.linalg.norm, a, ord, tuple(dims), keepdim)))
 
 
@@ -350,6 +354,8 @@ def norm(A, ord=None, dim=None, keepdim=False):
 
     Without ord it is the 2-norm of the elements over `dim`. ShapeError, DTypeError.
     """
+    if dim is None and ord is not None and A.ndim not in (1, 2):
+        raise ShapeError("norm", f"ord {ord} for {A.ndim} dims", "1 or 2 dims", "name them: dim=(-2, -1)")
     pair = len(dim) == 2 if isinstance(dim, (tuple, list)) else dim is None and A.ndim == 2
     if ord is None or (not pair and not isinstance(ord, str)):
         return vector_norm(A, 2 if ord is None else ord, dim, keepdim)

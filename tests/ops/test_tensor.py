@@ -268,3 +268,16 @@ def test_ml_dtypes_arrays():
     a = np.array([1.0, 2.5], ml_dtypes.bfloat16)
     assert tensorlib.tensor(a).tolist() == [1.0, 2.5] and tensorlib.from_numpy(a).dtype is D.bf16
     assert (tensorlib.from_numpy(values(lambda s: 1, "f8e4m3", 9)) * 1).dtype is D.f8e4m3
+
+
+def test_a_mapped_file_is_not_written_to(tmp_path):
+    from tensorlib.device import map_file
+    from tensorlib.layout import contiguous
+
+    path = tmp_path / "data"
+    path.write_bytes(bytes(64))
+    x = tensorlib.Tensor(map_file(path), contiguous((16,)), tensorlib.f32)
+    for write in (lambda: x.add_(1), lambda: x.__setitem__(0, 1.0), lambda: x.fill_(2)):
+        with pytest.raises(DeviceError, match="read-only memory"):
+            write()
+    assert x.sum().item() == 0 and not x.numpy().flags.writeable
