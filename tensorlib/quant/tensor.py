@@ -74,7 +74,7 @@ class QTensor:
         rows, width = self.shape
         out = type(ids).empty((*ids.shape, width), dtype, self.device)
         args = (self.ptr, ids.ptr, out.ptr, ids.numel(), width // self.format.elements, rows)
-        backend.launch(self._kernel("dequantize_rows", out.dtype.name), args, 4 * out.numel(), (ids,), (out,))
+        backend.launch(self._kernel("dequantize_rows", out.dtype.name), args, 4 * out.numel(), (self, ids), (out,))
         return out
 
     def linear(self, x, residual=None):
@@ -107,7 +107,7 @@ class QTensor:
 
         y = x.derived("groups", pack)
         args = (self.ptr, y.ptr, out.ptr, n, k, residual.ptr if residual is not None else 0, rows)
-        reads = (y,) if residual is None else (y, residual)
+        reads = (self, y) if residual is None else (self, y, residual)
         backend.launch(backend.kernel("quant", "matvec", self.format.name), args, 2 * rows * n * k, reads, (out,))
 
     def _matmul(self, plan, x, out, residual, rows, n, k):
@@ -135,7 +135,7 @@ class QTensor:
             scratch.ptr,
             plan.SCRATCH,
         )
-        reads = (y,) if residual is None else (y, residual)
+        reads = (self, y) if residual is None else (self, y, residual)
         kernel = backend.kernel("quant", "matmul", self.format.name, tokens)
         backend.launch(kernel, args, 2 * rows * n * k, reads, (out, scratch))
 
