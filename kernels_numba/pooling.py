@@ -31,8 +31,9 @@ def row(x, at, step, n, buffer, scale, first):
 """
 KERNEL = """
 def kernel(a, tid, nth):
-    x, out, channels, width, od, oh, ow = arg(a, 0), arg(a, 1), arg(a, 3), arg(a, 10), arg(a, 11), arg(a, 12), arg(a, 13)
-    tz, ty, tx, nx = arg(a, 17), arg(a, 18), arg(a, 19), arg(a, 19)
+    x, out, channels, width = arg(a, 0), arg(a, 1), arg(a, 3), arg(a, 10)
+    od, oh, ow = arg(a, 11), arg(a, 12), arg(a, 13)
+    tz, ty, tx = arg(a, 17), arg(a, 18), arg(a, 19)
     nth = min(nth, arg(a, 23))
     if tid >= nth:
         return
@@ -56,7 +57,7 @@ def kernel(a, tid, nth):
         if per == 0:
             per = 1.0 * ldi_i64(rz, 1) * ldi_i64(ry, 1)
         for p in range(ow):
-            q = arg(a, 16) + 8 * (2 + {lists} * nx) * p
+            q = arg(a, 16) + 8 * (2 + {lists} * tx) * p
             total = start()
             for t in range(ldi_i64(q, 0)):
                 total = combine(total, {tap_scale}get(buffer, ldi_i64(q, 2 + t)))
@@ -100,7 +101,7 @@ WORDS = {
         "lists": 2,
         "scaled": "scale * ",
         "row_scale": "ldi_f64(rz, 2 + tz + i) * ldi_f64(ry, 2 + ty + j)",
-        "tap_scale": "cast(ldi_f64(q, 2 + nx + t)) * ",
+        "tap_scale": "cast(ldi_f64(q, 2 + tx + t)) * ",
         "finish": "total",
     },
 }

@@ -15,10 +15,8 @@ MEMORY = {k: v for k, v in vars(simd).items() if k in ("arg", "argf") or k.start
 # largest bits of a float that are not NaN's
 INFINITY = {"f8e4m3": 0x7E, "f8e5m2": 0x7C, "f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF << 52}
 TABLES = 256 * 8  # bytes of counters in front of a thread's pairs
-SHORT, RUN = (
-    64,
-    6,
-)  # rows up to SHORT, for more than 4 bytes twice that, are merged from runs of RUN sorted by insertion
+SHORT = 64  # rows up to this length (up to 2 SHORT where keys differ in more than 4 bytes) are merged
+RUN = 6  # from runs of this length, sorted by insertion
 
 KEY_FLOAT = """
 def key_of(x, i):
@@ -208,17 +206,19 @@ def order(front, back, counts, n):
     return front
 """
 
-# the first k of every sorted row: their indices, and their values unless that address is 0
+# the first k of every sorted row: their indices, and their values unless that address is 0. Scratch for `room` pairs
+# twice is per thread that has rows, for at most `rows` threads: the first row names the slot where they are fewer.
 SORT = """
 def kernel(a, tid, nth):
-    x, values, indices, rows, n, k, flip = (
-        arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6))
-    counts = arg(a, 7) + tid * ({tables} + 16 * {words} * n)
-    front, back = counts + {tables}, counts + {tables} + 8 * {words} * n
-    for row in range(rows * tid // nth, rows * (tid + 1) // nth):
+    x, values, indices, rows, n, k, flip, room = (
+        arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6), arg(a, 7))
+    first, last = rows * tid // nth, rows * (tid + 1) // nth
+    counts = arg(a, 8) + min(tid, first) * ({tables} + 16 * {words} * room)
+    front, back = counts + {tables}, counts + {tables} + 8 * {words} * room
+    for row in range(first, last):
         base, out = x + row * n * {bytes}, row * k
         if k < n:
-            found = smallest(base, front, back, counts, n, k, flip, min(n, 2 * k + 512))
+            found = smallest(base, front, back, counts, n, k, flip, room)
             found = order(found, front + back - found, counts, k)
         else:
             for i in range(n):

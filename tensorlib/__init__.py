@@ -38,13 +38,24 @@ from tensorlib.dtype import bool_ as bool
 from tensorlib.dtype import (
     promote as promote_types,
 )
-from tensorlib.random import bernoulli, manual_seed
+from tensorlib.random import (
+    Generator,
+    bernoulli,
+    dropout,
+    get_rng_state,
+    initial_seed,
+    manual_seed,
+    multinomial,
+    seed,
+    set_rng_state,
+)
 from tensorlib.tensor import (
     Tensor,
     arange,
     as_tensor,
     empty,
     empty_like,
+    exponential,
     eye,
     from_dlpack,
     from_numpy,
@@ -52,6 +63,7 @@ from tensorlib.tensor import (
     full,
     full_like,
     linspace,
+    normal,
     ones,
     ones_like,
     rand,
@@ -59,7 +71,9 @@ from tensorlib.tensor import (
     randint,
     randn,
     randn_like,
+    randperm,
     tensor,
+    uniform,
     zeros,
     zeros_like,
 )
@@ -71,21 +85,24 @@ float8_e4m3fn, float8_e5m2 = f8e4m3, f8e5m2
 inf, nan = 1e999, 1e999 - 1e999
 
 __all__ = [
-    "Tensor", "Device", "DType", "arange", "as_tensor", "bernoulli", "bf16", "bfloat16", "bool",
-    "double", "empty", "empty_like", "eye", "f16", "f32", "f64", "f8e4m3", "f8e5m2",
+    "Tensor", "Device", "DType", "Generator", "arange", "as_tensor", "bernoulli", "bf16", "bfloat16", "bool",
+    "double", "dropout", "empty", "empty_like", "exponential", "eye", "f16", "f32", "f64", "f8e4m3", "f8e5m2",
     "float", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "from_dlpack", "from_numpy", "from_torch",
-    "full", "full_like", "half", "i16", "i32", "i64", "i8", "inf", "int",
-    "int16", "int32", "int64", "int8", "linspace", "long", "manual_seed", "nan", "ones",
-    "ones_like", "promote_types", "rand", "rand_like", "randint", "randn", "randn_like", "short", "tensor",
-    "u16", "u32", "u64", "u8", "uint16", "uint32", "uint64", "uint8", "zeros",
+    "full", "full_like", "get_rng_state", "half", "i16", "i32", "i64", "i8", "inf", "initial_seed", "int",
+    "int16", "int32", "int64", "int8", "linspace", "long", "manual_seed", "multinomial", "nan", "normal", "ones",
+    "ones_like", "promote_types", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "seed",
+    "set_rng_state", "short", "tensor",
+    "u16", "u32", "u64", "u8", "uint16", "uint32", "uint64", "uint8", "uniform", "zeros",
     "zeros_like",
 ]  # fmt: skip
 
-_FUNCTIONS = ("elementwise", "reduce", "movement", "index", "linalg", "fused")
+_FUNCTIONS = ("elementwise", "reduce", "movement", "index", "linalg", "fused", "lapack")
 
 
 def __getattr__(name):
     """Functions on tensors (`tensorlib.exp`) and submodules (`tensorlib.nn`), when first used."""
+    if name == "linalg":  # torch.linalg's functions; tensorlib.ops.linalg are the products
+        return importlib.import_module("tensorlib.ops.lapack")
     if not name.startswith("_"):
         for module in _FUNCTIONS:
             found = getattr(importlib.import_module(f"tensorlib.ops.{module}"), name, None)

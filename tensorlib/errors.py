@@ -36,6 +36,10 @@ class NoKernel(TensorlibError, NotImplementedError):
     """No kernel for this operation and dtype on this device."""
 
 
+class LinAlgError(TensorlibError, RuntimeError, ValueError):
+    """A matrix for which the result does not exist, or an iteration that did not converge."""
+
+
 class ContextError(TensorlibError, ValueError):
     """A prompt (plus what is to be generated) that does not fit a model's context."""
 

@@ -6,7 +6,7 @@ row-major order whatever the strides, depends on (seed, d, i) alone. With w its 
 first, where 64 bits are needed: f64, randint, randperm, multinomial; B is 32 or 64):
 
     uniform      the upper 24 bits of w as a number in [0, 1); 53 in f64, 11 in f16, 8 in bf16: never 1
-    exponential  -log(1 - u), u = (w + 1/2) / 2**B; computed from the nearer of u and 1 - u, so that f32 and f64 are never 0
+    exponential  -log(1 - u), u = (w + 1/2) / 2**B; computed from the nearer of u and 1 - u: never 0 in f32 and f64
     normal       Box and Muller's transform (1958): elements 2 j and 2 j + 1 are r cos(t) and r sin(t),
                  r = sqrt(2 E) with E the exponential of word 2 j, t = 2 pi w / 2**B with w word 2 j + 1
     randint      low + floor(w (high - low) / 2**64): no division, a bias of (high - low) / 2**64 at most

@@ -17,7 +17,7 @@ from tensorlib import random
 from tensorlib.device import Array, Device
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout
-from tensorlib.ops import create, elementwise, exchange, index, linalg, movement, reduce, text
+from tensorlib.ops import create, elementwise, exchange, index, lapack, linalg, movement, reduce, text
 
 
 class Tensor(Array):
@@ -289,6 +289,11 @@ def _attach():
     Tensor.__neg__, Tensor.__abs__, Tensor.__invert__ = elementwise.neg, elementwise.abs, elementwise.bitwise_not
     Tensor.where = lambda self, condition, other: elementwise.where(condition, self, other)
     Tensor.masked_fill_ = _masked_fill_
+    for name in "uniform_ normal_ exponential_ bernoulli bernoulli_ multinomial".split():
+        setattr(Tensor, name, getattr(random, name))
+    for name in "det slogdet inv pinv cholesky qr svd matrix_power".split():
+        setattr(Tensor, name, getattr(lapack, name))
+    Tensor.inverse = lapack.inv
 
 
 def _masked_fill_(self, mask, value):
@@ -325,7 +330,10 @@ empty, full, zeros, ones, arange, linspace, eye, tensor = map(
     _factory,
     (create.empty, create.full, create.zeros, create.ones, create.arange, create.linspace, create.eye, create.tensor),
 )
-rand, randn, randint = map(_factory, (random.rand, random.randn, random.randint))
+rand, randn, randint, randperm, uniform, normal, exponential = map(
+    _factory,
+    (random.rand, random.randn, random.randint, random.randperm, random.uniform, random.normal, random.exponential),
+)
 from_numpy, from_dlpack, from_torch = map(_factory, (exchange.from_numpy, exchange.from_dlpack, exchange.from_torch))
 zeros_like, ones_like, empty_like = map(_like, (create.zeros, create.ones, create.empty))
 rand_like, randn_like = map(_like, (random.rand, random.randn))

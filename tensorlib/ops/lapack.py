@@ -16,7 +16,7 @@ from collections import namedtuple
 
 from tensorlib import backend
 from tensorlib import dtype as _dtype
-from tensorlib.errors import DTypeError, NoKernel, ShapeError, TensorlibError
+from tensorlib.errors import DTypeError, LinAlgError, NoKernel, ShapeError
 from tensorlib.layout import broadcast_shapes
 from tensorlib.ops import create, exchange, linalg, movement
 
@@ -26,10 +26,6 @@ Eigh = namedtuple("Eigh", "eigenvalues eigenvectors")
 Slogdet = namedtuple("Slogdet", "sign logabsdet")
 Lstsq = namedtuple("Lstsq", "solution residuals rank singular_values")
 BLOCK = 32  # rows of a triangular system that are solved one by one
-
-
-class LinAlgError(TensorlibError, RuntimeError, ValueError):
-    """A matrix for which the result does not exist, or an iteration that did not converge."""
 
 
 # ---- in and out ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Pools and interpolation in one, two and three dims, with torch.nn.functional's arguments.
 
 All combine, per output, a list of input indices per dim (`_pool`, `_adaptive`, `_nearest`, `_linear`, `_cubic` give the
-lists); one kernel (kernels_numba/pooling.py) does the rest, on any strides, in f32, f16, bf16 (computing in f32) or f64.
+lists); one kernel (kernels_numba/pooling.py) does the rest, on any strides, in f32, f16, bf16 (computing in f32), f64.
 """
 
 import struct
@@ -69,6 +69,11 @@ def _cubic(size, out, scale, align_corners):
         yield 1, [max(0, min(i + d, size - 1)) for d in (-1, 0, 1, 2)], (far[0], *near, far[1])
 
 
+def _single():
+    """Of a dim that is missing."""
+    yield 1, [0], (1.0,)
+
+
 @lru_cache(512)
 def _table(lists, *args):
     """(the table of one dim for the kernel, how many indices its rows have room for)"""
@@ -82,10 +87,6 @@ def _table(lists, *args):
     return Array(Buffer.of(words), contiguous((len(words),)), i64), most
 
 
-_NONE = (_adaptive, 1, 1)  # of a dim that is missing
-_NO_WEIGHT = (_linear, 1, 1, 1.0, False)
-
-
 def _combine(op, kernel, x, dims, axes, size, divisor=0, indices=False):
     """Launches a kernel over the last `dims` dims of x with the lists `axes` gives per dim; (out, indices or None)."""
     lead, layout = x.shape[: x.ndim - dims], x.layout
@@ -96,7 +97,7 @@ def _combine(op, kernel, x, dims, axes, size, divisor=0, indices=False):
     while layout.ndim < dims + 2:
         layout = layout.unsqueeze(0)
     while layout.ndim < 5:
-        layout, axes, size = layout.unsqueeze(2), (_NO_WEIGHT if kernel == "weighted" else _NONE, *axes), (1, *size)
+        layout, axes, size = layout.unsqueeze(2), ((_single,), *axes), (1, *size)
     tables = [_table(*a) for a in axes]
     threads, per_thread = backend.threads(x.device.type), -(-layout.shape[4] // 16) * 128
     scratch = Array.empty((threads * per_thread,), "u8", x.device)
@@ -215,7 +216,9 @@ def avg_pool3d(
 def _adaptive_pool(op, kernel, dims, x, output_size, indices=False):
     size = _check(op, x, dims)
     wanted = (output_size,) * dims if isinstance(output_size, int) or output_size is None else tuple(output_size)
-    out = per_dim(op, "output_size", tuple(n if w is None else w for n, w in zip(size, wanted, strict=False)), dims, 0)
+    if len(wanted) == dims:
+        wanted = tuple(n if w is None else w for n, w in zip(size, wanted))
+    out = per_dim(op, "output_size", wanted, dims, 0)
     return _combine(op, kernel, x, dims, tuple((_adaptive, n, o) for n, o in zip(size, out)), out, indices=indices)
 
 
@@ -291,7 +294,10 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
         out = per_dim(op, "size", size, dims, 1)
     else:
         factors = (scale_factor,) * dims if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
-        out = tuple(floor(n * f) for n, f in zip(given, factors, strict=False))
+        if len(factors) != dims:
+            expected = f"a number, or {dims} of them"
+            raise ShapeError(op, f"scale_factor={scale_factor}", expected, "give one number for all dims")
+        out = tuple(floor(n * f) for n, f in zip(given, factors))
         out = per_dim(op, f"size (by scale_factor={scale_factor})", out, dims, 1)
         scales = None if recompute_scale_factor else [1 / f for f in factors]
     if mode == "area":

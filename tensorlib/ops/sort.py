@@ -26,6 +26,7 @@ from tensorlib.registry import FLOAT_ONLY, SAME, Rule, define
 ORDER = Rule("ORDER", "buif", "i64", result=lambda d: _dtype.i64)
 COUNT = Rule("COUNT", "ui", "i64; integers only", result=lambda d: _dtype.i64)
 TABLES = 256 * 8  # kernels_numba/sort.py: bytes of counters per thread
+SPARE = 512  # elements that are gathered beyond 2 k before the k smallest of them are chosen
 
 Sorted = namedtuple("Sorted", "values indices")  # what sorting along one dim gives
 
@@ -41,9 +42,10 @@ def _sorted(op, x, dim, flip, k=None, values=True):
     if indices.numel():
         size = 1 if x.dtype.itemsize <= 4 and n < 1 << 31 else 2
         work = 16 * moved.numel() if count > 1 else 0  # one row is one thread's
-        threads = backend.threads(x.device.type) if work >= backend.PARALLEL_WORK else 1
-        scratch = Array.empty((threads * (TABLES + 16 * size * n),), _dtype.u8, x.device)
-        words = [moved.ptr, out.ptr if values else 0, indices.ptr, count, n, k, -1 if flip else 0, scratch.ptr]
+        threads = min(count, backend.threads(x.device.type)) if work >= backend.PARALLEL_WORK else 1
+        room = n if k == n else min(n, 2 * k + SPARE)
+        scratch = Array.empty((threads * (TABLES + 16 * size * room),), _dtype.u8, x.device)
+        words = [moved.ptr, out.ptr if values else 0, indices.ptr, count, n, k, -1 if flip else 0, room, scratch.ptr]
         kernel = backend.kernel("sort", "sort", x.dtype.name, size, device=x.device.type)
         writes = (indices, scratch, *([out] if values else []))
         backend.launch(kernel, words, work=work, reads=(moved,), writes=writes)
@@ -270,9 +272,10 @@ def bincount(input, weights=None, minlength=0):
         got = f"shape {x.shape}" + ("" if weights is None else f" and weights of {weights.shape}")
         raise ShapeError("bincount", got, "one dim, and weights of its size", "flatten them")
     low, size = (item(reduce.amin(x)), int(item(reduce.amax(x))) + 1) if x.numel() else (0, 0)
-    if low < 0 or minlength < 0:
-        got = f"element {low}" if low < 0 else f"minlength {minlength}"
-        raise ShapeError("bincount", got, "0 or more", "subtract the smallest element first")
+    if low < 0:
+        raise ShapeError("bincount", f"element {low}", "elements of 0 or more", "subtract the smallest one first")
+    if minlength < 0:
+        raise ShapeError("bincount", f"minlength {minlength}", "0 or more", "leave it out")
     kind = _dtype.i64 if weights is None else _dtype.f64
     out = create.zeros(type(x), max(size, minlength), dtype=kind, device=x.device)
     if x.numel():

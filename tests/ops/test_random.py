@@ -1,9 +1,9 @@
 """Random tensors: known words, independence of threads and strides, exact resuming, and distributions.
 
 Bounds: a mean of n draws deviates by its standard error; 5 of them are exceeded once in 2 million. Kolmogorov's
-statistic times sqrt(n) exceeds 2.5 once in 130,000 (2 exp(-2 * 2.5**2)). A chi-square of k categories has mean k - 1 and
-variance 2 (k - 1); 6 standard deviations are exceeded by chance less than once in 10,000. Seeds are fixed, so a test
-that passed once passes always.
+statistic times sqrt(n) exceeds 2.5 once in 130,000 (2 exp(-2 * 2.5**2)). A chi-square of k categories has mean k - 1
+and variance 2 (k - 1); 6 standard deviations above are reached once in 2,000 for 4 categories, and more rarely for
+more. Seeds are fixed, so a test that passed once passes always.
 """
 
 import math
@@ -55,7 +55,7 @@ def chi_square_fits(counts, probabilities):
     some = expected > 0
     degrees = some.sum() - 1
     statistic = ((counts - expected)[some] ** 2 / expected[some]).sum()
-    return not counts[~some].any() and statistic < degrees + 6 * np.sqrt(2 * degrees)
+    return not counts[~some].any() and statistic <= degrees + 6 * np.sqrt(2 * degrees)
 
 
 def normal_cdf(x):
@@ -176,7 +176,7 @@ def test_uniform_bounds():
         assert x.min() >= low and (x.max() < high or low == high)
         assert abs(x.mean() - (low + high) / 2) <= 5 * (high - low) / np.sqrt(12 * N)
     assert random.uniform(Tensor, size=(2, 3)).shape == (2, 3) and random.uniform(Tensor).shape == ()
-    with pytest.raises(ShapeError, match="uniform: got low 2.0, high 1.0"):
+    with pytest.raises(ShapeError, match=r"uniform: got low 2\.0, high 1\.0"):
         random.uniform(Tensor, 2, 1)
     with pytest.raises(ShapeError, match="uniform_"):
         random.uniform_(tensorlib.zeros(3), -3e38, 3e38)
@@ -277,7 +277,7 @@ def test_bernoulli_and_dropout():
     assert random.dropout(ones, 0.2, training=False) is ones
     odd = tensorlib.tensor([float("inf"), float("nan"), 1.0])
     assert random.dropout(odd, 1.0).tolist() == [0, 0, 0]
-    with pytest.raises(ShapeError, match="p = 1.5"):
+    with pytest.raises(ShapeError, match=r"p = 1\.5"):
         random.dropout(ones, 1.5)
 
 

@@ -74,7 +74,7 @@ def test_pairs_of_two_words_agree_with_those_of_one():
     x, kernel = tensorlib.from_numpy(array), backend.kernel
     scratch = tensorlib.empty(sort.TABLES + 32 * 700, dtype="u8")
     out, indices = tensorlib.empty(4, 9), tensorlib.empty(4, 9, dtype="i64")
-    words = [x.ptr, out.ptr, indices.ptr, 4, 700, 9, -1, scratch.ptr]
+    words = [x.ptr, out.ptr, indices.ptr, 4, 700, 9, -1, 700, scratch.ptr]
     backend.launch(kernel("sort", "sort", "f32", 2), words)
     want = sort.topk(x, 9)
     same(out, want.values.numpy())
@@ -246,7 +246,12 @@ def test_results_do_not_depend_on_threads():
     try:
         for n in (1, 2, 3):
             backend.set_num_threads(n)
-            results = [*sort.sort(x, 0), *sort.topk(x, 5), sort.searchsorted(sort.msort(x[:, 0]), x)]
+            results = [
+                *sort.sort(x, 0),
+                *sort.topk(x, 5),
+                sort.argsort(x.reshape(2, -1)),
+                sort.searchsorted(sort.msort(x[:, 0]), x),
+            ]
             found.append([r.numpy().tobytes() for r in results])
     finally:
         backend.set_num_threads(before)
