@@ -1,8 +1,9 @@
 """Convolutions and transposed convolutions in one, two and three dims, with torch.nn.functional's arguments.
 
-One kernel in three dims does them all (kernels_numba/conv.py): the input is read where it lies, whatever its strides,
-and neither padded nor unfolded. Sums are f32 for f32, f16 and bf16, and f64 for f64; a result is within
-(terms + 1) u sum |x||w| of the exact one, u = 2**-24 (f64: 2**-53), before it is rounded to its dtype.
+One kernel in three dims does them (kernels_numba/conv.py; depthwise.py where a group has one input channel): the input
+is read where it lies, whatever its strides, and neither padded nor unfolded. Sums are f32 for f32, f16 and bf16, and
+f64 for f64; a result is within (terms + 1) u sum |x||w| of the exact one, u = 2**-24 (f64: 2**-53), before it is
+rounded to its dtype.
 """
 
 from itertools import product
@@ -289,7 +290,7 @@ def _depthwise(out, weight, taps, key, words, window, reads):
     per_thread = 16 * prod(kernel) + size * (phases * (chunk + more) * pitch + 256)
     per_thread, threads = -(-per_thread // 64) * 64, backend.threads(x.device.type)
     scratch = Array.empty((threads * per_thread,), "u8", x.device)
-    found = backend.kernel("conv", "depthwise", x.dtype.name, device=x.device.type)
+    found = backend.kernel("depthwise", "depthwise", x.dtype.name, device=x.device.type)
     words = [rows.ptr, x.ptr, *words, chunk, 0, 0, scratch.ptr, per_thread, threads]
     backend.launch(found, words, out.numel() * prod(kernel), (*reads, rows), (out, scratch))
 
@@ -317,8 +318,13 @@ def _contiguous(x):
 
 
 def _packed(taps, groups, m, terms):
-    """The weights as tiles of up to 16 output channels, for the register tile (kernels_numba/matmul.py)."""
-    taps, wide = _contiguous(taps), "f64" if taps.dtype.name == "f64" else "f32"
+    """The weights as tiles of up to 16 output channels, for the register tile (kernels_numba/matmul.py).
+
+    The terms are in order of tap, then of input channel: a panel's runs are then the same for all channels.
+    """
+    lead = range(taps.ndim - 4)
+    taps = _contiguous(taps.view(taps.layout.permute((*lead, -3, -2, -1, -4))))
+    wide = "f64" if taps.dtype.name == "f64" else "f32"
     packed = Array.empty((groups * (m + 16) * (terms + 8) * (8 if wide == "f64" else 4),), "u8", taps.device)
     kernel = backend.kernel("matmul", "pack", taps.dtype.name, wide, device=taps.device.type)
     words = [taps.ptr, packed.ptr, m, terms, terms, 1, 1, groups, m * terms]
