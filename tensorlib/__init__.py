@@ -96,7 +96,7 @@ __all__ = [
     "zeros_like",
 ]  # fmt: skip
 
-_FUNCTIONS = ("elementwise", "reduce", "movement", "index", "linalg", "fused", "lapack")
+_FUNCTIONS = ("elementwise", "reduce", "movement", "index", "linalg", "fused", "lapack", "conv", "pooling")
 
 
 def __getattr__(name):
