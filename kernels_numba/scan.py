@@ -15,7 +15,7 @@ def kernel(a, tid, nth):
         best, where = cast(load(x, start)), 0
         for i in range(n):
             v = cast(load(x, start + i))
-            if v != v or (best == best and v {better} best):
+            if v != v or v {better} best:
                 best, where = v, i
             store(values, start + i, best)
             sti_i64(indices, start + i, where)

@@ -96,7 +96,19 @@ __all__ = [
     "zeros_like",
 ]  # fmt: skip
 
-_FUNCTIONS = ("elementwise", "reduce", "movement", "index", "linalg", "fused", "lapack", "conv", "pooling")
+_FUNCTIONS = (
+    "elementwise",
+    "reduce",
+    "movement",
+    "index",
+    "linalg",
+    "fused",
+    "sort",
+    "scan",
+    "lapack",
+    "conv",
+    "pooling",
+)
 
 
 def __getattr__(name):

@@ -11,13 +11,14 @@ tensor([[0., 1., 2.],
 """
 
 import functools
+import importlib
 
 from tensorlib import dtype as _dtype
 from tensorlib import random
 from tensorlib.device import Array, Device
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout
-from tensorlib.ops import create, elementwise, exchange, index, lapack, linalg, movement, reduce, text
+from tensorlib.ops import create, elementwise, exchange, index, linalg, movement, reduce, text
 
 
 class Tensor(Array):
@@ -233,6 +234,12 @@ _DTYPE_METHODS = {
     "char": "i8", "byte": "u8", "bool": "bool",
 }  # fmt: skip
 
+_LATER = {
+    "lapack": "det slogdet inv pinv cholesky qr svd matrix_power",
+    "sort": "sort argsort msort topk kthvalue unique unique_consecutive bincount histc",
+    "scan": "cummax cummin logcumsumexp",
+}
+
 
 def _is_operand(value):
     return isinstance(value, (Array, bool, int, float)) or hasattr(value, "item")
@@ -269,6 +276,16 @@ def _converter(name):
     return method
 
 
+def _later(module, name):
+    """A method whose module is imported when it is first called: start-up pays only for what text generation needs."""
+
+    def method(self, *args, **kwargs):
+        return getattr(importlib.import_module(f"tensorlib.ops.{module}"), name)(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = name, f"See `tensorlib.{name}`."
+    return method
+
+
 def _attach():
     for name, function in _METHODS.items():
         setattr(Tensor, name, function)
@@ -291,9 +308,10 @@ def _attach():
     Tensor.masked_fill_ = _masked_fill_
     for name in "uniform_ normal_ exponential_ bernoulli bernoulli_ multinomial".split():
         setattr(Tensor, name, getattr(random, name))
-    for name in "det slogdet inv pinv cholesky qr svd matrix_power".split():
-        setattr(Tensor, name, getattr(lapack, name))
-    Tensor.inverse = lapack.inv
+    for module, names in _LATER.items():
+        for name in names.split():
+            setattr(Tensor, name, _later(module, name))
+    Tensor.inverse = Tensor.inv
 
 
 def _masked_fill_(self, mask, value):

@@ -164,6 +164,16 @@ def test_searchsorted(data):
     same(sort.bucketize(x, e, right=right, out_int32=True), want.astype(np.int32))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_searchsorted_puts_nan_behind_all_numbers(side):
+    nan, inf = float("nan"), float("inf")
+    x = np.array([nan, -inf, 2.0, inf, 0.0], np.float32)
+    for edges in ([1.0, 2.0, inf], [-inf, -0.0, nan, nan], [nan]):
+        some = np.array(edges, np.float32)
+        found = sort.searchsorted(*tensors([some, x]), side=side)
+        same(found, np.searchsorted(some, x, side))
+
+
 def test_searchsorted_in_rows():
     rng = np.random.default_rng(0)
     edges, array = rng.integers(0, 30, (3, 4, 20)), rng.integers(-2, 32, (3, 4, 7))
