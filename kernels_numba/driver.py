@@ -4,7 +4,6 @@ A kernel is `void k(int64 *args, int64 tid, int64 nthreads)`. A command is (kern
 one native call with the GIL released, on this thread alone or on the whole team (`pool.py` is the native side).
 """
 
-import atexit
 import contextlib
 import ctypes
 import os
@@ -147,7 +146,7 @@ class Pool:
         # sleeping and waking use Linux's futex: elsewhere the caller works alone
         self.threads = (threads or cpu_count()) if sys.platform == "linux" else 1
         self._run_alone, self._kernel = _KERNEL(kernel("run_alone")), kernel
-        self._lock, self._active = threading.Lock(), 0
+        self._lock, self._active, self._held = threading.Lock(), 0, False
         self._run = self._ctl = None
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         self._cpus = cpus if len(cpus) == self.threads > 1 else None
@@ -204,20 +203,22 @@ class Pool:
         For a team as large as the machine; put it around many calls (it costs 5 us). Waking a thread takes 20 to 60 us,
         more than most ops. The thread's affinity is restored at the end.
         """
-        if not self._cpus:
+        with self._lock:
+            mine = self._cpus is not None and not self._held
+            if mine:
+                self._held = True
+                self._start()
+        if not mine:  # a second caller must not sit on the first one's core
             yield
             return
         before = os.sched_getaffinity(0)
-        if self._run is None:
-            with self._lock:
-                self._start()
         try:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, {self._cpus[0]})
             self._word("SPIN").value = self._spin * 10
             yield
         finally:
-            self._word("SPIN").value = self._spin
+            self._word("SPIN").value, self._held = self._spin, False
             os.sched_setaffinity(0, before)
 
     def close(self):
@@ -228,7 +229,7 @@ class Pool:
             _libc.syscall(
                 ctypes.c_long(self._word("FUTEX").value),
                 ctypes.c_void_p(self._ctl),
-                ctypes.c_long(129),
+                ctypes.c_long(129),  # FUTEX_WAKE, private
                 ctypes.c_long(1 << 20),
             )
             self._run = None
@@ -238,7 +239,3 @@ def on_fork(reset):
     """Calls `reset` in the child after every fork: the workers do not exist there."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=reset)
-
-
-def on_exit(function):
-    atexit.register(function)

@@ -85,6 +85,26 @@ def test_pinning_is_undone():
     assert os.sched_getaffinity(0) == before
 
 
+@linux
+def test_only_one_caller_is_pinned():
+    """Two pinned callers would share the first core, and leave another idle."""
+    pool, everywhere, seen = backend.backend().pool, os.sched_getaffinity(0), []
+
+    def other():
+        os.sched_setaffinity(0, everywhere)  # a new thread inherits its maker's
+        with pool.pinned():
+            seen.append(os.sched_getaffinity(0))
+
+    for _ in range(2):  # and again: the first let go of it
+        with pool.pinned():
+            mine = os.sched_getaffinity(0)
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        assert mine == ({pool._cpus[0]} if pool._cpus else everywhere)
+    assert seen == [everywhere] * 2
+
+
 def test_number_of_threads_can_change():
     try:
         for n in (1, 3, 2):
