@@ -1,0 +1,185 @@
+"""What the command line's commands do. Each imports what it needs, so that `--help` and start-up stay fast."""
+
+import contextlib
+import os
+import sys
+import time
+
+DEFAULT_TOKENS = 256
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+def run_generate(arguments):
+    prompt = _prompt(arguments.prompt)
+    started = time.perf_counter()
+    model = _load(arguments)
+    tokenizer = model.tokenizer
+    ids = tokenizer.encode(prompt)
+    if not ids and tokenizer.bos_id is not None:
+        ids = [tokenizer.bos_id]  # an empty prompt: whatever the model begins with
+    loaded = time.perf_counter()
+    _answer(model, ids, arguments, started, loaded)
+
+
+def run_chat(arguments):
+    """Turns until the end of the input; standard output gets the answers alone."""
+    started = time.perf_counter()
+    model = _load(arguments)
+    tokenizer = model.tokenizer
+    messages = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    tokenizer.apply_chat_template([*messages, {"role": "user", "content": ""}])  # a model without one: say so now
+    while (text := _ask()) is not None:
+        if not text.strip():
+            continue
+        messages.append({"role": "user", "content": text})
+        ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special=False)
+        now = time.perf_counter()
+        answer = _answer(model, ids, arguments, started, now)
+        messages.append({"role": "assistant", "content": answer})
+        started = time.perf_counter()
+
+
+def _load(arguments):
+    from zoo.generate import load
+
+    return load(arguments.model, threads=arguments.threads, context=arguments.context)
+
+
+def _prompt(given):
+    """The prompt: the argument, or standard input, less the newline that a shell's echo ends it with."""
+    from tensorlib.errors import FormatError
+
+    if given is None and (sys.stdin is None or sys.stdin.isatty()):
+        fix = 'write: tensorlib generate "Once upon a time"'
+        raise FormatError("generate", "prompt", "nothing", "a text, or standard input", fix)
+    if given is None or given == "-":
+        given = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n").removesuffix("\r")
+    return given
+
+
+def _ask():
+    """The next line of the person at the keyboard, or of the standard input; None at its end."""
+    if sys.stdin is None:
+        return None
+    if not sys.stdin.isatty():
+        line = sys.stdin.buffer.readline()
+        return line.decode("utf-8", "replace").rstrip("\r\n") if line else None
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() its line editing
+    try:
+        return input("> ")
+    except EOFError:
+        print(file=sys.stderr)
+        return None
+
+
+def _answer(model, ids, arguments, started, loaded) -> str:
+    """Generate after `ids`, write the text as it comes, and return it."""
+    from tensorlib import backend
+    from zoo.generate import SamplerConfig
+
+    limit = arguments.max_tokens
+    if limit is None and model.context_length > len(ids):
+        limit = min(DEFAULT_TOKENS, model.context_length - len(ids))
+    sampler = SamplerConfig(**{name: getattr(arguments, name) for name in SAMPLING})
+    stream, text, count, first = model.tokenizer.stream(), [], 0, None
+    tokens = model.generate(ids, limit, sampler, model.tokenizer.eos_ids)
+    for token in tokens:
+        if first is None:
+            first = time.perf_counter()
+            backend.compiling.end()
+        count += 1
+        _write(stream.push(token), text)
+    _write(stream.flush(), text)
+    if not text or not text[-1].endswith("\n"):
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    if arguments.verbose and first is not None:
+        _statistics(len(ids), count, started, loaded, first)
+    return "".join(text)
+
+
+def _write(piece, text):
+    if piece:
+        text.append(piece)
+        sys.stdout.write(shown(piece) if sys.stdout.isatty() else piece)
+        sys.stdout.flush()
+
+
+def shown(text: str) -> str:
+    """`text` for a terminal: control characters, which could move the cursor or worse, as U+FFFD.
+
+    >>> shown("a\\tb\\x1b[2J")
+    'a\\tb\ufffd[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join("\ufffd" if (c < " " and c not in "\n\t") or "\x7f" <= c < "\xa0" else c for c in text)
+
+
+def _statistics(prompt, count, started, loaded, first):
+    now = time.perf_counter()
+    print(
+        f"tensorlib: loaded in {loaded - started:.3f} s; prompt of {prompt} tokens in {first - loaded:.3f} s "
+        f"({prompt / max(first - loaded, 1e-9):.1f} tok/s); {count} tokens in {now - first:.3f} s "
+        f"({(count - 1) / max(now - first, 1e-9):.1f} tok/s)",
+        file=sys.stderr,
+    )
+
+
+# ---- info and kernels ------------------------------------------------------------------------------------------------
+
+
+def run_info(arguments):
+    from tensorlib.io import gguf, hub
+
+    file = gguf.open(hub.resolve(arguments.file))
+    tensors = file.tensors.values()
+    parameters = sum(_numel(info.shape) for info in tensors)
+    print(f"{shown(file.path)}: GGUF version {file.version}, {file.nbytes / 1e6:.1f} MB")
+    print(f"{len(file.tensors)} tensors, {parameters:,} parameters, {len(file.metadata)} metadata keys\n")
+    for key in file.metadata:
+        kind, count = file.metadata.kind(key)
+        print(f"{shown(key):44} {_value(file, key, kind, count)}")
+    print()
+    formats = {}
+    for info in tensors:
+        count, numel, nbytes = formats.get(info.format.name, (0, 0, 0))
+        formats[info.format.name] = count + 1, numel + _numel(info.shape), nbytes + info.nbytes
+    print(f"{'format':8} {'tensors':>8} {'parameters':>16} {'MB':>10} {'bits each':>10}")
+    for name, (count, numel, nbytes) in sorted(formats.items(), key=lambda row: -row[1][2]):
+        print(f"{name:8} {count:8} {numel:16,} {nbytes / 1e6:10.2f} {8 * nbytes / max(numel, 1):10.2f}")
+    print(f"\n{'tensor':44} {'format':8} {'shape':>20} {'bytes':>12} {'offset':>12}")
+    for info in tensors:
+        shape = "x".join(map(str, info.shape)) or "scalar"
+        print(f"{shown(info.name):44} {info.format.name:8} {shape:>20} {info.nbytes:12} {info.offset:12}")
+
+
+def _value(file, key, kind, count):
+    if count is not None and count > 8:
+        return f"{count} x {kind}"
+    text = repr(file.metadata[key])
+    return text if len(text) <= 70 else f"{text[:67]}... ({len(text) - 2} characters)"
+
+
+def _numel(shape):
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel
+
+
+def run_kernels(arguments):
+    from tensorlib import backend
+
+    here = backend.backend()
+    if arguments.what == "build":
+        from zoo import prebuild
+
+        prebuild.build(destination=arguments.destination)
+        print(f"tensorlib: {len(here.files())} kernels in {here.folder}", file=sys.stderr)
+    elif arguments.what == "path":
+        print(here.folder)
+    else:
+        for name in here.files():
+            print(f"{os.path.getsize(os.path.join(here.folder, name)):9}  {name}")
