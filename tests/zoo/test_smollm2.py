@@ -64,8 +64,9 @@ def test_greedy_text_is_the_reference_s(model, reference):
     for prompt in prompts:
         ids = model.tokenizer.encode(prompt)
         out = list(model.generate(ids, 16))
-        # activations of 8 bits move a logit by some 0.3 (of a spread of 30): only choices as near as that may flip
-        assert all(gap < 0.6 for _, _, _, gap in flips(reference.logits, ids, out)), prompt
+        # 8-bit activations move a logit by 0.107 (deviation that bench.perplexity prints); the difference of two
+        # by sqrt(2) of that, and three such deviations are 0.45: a flip at a wider gap is an error
+        assert all(gap < 0.45 for _, _, _, gap in flips(reference.logits, ids, out)), prompt
 
 
 def test_two_threads_decode_two_models(default_model, model):
