@@ -6,6 +6,7 @@
     python -m bench.memory               peak resident memory against the size of the file
     python -m bench.pair                 two Python threads decoding two models at once
     python -m bench.share                share of a decode that is spent outside native code
+    python -m bench.ops                  single ops against PyTorch and NumPy: elementwise to attention and convolutions
     python -m bench.perplexity           perplexity and greedy text against an independent NumPy Llama
 
 Every program prints its table and writes the same rows, with machine and versions, to bench/results/<program>.csv.
