@@ -12,11 +12,11 @@ import inspect
 import numpy as np
 from numba import njit
 
-from . import exponentials, integers, powers, scalar, trigonometry
+from . import exponentials, integers, powers, scalar, special, trigonometry
 from .marks import INF, NAN
 from .scalar import typed
 
-_SOURCES = (exponentials, powers, trigonometry)
+_SOURCES = (exponentials, powers, trigonometry, special)
 
 
 def jitted(function):

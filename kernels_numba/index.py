@@ -114,10 +114,12 @@ BY_INDEX = {
     "put": PUT,
     "gather": ALONG.replace("{rows}", SHARED).replace("{body}", "store(y, row * n + j, load(x, at))"),
     "scatter": ALONG.replace("{rows}", ALONE).replace("{body}", "store(x, at, load(y, row * n + j))"),
-    "scatter_add": ALONG.replace("{rows}", ALONE).replace(
-        "{body}", "store(x, at, function(load(x, at), load(y, row * n + j)))"
-    ),
 }
+COMBINES = {"scatter_add": "add", "scatter_prod": "mul", "scatter_amax": "maximum", "scatter_amin": "minimum"}
+BY_INDEX |= dict.fromkeys(
+    COMBINES,
+    ALONG.replace("{rows}", ALONE).replace("{body}", "store(x, at, function(load(x, at), load(y, row * n + j)))"),
+)
 
 
 def build(name, *params, source=None):
@@ -139,12 +141,11 @@ def build(name, *params, source=None):
         exec(CHECKED, scope)
         scope["checked"] = functions.jitted(scope["checked"])
         text = BY_INDEX[name].replace("{width}", str(BITS[dtype] // 8))
-        if name == "scatter_add":
+        if name in COMBINES:
             scope["load"] = loader(dtype, written=True)
             compute = FLOATS.get(dtype, dtype)
-            scope["function"] = functions.inline(
-                f"def function(x, y):\n    return {expression('add', compute)}", compute
-            )
+            text_of = expression(COMBINES[name], compute)
+            scope["function"] = functions.inline(f"def function(x, y):\n    return {text_of}", compute)
     else:
         return None
     exec(compile(text, f"<index {name}>", "exec"), scope)
