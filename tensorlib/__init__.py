@@ -16,6 +16,7 @@ import importlib
 
 __version__ = "0.1.0"
 
+from tensorlib.autograd import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from tensorlib.device import Device
 from tensorlib.dtype import (
     DType,
@@ -86,9 +87,11 @@ inf, nan = 1e999, 1e999 - 1e999
 
 __all__ = [
     "Tensor", "Device", "DType", "Generator", "arange", "as_tensor", "bernoulli", "bf16", "bfloat16", "bool",
-    "double", "dropout", "empty", "empty_like", "exponential", "eye", "f16", "f32", "f64", "f8e4m3", "f8e5m2",
+    "double", "dropout", "empty", "empty_like", "enable_grad", "exponential", "eye", "f16", "f32", "f64", "f8e4m3",
+    "f8e5m2",
     "float", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2", "from_dlpack", "from_numpy", "from_torch",
-    "full", "full_like", "get_rng_state", "half", "i16", "i32", "i64", "i8", "inf", "initial_seed", "int",
+    "full", "full_like", "get_rng_state", "half", "i16", "i32", "i64", "i8", "inf", "initial_seed", "is_grad_enabled",
+    "no_grad", "set_grad_enabled", "int",
     "int16", "int32", "int64", "int8", "linspace", "long", "manual_seed", "multinomial", "nan", "normal", "ones",
     "ones_like", "promote_types", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "seed",
     "set_rng_state", "short", "tensor",
@@ -99,6 +102,7 @@ __all__ = [
 _FUNCTIONS = (
     "elementwise",
     "reduce",
+    "softmax",
     "movement",
     "index",
     "linalg",

@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 
+from tensorlib import tape
 from tensorlib.errors import DeviceError, NoKernel
 
 PARALLEL_WORK = 1 << 16  # elementary operations below which waking the team costs more than it saves (some 10 us)
@@ -180,6 +181,8 @@ def launch(kernel, args, work=0, reads=(), writes=()):
     `reads` and `writes` are the Arrays (anything with `.buffer`) that the command touches: a replay puts barriers by
     them.
     """
+    if tape.used and tape.mode.recording:
+        tape.guard(kernel.name, reads)
     block = (ctypes.c_int64 * len(args))(*words(args))
     parallel = work >= PARALLEL_WORK
     pool = backend().pool

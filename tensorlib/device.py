@@ -14,6 +14,7 @@ import threading
 from tensorlib import backend as _backend
 from tensorlib import dtype as _dtype
 from tensorlib import layout as _layout
+from tensorlib import tape
 from tensorlib.errors import DeviceError, FormatError
 
 _state = threading.local()
@@ -125,13 +126,15 @@ class Array:
     """The handle: `buffer`, `layout` (shape, strides, offset in elements), `dtype`. Two integers from a kernel's
     argument.
 
-    `derived` keeps what an op computes from the values alone (the packed copy that quantised matmuls share).
+    `derived` keeps what an op computes from the values alone (the packed copy that quantised matmuls share). `node` and
+    `origin` belong to the tape: what made this value, and what it is a view of (both None unless somebody asks).
     """
 
-    __slots__ = ("buffer", "dtype", "layout", "memo", "__weakref__")
+    __slots__ = ("buffer", "dtype", "layout", "memo", "node", "origin", "__weakref__")
 
     def __init__(self, buffer, layout, dtype):
-        self.buffer, self.layout, self.dtype, self.memo = buffer, layout, dtype, None
+        self.buffer, self.layout, self.dtype = buffer, layout, dtype
+        self.memo = self.node = self.origin = None
 
     @classmethod
     def empty(cls, shape, dtype="f32", device=CPU):
@@ -141,7 +144,13 @@ class Array:
 
     def view(self, layout, dtype=None):
         """Another layout (and dtype of the same size) over the same memory."""
+        if tape.used and tape.mode.recording:
+            tape.guard("view", (self,))
         return type(self)(self.buffer, layout, dtype or self.dtype)
+
+    def handle(self):
+        """Another handle to the same elements, without a gradient."""
+        return type(self)(self.buffer, self.layout, self.dtype)
 
     @property
     def shape(self):

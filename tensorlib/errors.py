@@ -36,6 +36,10 @@ class NoKernel(TensorlibError, NotImplementedError):
     """No kernel for this operation and dtype on this device."""
 
 
+class GradError(TensorlibError, RuntimeError):
+    """A gradient that does not exist, or that what happened since the forward pass has made impossible."""
+
+
 class LinAlgError(TensorlibError, RuntimeError, ValueError):
     """A matrix for which the result does not exist, or an iteration that did not converge."""
 

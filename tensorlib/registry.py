@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections import namedtuple
 
 from tensorlib import dtype as _dtype
+from tensorlib import tape
 from tensorlib.dtype import DType
 from tensorlib.errors import DTypeError
+from tensorlib.tape import FUNCTIONS
 
 OPS: dict[str, Op] = {}
 
@@ -66,12 +68,16 @@ INDEX = Rule("INDEX", "uif", "i64", result=lambda d: _dtype.i64)
 class Op(namedtuple("Op", "name kind arity rule ref doc domain vjp", defaults=(None, None))):
     """One row.
 
-    kind: "unary", "binary", "ternary", "reduce", "scan", "movement" or "index". `ref(np, *arrays)` is the meaning in
-    NumPy; tests call it with float64 where the op computes in floats. `domain` bounds the operands that tests draw
-    (None: any).
+    kind: "unary", "binary", "ternary", "reduce", "scan", "movement", "index", "fused", "conv", "linalg" or
+    "composite". `ref(np, *arrays)` is the meaning in NumPy; tests call it with float64 where the op computes in floats.
+    `domain` bounds the operands that tests draw (None: any; (low, high); a pair for each operand), or draws the whole
+    call: `domain(s, dtype)` gives the arguments, see `tensorlib.testing`. `vjp` maps the names of operands to their
+    gradients (see `tensorlib.tape`); {} says that the result does not depend on them smoothly, None that nobody wrote
+    one yet. A composite op has none: its gradient is that of the ops in its body.
     """
 
     __slots__ = ()
+    __hash__ = object.__hash__
 
 
 def register(op: Op) -> Op:
@@ -82,12 +88,19 @@ def register(op: Op) -> Op:
     return op
 
 
-def define(kind, rule, ref, arity=1, domain=None):
-    """Decorator: registers a function as the op of its name; the row's doc is the first line of its docstring."""
+def define(kind, rule, ref, arity=1, domain=None, vjp=None, writes=False):
+    """Decorator: registers a function as the op of its name; the row's doc is the first line of its docstring.
+
+    `writes`: the function changes its first operand in place. See `Op` for the rest.
+    """
 
     def decorate(function):
-        name = function.__name__.strip("_")
-        register(Op(name, kind, arity, rule, ref, function.__doc__.partition("\n")[0].rstrip("."), domain))
-        return function
+        name = function.__name__
+        name = name if writes else name.strip("_")
+        doc = function.__doc__.partition("\n")[0].rstrip(".")
+        op = register(Op(name, kind, arity, rule, ref, doc, domain, vjp))
+        found = function if kind == "composite" else tape.recorded(op, function, writes)
+        FUNCTIONS[name] = found
+        return found
 
     return decorate

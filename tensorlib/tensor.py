@@ -12,16 +12,18 @@ tensor([[0., 1., 2.],
 
 import functools
 import importlib
+import inspect
 
+from tensorlib import random, tape
+from tensorlib.autograd.variable import Variable
 from tensorlib import dtype as _dtype
-from tensorlib import random
 from tensorlib.device import Array, Device
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout
-from tensorlib.ops import create, elementwise, exchange, index, linalg, movement, reduce, text
+from tensorlib.ops import create, elementwise, exchange, getitem, index, linalg, movement, reduce, softmax, text
 
 
-class Tensor(Array):
+class Tensor(Variable, Array):
     """A strided view of typed memory on a device. Make one with `tensorlib.tensor(...)`, `zeros`, `from_numpy` and so
     on.
 
@@ -140,12 +142,12 @@ class Tensor(Array):
         return self.to("cpu")
 
     def detach(self):
-        """The same view; there is no gradient to leave behind."""
-        return self.view(self.layout)
+        """The same memory without the tape: no gradient passes."""
+        return self.handle()
 
     def view(self, *shape):
         """Another shape or dtype over the same memory, never a copy; ShapeError where one would be needed."""
-        if len(shape) in (1, 2) and isinstance(shape[0], Layout):
+        if len(shape) in (1, 2) and isinstance(shape[0], Layout):  # what ops on Arrays call
             return Array.view(self, *shape)
         return movement.view(self, *shape)
 
@@ -187,8 +189,8 @@ class Tensor(Array):
 
     __dlpack__ = exchange.dlpack
     __dlpack_device__ = exchange.dlpack_device
-    __getitem__ = index.getitem
-    __setitem__ = index.setitem
+    __getitem__ = getitem.getitem
+    __setitem__ = getitem.setitem
 
 
 # ---- methods made from functions -------------------------------------------------------------------------------------
@@ -210,11 +212,9 @@ _METHODS = {
     },
     **{
         n: getattr(reduce, n)
-        for n in (
-            "sum mean prod amax amin max min any all argmax argmin var std norm softmax log_softmax logsumexp cumsum"
-            " cumprod count_nonzero"
-        ).split()
+        for n in ("sum mean prod amax amin max min any all argmax argmin var std norm count_nonzero").split()
     },
+    **{n: getattr(softmax, n) for n in ("softmax", "log_softmax", "logsumexp")},
     **{n: getattr(exchange, n) for n in ("item", "tolist", "numpy", "to_torch")},
     "matmul": linalg.matmul,
 }
@@ -237,7 +237,7 @@ _DTYPE_METHODS = {
 _LATER = {
     "lapack": "det slogdet inv pinv cholesky qr svd matrix_power",
     "sort": "sort argsort msort topk kthvalue unique unique_consecutive bincount histc",
-    "scan": "cummax cummin logcumsumexp",
+    "scan": "cumsum cumprod cummax cummin logcumsumexp",
 }
 
 
@@ -289,7 +289,7 @@ def _later(module, name):
 def _attach():
     for name, function in _METHODS.items():
         setattr(Tensor, name, function)
-        if "out" in function.__code__.co_varnames and name not in ("where", "matmul"):
+        if "out" in tape.parameters(inspect.unwrap(function))[0] and name not in ("where", "matmul"):
             setattr(Tensor, name + "_", _in_place(function))
     for alias, name in _ALIASES.items():
         setattr(Tensor, alias, getattr(Tensor, name))
@@ -330,8 +330,9 @@ def _factory(function):
     """`function(cls, ...)` with cls = Tensor."""
 
     @functools.wraps(function)
-    def make(*args, **kwargs):
-        return function(Tensor, *args, **kwargs)
+    def make(*args, requires_grad=False, **kwargs):
+        made = function(Tensor, *args, **kwargs)
+        return made.requires_grad_() if requires_grad else made
 
     return make
 

@@ -16,12 +16,13 @@ FILES = sorted(path for name in (*PACKAGES, "tests", "bench") for path in (ROOT 
 # Left never imports right. Files and folders of tensorlib/ by the layer that they are in; lazy imports count as well.
 LAYERS = (
     ("errors", "dtype", "layout"),
+    ("tape",),
     ("registry",),
     ("backend", "device", "capture", "kernels"),
     ("ops", "quant", "random"),
     ("autograd",),
     ("tensor",),
-    ("nn", "optim"),
+    ("nn", "optim", "array_api"),
     ("io", "onnx", "distributed"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

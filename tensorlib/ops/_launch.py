@@ -10,6 +10,7 @@ from tensorlib import dtype as _dtype
 from tensorlib.device import Array
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import broadcast_shapes, collapse
+from tensorlib.registry import SAME, define
 
 _plans: dict = {}
 _RAW = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}  # copies move bits: one kernel per width
@@ -195,6 +196,7 @@ def _strided_words(out, operands, sizes, strides):
     return words
 
 
+@define("movement", SAME, lambda np, x, dtype: x.astype(dtype), vjp={"x": lambda g: g})
 def cast(x, dtype, copy=False):
     """x in another dtype: x itself if it has it, unless `copy`. Always contiguous if new.
 

@@ -12,6 +12,7 @@ from tensorlib.device import CPU, Device
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.ops._launch import fill
 from tensorlib.ops.movement import diagonal, sizes
+from tensorlib.registry import FUNCTIONS
 
 
 def _device(device):
@@ -41,6 +42,9 @@ def full(cls, shape, value, dtype=None, device=None):
 def zeros(cls, *shape, dtype=None, device=None):
     """Every element 0."""
     return fill(empty(cls, *shape, dtype=dtype, device=device), 0)
+
+
+FUNCTIONS["zeros_of"] = lambda cls, shape, dtype, device: zeros(cls, shape, dtype=dtype, device=device)
 
 
 def ones(cls, *shape, dtype=None, device=None):

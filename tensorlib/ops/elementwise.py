@@ -10,9 +10,11 @@ compute in f32 and are rounded once.
 (tensor([2, 3, 4], dtype=u8), tensor([0.5000, 1.0000, 1.5000]), f32)
 """
 
+from tensorlib import tape
 from tensorlib.errors import DTypeError
+from tensorlib.ops import create
 from tensorlib.ops._launch import apply, cast, copy_into, fill
-from tensorlib.registry import BOOL, FLOAT, FLOAT_ONLY, INTEGER, NUMBER, OPS, SAME, SHIFT, Op, register
+from tensorlib.registry import BOOL, FLOAT, FLOAT_ONLY, FUNCTIONS, INTEGER, NUMBER, OPS, SAME, SHIFT, Op, register
 
 __all__ = ["apply", "cast", "clamp", "copy_into", "div", "fill", "gelu", "masked_fill", "pow", "round", "where"]
 
@@ -20,8 +22,10 @@ __all__ = ["apply", "cast", "clamp", "copy_into", "div", "fill", "gelu", "masked
 def _function(kind, arity):
     signature = {1: "x", 2: "x, y", 3: "x, y, z"}[arity]
 
-    def define(name, rule, doc, ref, domain=None):
-        op = register(Op(name, kind, arity, rule, ref, doc, domain))
+    def define(name, rule, doc, ref, domain=None, vjp=None):
+        """Registers a row and gives its function; `vjp` by default the row of `VJP`."""
+        vjp = VJP.get(name, {}) if vjp is None else vjp
+        op = register(Op(name, kind, arity, rule, ref, doc, domain, {"x": vjp} if callable(vjp) else vjp))
         scope = {"apply": apply, "op": op}
         exec(f"def {name}({signature}, out=None):\n    return apply(op, {signature}, out=out)", scope)
         function = scope[name]
@@ -30,9 +34,125 @@ def _function(kind, arity):
             "It is written to `out`, of the broadcast shape, if that is given. Raises ShapeError, DTypeError, NoKernel."
         )
         function.__module__ = __name__
-        return function
+        FUNCTIONS[name] = tape.recorded(op, function)
+        return FUNCTIONS[name]
 
     return define
+
+
+# ---- gradients of the rows below: of x, or by operand (see tensorlib.tape) -------------------------------------------
+
+
+def _zero(g):
+    return create.zeros(type(g), g.shape, dtype=g.dtype, device=g.device)
+
+
+def _silu_vjp(g, x):
+    s = sigmoid(x)
+    return g * s * (1 + x * (1 - s))
+
+
+def _gelu_vjp(g, x):
+    return g * (0.5 * erfc(x * -(0.5**0.5)) + x * (exp(square(x) * -0.5) * 0.3989422804014327))
+
+
+def _gelu_tanh_vjp(g, x):
+    s = sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * square(x)))
+    return g * s * (1 + x * (1 - s) * (1.5957691216057308 + 0.21406444881780075 * square(x)))
+
+
+def _mish_vjp(g, x):
+    t = tanh(softplus(x))
+    return g * (t + x * (1 - square(t)) * sigmoid(x))
+
+
+def _hardswish_vjp(g, x):
+    return where(le(x, -3), 0.0, where(ge(x, 3), g, g * (x / 3 + 0.5)))
+
+
+def _pow_vjp_x(g, x, y):
+    if not tape.is_array(y):
+        return g * pow(x, y - 1) * y if y else _zero(g)
+    return where(eq(y, 0), 0.0, g * y * pow(x, sub(y, 1)))
+
+
+def _pow_vjp_y(g, x, y, out):
+    x = x if tape.is_array(x) else create.full(type(g), (), float(x), dtype=g.dtype, device=g.device)
+    return g * where(logical_and(eq(x, 0), ge(y, 0)), 0.0, out * log(x))
+
+
+def _larger_vjp(smaller):
+    """Ties share the gradient, as in PyTorch."""
+    return {
+        "x": lambda g, x, y: where(eq(x, y), g * 0.5, where(smaller(x, y), 0.0, g)),
+        "y": lambda g, x, y: where(eq(x, y), g * 0.5, where(smaller(y, x), 0.0, g)),
+    }
+
+
+VJP = {
+    "neg": lambda g: neg(g),
+    "abs": lambda g, x: g * sign(x),
+    "sign": _zero, "floor": _zero, "ceil": _zero, "trunc": _zero, "round": _zero,
+    "square": lambda g, x: g * x * 2,
+    "relu": lambda g, out: where(le(out, 0), 0.0, g),
+    "sqrt": lambda g, out: g / (out * 2),
+    "rsqrt": lambda g, out: g * (out * square(out)) * -0.5,
+    "reciprocal": lambda g, out: neg(g * square(out)),
+    "exp": lambda g, out: g * out,
+    "exp2": lambda g, out: g * out * 0.6931471805599453,
+    "expm1": lambda g, out: g * (out + 1),
+    "log": lambda g, x: g / x,
+    "log2": lambda g, x: g / (x * 0.6931471805599453),
+    "log10": lambda g, x: g / (x * 2.302585092994046),
+    "log1p": lambda g, x: g / (x + 1),
+    "sin": lambda g, x: g * cos(x),
+    "cos": lambda g, x: neg(g * sin(x)),
+    "tan": lambda g, out: g * (1 + square(out)),
+    "asin": lambda g, x: g * rsqrt((1 - x) * (1 + x)),
+    "acos": lambda g, x: neg(g * rsqrt((1 - x) * (1 + x))),
+    "atan": lambda g, x: g / (1 + square(x)),
+    "sinh": lambda g, x: g * cosh(x),
+    "cosh": lambda g, x: g * sinh(x),
+    "tanh": lambda g, out: g * (1 - square(out)),
+    "asinh": lambda g, x: g * rsqrt(square(x) + 1),
+    "acosh": lambda g, x: g * (rsqrt(x - 1) * rsqrt(x + 1)),
+    "atanh": lambda g, x: g / ((1 - x) * (1 + x)),
+    "erf": lambda g, x: g * exp(neg(square(x))) * 1.1283791670955126,
+    "erfc": lambda g, x: g * exp(neg(square(x))) * -1.1283791670955126,
+    "sigmoid": lambda g, out: g * out * (1 - out),
+    "logsigmoid": lambda g, x: g * sigmoid(neg(x)),
+    "softplus": lambda g, x: g * sigmoid(x),
+    "silu": _silu_vjp, "gelu": _gelu_vjp, "gelu_tanh": _gelu_tanh_vjp, "mish": _mish_vjp, "hardswish": _hardswish_vjp,
+    "hardsigmoid": lambda g, x: where(logical_and(gt(x, -3), lt(x, 3)), g / 6, 0.0),
+    "add": {"x": lambda g: g, "y": lambda g: g},
+    "sub": {"x": lambda g: g, "y": lambda g: neg(g)},
+    "mul": {"x": lambda g, y: g * y, "y": lambda g, x: g * x},
+    "div": {"x": lambda g, y: g / y, "y": lambda g, y, out: neg(g / y * out)},
+    "floor_divide": {"x": _zero, "y": _zero},
+    "remainder": {"x": lambda g: g, "y": lambda g, x, y: neg(g * floor_divide(x, y))},
+    "fmod": {"x": lambda g: g, "y": lambda g, x, y: neg(g * trunc(div(x, y)))},
+    "pow": {"x": _pow_vjp_x, "y": _pow_vjp_y},
+    "maximum": _larger_vjp(lambda x, y: lt(x, y)),
+    "minimum": _larger_vjp(lambda x, y: gt(x, y)),
+    "atan2": {
+        "x": lambda g, x, y: g * (y / (x * x + y * y)),
+        "y": lambda g, x, y: neg(g * (x / (x * x + y * y))),
+    },
+    "copysign": {"x": lambda g, x, out: where(eq(x, 0), 0.0, g * (out / x)), "y": _zero},
+    "leaky_relu": {"x": lambda g, x, y: where(gt(x, 0), g, g * y), "y": lambda g, x: where(gt(x, 0), 0.0, g * x)},
+    "elu": {
+        "x": lambda g, x, y, out: where(gt(x, 0), g, g * (out + y)),
+        "y": lambda g, x: where(gt(x, 0), 0.0, g * expm1(x)),
+    },
+    "where": {"y": lambda g, x: where(x, g, 0.0), "z": lambda g, x: where(x, 0.0, g)},
+    "clamp": {
+        "x": lambda g, x, y, z: where(logical_and(ge(x, y), le(x, z)), g, 0.0),
+        "y": lambda g, x, y, z: where(logical_and(lt(x, y), lt(y, z)), g, 0.0),
+        "z": lambda g, x, y, z: where(logical_or(gt(x, z), lt(z, y)), g, 0.0),
+    },
+    "lerp": {"x": lambda g, z: g * (1 - z), "y": lambda g, z: g * z, "z": lambda g, x, y: g * (y - x)},
+    "addcmul": {"x": lambda g: g, "y": lambda g, z: g * z, "z": lambda g, y: g * y},
+}  # fmt: skip
 
 
 _unary, _binary, _ternary = _function("unary", 1), _function("binary", 2), _function("ternary", 3)

@@ -11,10 +11,10 @@
 
 from tensorlib import dtype as _dtype
 from tensorlib.device import Array
-from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.errors import DTypeError, GradError, ShapeError
 from tensorlib.layout import axes, axis, infer_shape
 from tensorlib.layout import contiguous as row_major
-from tensorlib.ops._launch import cast, copy_into
+from tensorlib.ops._launch import cast, copy_into, separate, writable
 from tensorlib.registry import SAME, define
 
 
@@ -28,11 +28,28 @@ def sizes(args) -> tuple[int, ...]:
     return tuple(s.__index__() for s in args)
 
 
-def _movement(ref):
-    return define("movement", SAME, ref)
+def _movement(ref, vjp, **fields):
+    return define("movement", SAME, ref, vjp=vjp if isinstance(vjp, dict) else {"x": vjp}, **fields)
 
 
-@_movement(lambda np, x, *shape: np.reshape(x, shape))
+def _composite(ref):
+    return define("composite", SAME, ref)
+
+
+def _reshaped(g, x_shape):
+    return reshape(g, x_shape)
+
+
+def _placed(g, shape, view):
+    """Zeros of a shape, but g where `view` looks."""
+    from tensorlib.ops.create import zeros
+
+    whole = zeros(type(g), shape, dtype=g.dtype, device=g.device)
+    copy_(view(whole), g)
+    return whole
+
+
+@_movement(lambda np, x, *shape: np.reshape(x, shape), _reshaped)
 def reshape(x, *shape):
     """The same elements in row-major order in another shape; one size may be -1. A view where possible, else a copy.
 
@@ -48,6 +65,7 @@ def reshape(x, *shape):
     return Array.view(x, layout)
 
 
+@_movement(lambda np, x, *shape: np.reshape(x, shape), lambda g, x_shape, shape: _viewed(g, x_shape, shape))
 def view(x, *shape):
     """`reshape` that never copies: ShapeError where a copy is needed.
     `view(dtype)` reads the bits as another dtype of the size.
@@ -66,13 +84,25 @@ def view(x, *shape):
     return Array.view(x, layout)
 
 
-@_movement(lambda np, x, a, b: np.swapaxes(x, a, b))
+def _viewed(g, x_shape, shape):
+    if len(shape) == 1 and not hasattr(shape[0], "__index__") and not isinstance(shape[0], (tuple, list)):
+        fix = "convert values with .to(dtype)"
+        raise GradError("view", f"a gradient through the bits as {shape[0]}", "a view of another shape", fix)
+    return reshape(g, x_shape)
+
+
+@_movement(lambda np, x, a, b: np.swapaxes(x, a, b), lambda g, dim0, dim1: transpose(g, dim0, dim1))
 def transpose(x, dim0, dim1):
     """Two dims swapped: a view."""
     return Array.view(x, x.layout.transpose(dim0, dim1))
 
 
-@_movement(lambda np, x, *dims: np.transpose(x, dims))
+def _unpermuted(g, dims):
+    dims = axes("permute", sizes(dims), g.ndim)
+    return permute(g, sorted(range(g.ndim), key=dims.__getitem__))
+
+
+@_movement(lambda np, x, *dims: np.transpose(x, dims), _unpermuted)
 def permute(x, *dims):
     """Dims in another order: a view. ShapeError unless each dim is named once."""
     return Array.view(x, x.layout.permute(sizes(dims)))
@@ -85,7 +115,7 @@ def t(x):
     return x if x.ndim < 2 else transpose(x, 0, 1)
 
 
-@_movement(lambda np, x, a, b: np.moveaxis(x, a, b))
+@_composite(lambda np, x, a, b: np.moveaxis(x, a, b))
 def movedim(x, source, destination):
     """Dims moved to other places, the rest in order: a view."""
     source, destination = axes("movedim", source, x.ndim), axes("movedim", destination, x.ndim)
@@ -99,19 +129,19 @@ def movedim(x, source, destination):
     return permute(x, order)
 
 
-@_movement(lambda np, x, dim: np.expand_dims(x, dim))
+@_movement(lambda np, x, dim: np.expand_dims(x, dim), _reshaped)
 def unsqueeze(x, dim):
     """A new dim of size 1 at `dim`: a view."""
     return Array.view(x, x.layout.unsqueeze(dim))
 
 
-@_movement(lambda np, x: np.squeeze(x))
+@_movement(lambda np, x: np.squeeze(x), _reshaped)
 def squeeze(x, dim=None):
     """Without dims of size 1 (all, or those in `dim`): a view."""
     return Array.view(x, x.layout.squeeze(dim))
 
 
-@_movement(lambda np, x, *shape: np.broadcast_to(x, shape))
+@_movement(lambda np, x, *shape: np.broadcast_to(x, shape), lambda g: g)
 def expand(x, *shape):
     """Dims of size 1 repeated without memory, new dims on the left; -1 keeps a size.
     A view that must not be written to.
@@ -119,23 +149,32 @@ def expand(x, *shape):
     return Array.view(x, x.layout.expand(sizes(shape)))
 
 
+@_movement(lambda np, x, shape: np.broadcast_to(x, shape), lambda g: g)
 def broadcast_to(x, shape):
     """`expand` to a shape given as a tuple."""
     return Array.view(x, x.layout.expand(sizes((shape,)), "broadcast_to"))
 
 
-@_movement(lambda np, x, dim, start, length: np.take(x, range(start, start + length), dim))
+def _narrowed(g, x_shape, dim, start, length):
+    return _placed(g, x_shape, lambda z: narrow(z, dim, start, length))
+
+
+@_movement(lambda np, x, dim, start, length: np.take(x, range(start, start + length), dim), _narrowed)
 def narrow(x, dim, start, length):
     """Elements [start, start + length) of one dim: a view. ShapeError if they are not all there."""
     return Array.view(x, x.layout.narrow(dim, int(start), int(length)))
 
 
+@_movement(
+    lambda np, x, dim, index: np.take(x, index, dim),
+    lambda g, x_shape, dim, index: _placed(g, x_shape, lambda z: select(z, dim, index)),
+)
 def select(x, dim, index):
     """Element `index` of one dim, which goes: a view."""
     return Array.view(x, x.layout.select(dim, index))
 
 
-@_movement(lambda np, x: np.reshape(x, -1))
+@_composite(lambda np, x: np.reshape(x, -1))
 def flatten(x, start_dim=0, end_dim=-1):
     """Dims start_dim to end_dim merged into one."""
     first, last = axis("flatten", start_dim, x.ndim), axis("flatten", end_dim, x.ndim)
@@ -159,7 +198,7 @@ def unflatten(x, dim, shape):
     return reshape(x, x.shape[:dim] + infer_shape("unflatten", x.shape[dim], shape) + x.shape[dim + 1 :])
 
 
-@_movement(lambda np, x, dims: np.flip(x, dims))
+@_movement(lambda np, x, *dims: np.flip(x, dims), lambda g, dims: flip(g, *dims))
 def flip(x, *dims):
     """Dims reversed: a view (negative strides)."""
     layout = x.layout
@@ -168,10 +207,22 @@ def flip(x, *dims):
     return Array.view(x, layout)
 
 
-@_movement(lambda np, x, k: np.diagonal(x, k))
+@_movement(
+    lambda np, x, offset=0, dim1=0, dim2=1: np.diagonal(x, offset, dim1, dim2),
+    lambda g, x_shape, offset, dim1, dim2: _placed(g, x_shape, lambda z: diagonal(z, offset, dim1, dim2)),
+)
 def diagonal(x, offset=0, dim1=0, dim2=1):
     """The diagonal of two dims as a new last dim: a view."""
     return Array.view(x, x.layout.diagonal(offset, dim1, dim2))
+
+
+@_movement(
+    lambda np, x, other: np.broadcast_to(other, x.shape), {"x": lambda g: None, "other": lambda g: g}, writes=True
+)
+def copy_(x, other):
+    """Writes `other`, broadcast and cast, to x, in place. ShapeError; DeviceError for read-only memory."""
+    writable("copy_", x)
+    return copy_into(x, separate(broadcast_to(other, x.shape), x))
 
 
 def contiguous(x):
@@ -184,7 +235,7 @@ def clone(x):
     return cast(x, x.dtype, copy=True)
 
 
-@_movement(lambda np, x, *reps: np.tile(x, reps))
+@_composite(lambda np, x, *reps: np.tile(x, reps))
 def repeat(x, *repeats):
     """Copies along each dim, new dims on the left; `repeats` are at least as many as dims.
 
@@ -212,7 +263,11 @@ def repeat_interleave(x, repeats, dim=None):
     return reshape(wide, x.shape[:dim] + (x.shape[dim] * int(repeats),) + x.shape[dim + 1 :])
 
 
-@define("movement", SAME, lambda np, *xs, dim=0: np.concatenate(xs, dim), arity=2)
+def _parts(g, tensors_shape, dim):
+    return split(g, [shape[dim] for shape in tensors_shape], dim)
+
+
+@_movement(lambda np, tensors, dim=0: np.concatenate(tensors, dim), {"tensors": _parts}, arity=2)
 def cat(tensors, dim=0):
     """Tensors joined along a dim; the other sizes must agree, dtypes are promoted.
 
@@ -280,7 +335,7 @@ def unbind(x, dim=0):
     return tuple(select(x, dim, i) for i in range(x.shape[axis("unbind", dim, x.ndim)]))
 
 
-@_movement(lambda np, x, shift, dim: np.roll(x, shift, dim))
+@_composite(lambda np, x, shift, dim: np.roll(x, shift, dim))
 def roll(x, shifts, dims=None):
     """Elements moved along dims, those that fall off coming in at the other end (flattened, if dims is None)."""
     if dims is None:

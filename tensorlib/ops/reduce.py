@@ -1,4 +1,4 @@
-"""Reductions over dims, softmax and scans.
+"""Reductions over dims.
 
 `dim` is None (all dims), an int or a tuple; `keepdim=True` keeps reduced dims with size 1. Float sums are exact to a
 few ulp of sum |x| for any length; results do not depend on the number of threads.
@@ -18,9 +18,9 @@ from tensorlib import dtype as _dtype
 from tensorlib.device import Array
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import Layout, axes, axis, collapse, contiguous
-from tensorlib.ops import elementwise, movement
-from tensorlib.ops._launch import cast, fill
-from tensorlib.registry import ACC, BOOL, FLOAT, FLOAT_ONLY, INDEX, SAME, define
+from tensorlib.ops import create, elementwise, movement
+from tensorlib.ops._launch import fill
+from tensorlib.registry import ACC, BOOL, FLOAT_ONLY, INDEX, SAME, define
 
 PART = 1 << 15  # elements that one thread reduces at least, where there are few outputs
 TILE_BYTES = 512 * 8  # kernels_numba/reduce.py: scratch per thread
@@ -102,7 +102,77 @@ def _launch(name, compute, out, x, words, work, scratch=()):
     return out
 
 
-def _sum_dtype(op, x, dtype):
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def spread(g, x_shape, dim, keepdim):
+    """A reduction's result over the shape of what was reduced: a view."""
+    if not keepdim:
+        dims = axes("spread", dim, len(x_shape))
+        g = movement.reshape(g, tuple(1 if d in dims else n for d, n in enumerate(x_shape)))
+    return movement.expand(g, x_shape)
+
+
+def _mean_vjp(g, x_shape, dim, keepdim):
+    count = _prod(x_shape[d] for d in axes("mean", dim, len(x_shape)))
+    return spread(g / count, x_shape, dim, keepdim)
+
+
+def _prod_vjp(g, x, dim, keepdim):
+    dims = axes("prod", dim, x.ndim)
+    rows = movement.movedim(x, dims, tuple(range(-len(dims), 0))) if dims else movement.unsqueeze(x, -1)
+    kept = rows.shape[: rows.ndim - len(dims)] if dims else x.shape
+    rows = movement.reshape(rows, (*kept, -1) if x.numel() else (*kept, 0))
+    if rows.numel() and elementwise.eq(rows, 0).any():
+        n = rows.shape[-1]
+        diagonal = create.eye(type(x), n, dtype=_dtype.bool_, device=x.device)
+        others = prod(elementwise.where(diagonal, 1.0, movement.unsqueeze(rows, -2)), -1)
+    else:
+        others = prod(rows, -1, keepdim=True) / rows
+    others = movement.reshape(others, (*kept, *(x.shape[d] for d in dims)) if dims else x.shape)
+    others = movement.movedim(others, tuple(range(-len(dims), 0)), dims) if dims else others
+    return spread(g, x.shape, dim, keepdim) * others
+
+
+def _extreme_vjp(g, x, out, dim, keepdim):
+    """Ties share the gradient, as in PyTorch."""
+    same = elementwise.eq(x, spread(out, x.shape, dim, keepdim))
+    count = sum(same, dim, keepdim)
+    return elementwise.where(same, spread(g / count, x.shape, dim, keepdim), 0.0)
+
+
+def _centred(x, dim):
+    return x - mean(x, dim, keepdim=True)
+
+
+def _degrees(x, dim, correction):
+    return _prod(x.shape[d] for d in axes("var", dim, x.ndim)) - correction
+
+
+def _var_vjp(g, x, dim, correction, keepdim):
+    return spread(g * (2 / _degrees(x, dim, correction)), x.shape, dim, keepdim) * _centred(x, dim)
+
+
+def _std_vjp(g, x, out, dim, correction, keepdim):
+    g = elementwise.where(elementwise.eq(out, 0), 0.0, g / (out * _degrees(x, dim, correction)))
+    return spread(g, x.shape, dim, keepdim) * _centred(x, dim)
+
+
+def _norm_vjp(g, x, out, p, dim, keepdim):
+    if abs(p) == float("inf"):
+        return _extreme_vjp(g, elementwise.abs(x), out, dim, keepdim) * elementwise.sign(x)
+    if p == 1:
+        return spread(g, x.shape, dim, keepdim) * elementwise.sign(x)
+    g = elementwise.where(elementwise.eq(out, 0), 0.0, g * elementwise.pow(out, 1 - p))
+    size = elementwise.abs(x)
+    slope = x if p == 2 else elementwise.sign(x) * elementwise.where(elementwise.eq(x, 0), 0.0, size ** (p - 1))
+    return spread(g, x.shape, dim, keepdim) * slope
+
+
+# ---- reductions ------------------------------------------------------------------------------------------------------
+
+
+def sum_dtype(op, x, dtype):
     """(computed in, output) of a sum or product, with an optional dtype to convert to."""
     result = ACC.apply(op, x.dtype)[1] if dtype is None else _dtype.get(dtype)
     if x.dtype.kind == "f" and result.kind != "f":
@@ -110,37 +180,37 @@ def _sum_dtype(op, x, dtype):
     return (_dtype.f64 if result is _dtype.f64 else result.compute if result.kind == "f" else _dtype.i64), result
 
 
-@define("reduce", ACC, lambda np, x, dim, keepdim: np.sum(x, dim, keepdims=keepdim))
+@define("reduce", ACC, lambda np, x, dim, keepdim: np.sum(x, dim, keepdims=keepdim), vjp={"x": spread})
 def sum(x, dim=None, keepdim=False, dtype=None):
     """Sum of the elements. Integers and bool give i64, which wraps; `dtype` chooses another."""
-    compute, result = _sum_dtype("sum", x, dtype)
+    compute, result = sum_dtype("sum", x, dtype)
     return _reduce("sum", "sum", x, dim, keepdim, result, compute)
 
 
-@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.mean(x, dim, keepdims=keepdim))
+@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.mean(x, dim, keepdims=keepdim), vjp={"x": _mean_vjp})
 def mean(x, dim=None, keepdim=False, dtype=None):
     """Arithmetic mean, of floats only unless dtype is a float. NaN for no elements."""
     if dtype is None:
         FLOAT_ONLY.apply("mean", x.dtype)
-    compute, result = _sum_dtype("mean", x, dtype)
+    compute, result = sum_dtype("mean", x, dtype)
     count = _prod(x.shape[d] for d in axes("mean", dim, x.ndim))
     return _reduce("mean", "sum", x, dim, keepdim, result, compute, float(count))
 
 
-@define("reduce", ACC, lambda np, x, dim, keepdim: np.prod(x, dim, keepdims=keepdim))
+@define("reduce", ACC, lambda np, x, dim, keepdim: np.prod(x, dim, keepdims=keepdim), vjp={"x": _prod_vjp})
 def prod(x, dim=None, keepdim=False, dtype=None):
     """Product of the elements. Integers and bool give i64, which wraps."""
-    compute, result = _sum_dtype("prod", x, dtype)
+    compute, result = sum_dtype("prod", x, dtype)
     return _reduce("prod", "prod", x, dim, keepdim, result, compute)
 
 
-@define("reduce", SAME, lambda np, x, dim, keepdim: np.max(x, dim, keepdims=keepdim))
+@define("reduce", SAME, lambda np, x, dim, keepdim: np.max(x, dim, keepdims=keepdim), vjp={"x": _extreme_vjp})
 def amax(x, dim=None, keepdim=False):
     """Largest element; NaN if there is one. ShapeError for no elements."""
     return _reduce("amax", "amax", x, dim, keepdim, x.dtype, x.dtype.compute)
 
 
-@define("reduce", SAME, lambda np, x, dim, keepdim: np.min(x, dim, keepdims=keepdim))
+@define("reduce", SAME, lambda np, x, dim, keepdim: np.min(x, dim, keepdims=keepdim), vjp={"x": _extreme_vjp})
 def amin(x, dim=None, keepdim=False):
     """Smallest element; NaN if there is one. ShapeError for no elements."""
     return _reduce("amin", "amin", x, dim, keepdim, x.dtype, x.dtype.compute)
@@ -166,7 +236,7 @@ def count_nonzero(x, dim=None):
 # ---- one row at a time -----------------------------------------------------------------------------------------------
 
 
-def _each(op, x, dim, shape, out_dtype, compute, extra=0.0):
+def each(op, x, dim, shape, out_dtype, compute, extra=0.0):
     """Runs a row kernel along `dim`; `shape(kept, n)` gives the output's."""
     moved = movement.movedim(x, dim, -1) if x.ndim else movement.reshape(x, 1)
     if moved.strides[-1] != 1:
@@ -186,7 +256,7 @@ def _along(op, x, dim):
     return x, axis(op, dim, x.ndim)
 
 
-def _kept(out, x, dim, keepdim):
+def kept_dim(out, x, dim, keepdim):
     if not keepdim:
         return out
     if dim is None:
@@ -201,8 +271,8 @@ def _arg(op, x, dim, keepdim):
         raise ShapeError(
             op, f"shape {x.shape} along dim {dim}", "at least one element", "check for empty tensors first"
         )
-    out = _each(op, row, d, lambda kept, n: kept, _dtype.i64, x.dtype.compute)
-    return _kept(out, x, dim, keepdim)
+    out = each(op, row, d, lambda kept, n: kept, _dtype.i64, x.dtype.compute)
+    return kept_dim(out, x, dim, keepdim)
 
 
 @define("reduce", INDEX, lambda np, x, dim, keepdim: np.argmax(x, dim, keepdims=keepdim))
@@ -237,7 +307,7 @@ def _extreme(x, dim, keepdim, values, indices, pairwise):
     return values(x) if dim is None else Extreme(values(x, dim, keepdim), indices(x, dim, keepdim))
 
 
-@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.var(x, dim, keepdims=keepdim, ddof=1))
+@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.var(x, dim, keepdims=keepdim, ddof=1), vjp={"x": _var_vjp})
 def var(x, dim=None, correction=1, keepdim=False):
     """Variance: sum (x - mean)^2 / (n - correction), in two passes. NaN for n = correction."""
     FLOAT_ONLY.apply("var", x.dtype)
@@ -245,15 +315,24 @@ def var(x, dim=None, correction=1, keepdim=False):
     kept = [d for d in range(x.ndim) if d not in dims]
     rows = movement.permute(x, [*kept, *dims])
     rows = movement.reshape(rows, (*rows.shape[: len(kept)], _prod(x.shape[d] for d in dims)))
-    out = _each("var", rows, -1, lambda kept, n: kept, x.dtype, x.dtype.compute, correction)
+    out = each("var", rows, -1, lambda kept, n: kept, x.dtype, x.dtype.compute, correction)
     return movement.reshape(out, tuple(1 if d in dims else n for d, n in enumerate(x.shape))) if keepdim else out
 
 
+@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.std(x, dim, keepdims=keepdim, ddof=1), vjp={"x": _std_vjp})
 def std(x, dim=None, correction=1, keepdim=False):
     """Square root of `var`."""
     return elementwise.sqrt(var(x, dim, correction, keepdim))
 
 
+def _norm_ref(np, x, p=2, dim=None, keepdim=False):
+    size = np.abs(x)
+    if abs(p) == float("inf"):
+        return (np.max if p > 0 else np.min)(size, dim, keepdims=keepdim)
+    return np.sum(size**p, dim, keepdims=keepdim) ** (1 / p)
+
+
+@define("reduce", FLOAT_ONLY, _norm_ref, vjp={"x": _norm_vjp})
 def norm(x, p=2, dim=None, keepdim=False):
     """(sum |x| ** p) ** (1 / p); p may be inf and -inf."""
     size = elementwise.abs(x)
@@ -262,67 +341,3 @@ def norm(x, p=2, dim=None, keepdim=False):
     if p == 2:
         return elementwise.sqrt(sum(elementwise.square(x), dim, keepdim))
     return sum(size, dim, keepdim) if p == 1 else elementwise.pow(sum(elementwise.pow(size, p), dim, keepdim), 1 / p)
-
-
-def _softmax(op, x, dim, dtype):
-    x = x if dtype is None else cast(x, dtype)
-    FLOAT.apply(op, x.dtype)
-    x = x if x.dtype.kind == "f" else cast(x, _dtype.f32)
-    dim = axis(op, dim, x.ndim)
-    out = _each(op, x, dim, lambda kept, n: (*kept, n), x.dtype, x.dtype.compute)
-    return movement.movedim(out, -1, dim) if x.ndim else movement.reshape(out, ())
-
-
-def _softmax_ref(np, x, dim):
-    e = np.exp(x - np.max(x, dim, keepdims=True))
-    return e / np.sum(e, dim, keepdims=True)
-
-
-def _logsumexp_ref(np, x, dim, keepdim):
-    top = np.max(x, dim, keepdims=True)
-    out = np.log(np.sum(np.exp(x - top), dim, keepdims=True)) + top
-    return out if keepdim else np.squeeze(out, dim)
-
-
-@define("scan", FLOAT, _softmax_ref)
-def softmax(x, dim=-1, dtype=None):
-    """e ** x / sum of e ** x along a dim, without overflow; `dtype` converts x first.
-
-    >>> import tensorlib
-    >>> softmax(tensorlib.tensor([1000.0, 1000.0]), 0)
-    tensor([0.5000, 0.5000])
-    """
-    return _softmax("softmax", x, dim, dtype)
-
-
-@define("scan", FLOAT, lambda np, x, dim: x - _logsumexp_ref(np, x, dim, True))
-def log_softmax(x, dim=-1, dtype=None):
-    """log(softmax(x)) along a dim, accurate where softmax underflows."""
-    return _softmax("log_softmax", x, dim, dtype)
-
-
-@define("reduce", FLOAT, _logsumexp_ref)
-def logsumexp(x, dim, keepdim=False):
-    """log of the sum of e ** x along one dim, without overflow."""
-    x = x if x.dtype.kind == "f" else cast(x, _dtype.f32)
-    d = axis("logsumexp", dim, x.ndim)
-    return _kept(_each("logsumexp", x, d, lambda kept, n: kept, x.dtype, x.dtype.compute), x, dim, keepdim)
-
-
-def _scan(op, x, dim, dtype):
-    compute, result = _sum_dtype(op, x, dtype)
-    dim = axis(op, dim, x.ndim)
-    out = _each(op, x, dim, lambda kept, n: (*kept, n), result, compute)
-    return movement.movedim(out, -1, dim) if x.ndim else movement.reshape(out, ())
-
-
-@define("scan", ACC, lambda np, x, dim: np.cumsum(x, dim))
-def cumsum(x, dim, dtype=None):
-    """Running sums along a dim; integers and bool give i64. Float sums run in f64."""
-    return _scan("cumsum", x, dim, dtype)
-
-
-@define("scan", ACC, lambda np, x, dim: np.cumprod(x, dim))
-def cumprod(x, dim, dtype=None):
-    """Running products along a dim; integers and bool give i64. Float products run in f64."""
-    return _scan("cumprod", x, dim, dtype)

@@ -13,11 +13,47 @@ from math import prod
 from tensorlib import backend
 from tensorlib import dtype as _dtype
 from tensorlib.layout import axis
-from tensorlib.ops import movement
-from tensorlib.ops.reduce import Extreme, cumprod, cumsum
-from tensorlib.registry import FLOAT_ONLY, SAME, define
+from tensorlib.ops import create, elementwise, movement, reduce
+from tensorlib.ops.reduce import Extreme
+from tensorlib.registry import ACC, FLOAT_ONLY, SAME, define
 
 __all__ = ["cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"]
+
+
+def _cumprod_vjp(g, x, out, dim):
+    if not elementwise.eq(x, 0).any():
+        return _reversed_cumsum(g * out, dim) / x
+    x, g = movement.movedim(x, dim, -1), movement.movedim(g, dim, -1)
+    n = x.shape[-1]
+    diagonal = create.eye(type(x), n, dtype=_dtype.bool_, device=x.device)
+    without = cumprod(elementwise.where(diagonal, 1.0, movement.unsqueeze(x, -2)), -1)  # [..., i, j]: x_i left out
+    i = create.arange(type(x), n, device=x.device)
+    reached = elementwise.le(movement.unsqueeze(i, 1), i)
+    found = reduce.sum(elementwise.where(reached, without * movement.unsqueeze(g, -2), 0.0), -1)
+    return movement.movedim(found, -1, dim)
+
+
+def _reversed_cumsum(g, dim):
+    return movement.flip(cumsum(movement.flip(g, dim), dim), dim) if g.ndim else g
+
+
+def _scan(op, x, dim, dtype):
+    compute, result = reduce.sum_dtype(op, x, dtype)
+    dim = axis(op, dim, x.ndim)
+    out = reduce.each(op, x, dim, lambda kept, n: (*kept, n), result, compute)
+    return movement.movedim(out, -1, dim) if x.ndim else movement.reshape(out, ())
+
+
+@define("scan", ACC, lambda np, x, dim: np.cumsum(x, dim), vjp={"x": _reversed_cumsum})
+def cumsum(x, dim, dtype=None):
+    """Running sums along a dim; integers and bool give i64. Float sums run in f64."""
+    return _scan("cumsum", x, dim, dtype)
+
+
+@define("scan", ACC, lambda np, x, dim: np.cumprod(x, dim), vjp={"x": _cumprod_vjp})
+def cumprod(x, dim, dtype=None):
+    """Running products along a dim; integers and bool give i64. Float products run in f64."""
+    return _scan("cumprod", x, dim, dtype)
 
 
 def rows(op, x, dim):

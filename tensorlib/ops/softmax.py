@@ -1,0 +1,76 @@
+"""Softmax and its relatives, one dim at a time, without overflow.
+
+>>> import tensorlib
+>>> x = tensorlib.tensor([[0.0, 0.0], [1000.0, 1000.0]])
+>>> softmax(x), logsumexp(x, dim=1)
+(tensor([[0.5000, 0.5000],
+        [0.5000, 0.5000]]), tensor([6.9315e-01, 1.0007e+03]))
+"""
+
+from tensorlib import dtype as _dtype
+from tensorlib.layout import axis
+from tensorlib.ops import elementwise, movement, reduce
+from tensorlib.ops._launch import cast
+from tensorlib.registry import FLOAT, define
+
+
+def _softmax_vjp(g, out, dim):
+    weighted = g * out
+    return weighted - out * reduce.sum(weighted, dim, keepdim=True)
+
+
+def _softmax(op, x, dim, dtype):
+    x = x if dtype is None else cast(x, dtype)
+    FLOAT.apply(op, x.dtype)
+    x = x if x.dtype.kind == "f" else cast(x, _dtype.f32)
+    dim = axis(op, dim, x.ndim)
+    out = reduce.each(op, x, dim, lambda kept, n: (*kept, n), x.dtype, x.dtype.compute)
+    return movement.movedim(out, -1, dim) if x.ndim else movement.reshape(out, ())
+
+
+def _softmax_ref(np, x, dim):
+    e = np.exp(x - np.max(x, dim, keepdims=True))
+    return e / np.sum(e, dim, keepdims=True)
+
+
+def _logsumexp_ref(np, x, dim, keepdim):
+    top = np.max(x, dim, keepdims=True)
+    out = np.log(np.sum(np.exp(x - top), dim, keepdims=True)) + top
+    return out if keepdim else np.squeeze(out, dim)
+
+
+@define("scan", FLOAT, _softmax_ref, vjp={"x": _softmax_vjp})
+def softmax(x, dim=-1, dtype=None):
+    """e ** x / sum of e ** x along a dim, without overflow; `dtype` converts x first.
+
+    >>> import tensorlib
+    >>> softmax(tensorlib.tensor([1000.0, 1000.0]), 0)
+    tensor([0.5000, 0.5000])
+    """
+    return _softmax("softmax", x, dim, dtype)
+
+
+@define(
+    "scan",
+    FLOAT,
+    lambda np, x, dim: x - _logsumexp_ref(np, x, dim, True),
+    vjp={"x": lambda g, out, dim: g - elementwise.exp(out) * reduce.sum(g, dim, keepdim=True)},
+)
+def log_softmax(x, dim=-1, dtype=None):
+    """log(softmax(x)) along a dim, accurate where softmax underflows."""
+    return _softmax("log_softmax", x, dim, dtype)
+
+
+@define(
+    "reduce",
+    FLOAT,
+    _logsumexp_ref,
+    vjp={"x": lambda g, x, dim, keepdim: reduce.spread(g, x.shape, dim, keepdim) * softmax(x, dim)},
+)
+def logsumexp(x, dim, keepdim=False):
+    """log of the sum of e ** x along one dim, without overflow."""
+    x = x if x.dtype.kind == "f" else cast(x, _dtype.f32)
+    d = axis("logsumexp", dim, x.ndim)
+    return reduce.kept_dim(
+        reduce.each("logsumexp", x, d, lambda kept, n: kept, x.dtype, x.dtype.compute), x, dim, keepdim
+    )
