@@ -3,9 +3,11 @@
     python -m bench.ops [FAMILY ...] [--threads 1,2] [--quick] [--check] [--only TEXT]
 
 Needs `pip install torch numpy` in this Python. Every library has a process of its own per number of threads, bound to
-as many cores; for every case they take turns, one at a time while the others sleep, and their results are compared.
+as many cores; for every case they take turns, the others being stopped meanwhile, and their results are compared.
 tensorlib's team is pinned, torch's and OpenBLAS's threads are bound (OMP_PROC_BIND, OMP_PLACES); OpenBLAS chooses its
-kernels itself. All work on float32 unless a case says otherwise, with the outputs allocated as a user's would be.
+kernels itself. A measurement during which other processes had the cores is repeated. All work on float32 unless a case
+says otherwise, with the outputs allocated as a user's would be.
+
 A ratio above 1 is tensorlib being faster. `--check` fails when a target is missed; the targets are for the most
 threads measured.
 """
@@ -15,6 +17,7 @@ import importlib.metadata
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +25,7 @@ import time
 from bench import harness, ops_cases, peers
 
 OURS, PEERS = "tensorlib", ("torch", "numpy")
-REST = 0.03  # seconds between turns: OpenBLAS's and OpenMP's threads spin for a while before they sleep
+REST = 0.005  # seconds between turns
 MEMORY_BOUND = ("elementwise", "reductions", "softmax", "transposed", "gathers", "sort")
 # (families, peers: the fastest of them counts, least geometric mean of the ratios, least ratio)
 TARGETS = (
@@ -36,7 +39,10 @@ TARGETS = (
 
 
 class Worker:
-    """A library's process; `ask` sends one message and waits for the answer."""
+    """A library's process; `ask` sends one message and waits for the answer.
+
+    Otherwise it is stopped: idle threads of OpenBLAS and OpenMP spin, at the cost of whoever has their core.
+    """
 
     def __init__(self, peer, threads):
         count = str(threads)
@@ -54,14 +60,19 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.peer}: its process ended with {self.process.wait()}; see above")
+        self.process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
     def ask(self, **message):
+        """The answer to a message; see bench/workers/ops_worker.py."""
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(json.dumps(message) + "\n")
         self.process.stdin.flush()
         return self._read()
 
     def close(self):
+        """Ends the process."""
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
 

@@ -51,10 +51,10 @@ def test_results_are_compared():
 def test_a_worker_answers():
     case = ops_cases.case("sort", "sort", {"x": ("normal", 100)}, "t.sort(x)")._asdict()
     bad = {**case, "numpy": "t.none(x)"}
-    messages = [{"prepare": case}, {"turn": 0.0}, {"end": True}, {"prepare": bad}]
+    messages = [{"prepare": case}, {"turn": 1e-3}, {"end": True}, {"prepare": bad}]
     command = [sys.executable, str(peers.WORKERS / "ops_worker.py"), json.dumps({"peer": "numpy", "threads": 1})]
     text = "".join(json.dumps(message) + "\n" for message in messages)
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, cwd=harness.ROOT)
     _, prepared, turn, ended, failed = map(json.loads, done.stdout.splitlines())
-    assert prepared["digest"][0] == [100] and len(turn["times"]) == 1 and turn["times"][0] > 0
+    assert prepared["digest"][0] == [100] and min(turn["times"]) > 0
     assert ended == {} and failed["error"].startswith("AttributeError")
