@@ -49,7 +49,7 @@ def kept_waiting():
 
 
 class Library:
-    """The peer's modules, its threads, and how its arrays come from NumPy and go back."""
+    """The peer's modules, its threads, and how its arrays come from NumPy (as memory of its own) and go back."""
 
     def __init__(self, peer, threads):
         import numpy
@@ -62,13 +62,13 @@ class Library:
 
             torch.set_num_threads(threads)
             self.context.enter_context(torch.inference_mode())
-            self.names, self.take = {"t": torch, "F": torch.nn.functional}, torch.from_numpy
+            self.names, self.take = {"t": torch, "F": torch.nn.functional}, lambda x: torch.from_numpy(x).clone()
         else:
             import tensorlib
             from tensorlib import backend
 
             self.context.enter_context(backend.backend().pool.pinned())
-            self.names, self.take = {"t": tensorlib}, tensorlib.from_numpy
+            self.names, self.take = {"t": tensorlib}, lambda x: tensorlib.from_numpy(x).clone()
 
     def digest(self, found):
         """Shape and the mean absolute value of (a sample of) a result."""
