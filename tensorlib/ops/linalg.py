@@ -13,6 +13,8 @@ from tensorlib.device import Array
 from tensorlib.dtype import promote
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout, broadcast_shapes
+from tensorlib.ops import elementwise, movement
+from tensorlib.registry import NUMBER, define
 
 FEW = 4  # rows up to which W is read directly instead of being packed
 DEPTH = 768  # elements of K per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
@@ -22,6 +24,72 @@ _SMALL_FLOATS = ("f32", "f16", "bf16")
 _BIAS_CODES = {"f32": 1, "f16": 2, "bf16": 3, "f64": 4}
 
 
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def _matrix(x):
+    """A row for 1-d x, else x."""
+    return movement.unsqueeze(x, 0) if x.ndim == 1 else x
+
+
+def _whole(g, x_dims, y_dims):
+    """The gradient of a product with the dims that 1-d operands took away."""
+    g = movement.unsqueeze(g, -1) if y_dims == 1 else g
+    return movement.unsqueeze(g, -2) if x_dims == 1 else g
+
+
+def _rows(x):
+    """All dims but the last as one."""
+    return movement.reshape(x, (prod(x.shape[:-1]), x.shape[-1]))
+
+
+def _matmul_vjp_x(g, x_shape, y):
+    """g y^T; the engine sums over y's batch where x has none."""
+    return matmul(_whole(g, len(x_shape), y.ndim), _matrix(y) if y.ndim == 1 else movement.transpose(y, -2, -1))
+
+
+def _matmul_vjp_y(g, x, y_shape):
+    """x^T g. Where y is one matrix, this is one product over the rows of all batches."""
+    g, x = _whole(g, x.ndim, len(y_shape)), _matrix(x)
+    if len(y_shape) < 3:
+        g, x = _rows(g), _rows(x)
+    found = matmul(movement.transpose(x, -2, -1), g)
+    return movement.squeeze(found, -1) if len(y_shape) == 1 else found
+
+
+_LINEAR_VJP = {
+    "x": lambda g, weight: matmul(g, weight),
+    "weight": lambda g, x: matmul(movement.transpose(_rows(g), 0, 1), _rows(x)),
+    "bias": lambda g: g,
+}
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _matmul_domain(s, dtype):
+    k, batch = s.integer(0, 5), s.shape(max_dims=2)
+    shapes = [(s.integer(1, 5), k), (k, s.integer(1, 5))]
+    kind = s.pick(["row", "column", "matrix", "left", "right", "both"])
+    left = (k,) if kind == "row" else (*(batch if kind in ("left", "both") else ()), *shapes[0])
+    right = (k,) if kind == "column" else (*(batch[-1:] if kind in ("right", "both") else ()), *shapes[1])
+    return (s.array(left), s.array(right)), {}
+
+
+def _linear_domain(s, dtype):
+    n, k = s.integer(1, 5), s.integer(1, 5)
+    bias = s.array((n,)) if s.boolean() else None
+    return (s.array((*s.shape(max_dims=2), k)), s.array((n, k)), bias), {}
+
+
+@define(
+    "linalg",
+    NUMBER,
+    lambda np, x, y: np.matmul(x, y),
+    arity=2,
+    domain=_matmul_domain,
+    vjp={"x": _matmul_vjp_x, "y": _matmul_vjp_y},
+)
 def matmul(x, y):
     """Matrix product: (..., M, K) @ (..., K, N) -> (..., M, N); batch dims broadcast, a 1-d operand is a row or column.
 
@@ -61,7 +129,20 @@ def linear(x, weight, bias=None):
     """
     if hasattr(weight, "format"):
         out = weight.linear(x)
-        return out if bias is None else out + bias
+        return out if bias is None else elementwise.add(out, bias)
+    return _linear(x, weight, bias)
+
+
+@define(
+    "linalg",
+    NUMBER,
+    lambda np, x, weight, bias=None: np.matmul(x, weight.T) + (0 if bias is None else bias),
+    arity=3,
+    domain=_linear_domain,
+    vjp=_LINEAR_VJP,
+)
+def _linear(x, weight, bias=None):
+    """x @ weight.T + bias."""
     _check_linear(x, weight, bias)
     out = type(x).empty((*x.shape[:-1], weight.shape[0]), promote(x.dtype, weight.dtype), x.device)
     return _linear_into(out, x, weight, bias)
