@@ -14,7 +14,9 @@ from tensorlib import backend
 from tensorlib.device import Array
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout
+from tensorlib.ops import conv_rows
 from tensorlib.ops._launch import cast, copy_into, fill
+from tensorlib.registry import FLOAT_ONLY, define
 
 DEPTH = 768  # terms per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
 GROUP = 256  # output positions that one thread packs at a time
@@ -32,6 +34,7 @@ class Window(NamedTuple):
     dilation: tuple
 
 
+@define("conv", FLOAT_ONLY, **conv_rows.conv(1))
 def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """input (N, C, L) or (C, L), weight (O, C / groups, K), bias (O,) -> (N, O, L') or (O, L'). See `conv2d`.
 
@@ -42,6 +45,7 @@ def conv1d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
+@define("conv", FLOAT_ONLY, **conv_rows.conv(2))
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """input (N, C, H, W) or (C, H, W), weight (O, C / groups, KH, KW), bias (O,) -> (N, O, H', W') or (O, H', W').
 
@@ -56,6 +60,7 @@ def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
+@define("conv", FLOAT_ONLY, **conv_rows.conv(3))
 def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     """input (N, C, D, H, W) or (C, D, H, W), weight (O, C / groups, KD, KH, KW), bias (O,) -> (N, O, D', H', W').
 
@@ -68,6 +73,7 @@ def conv3d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
 
 
+@define("conv", FLOAT_ONLY, **conv_rows.transpose(1))
 def conv_transpose1d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     """input (N, C, L) or (C, L), weight (C, O / groups, K), bias (O,) -> (N, O, L'). See `conv_transpose2d`.
 
@@ -78,6 +84,7 @@ def conv_transpose1d(input, weight, bias=None, stride=1, padding=0, output_paddi
     return _transpose("conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
+@define("conv", FLOAT_ONLY, **conv_rows.transpose(2))
 def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     """input (N, C, H, W) or (C, H, W), weight (C, O / groups, KH, KW), bias (O,) -> (N, O, H', W') or (O, H', W').
 
@@ -91,6 +98,7 @@ def conv_transpose2d(input, weight, bias=None, stride=1, padding=0, output_paddi
     return _transpose("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
+@define("conv", FLOAT_ONLY, **conv_rows.transpose(3))
 def conv_transpose3d(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
     """input (N, C, D, H, W) or (C, D, H, W), weight (C, O / groups, KD, KH, KW), bias (O,) -> (N, O, D', H', W').
 
