@@ -112,13 +112,29 @@ _FUNCTIONS = (
     "lapack",
     "conv",
     "pooling",
+    "special",
+    "contract",
+    "statistics",
+    "scatter",
+    "lookup",
+    "arrange",
+    "pixels",
+    "loss",
+    "gates",
+    "normalise",
+    "vision",
+    "signal",
+    "fft",
+    "grids",
+    "windows",
 )
+_MODULES = {"linalg": "lapack", "fft": "fft"}  # torch's modules, where tensorlib.ops has functions of their names
 
 
 def __getattr__(name):
     """Functions on tensors (`tensorlib.exp`) and submodules (`tensorlib.nn`), when first used."""
-    if name == "linalg":  # torch.linalg's functions; tensorlib.ops.linalg are the products
-        return importlib.import_module("tensorlib.ops.lapack")
+    if name in _MODULES:
+        return importlib.import_module(f"tensorlib.ops.{_MODULES[name]}")
     if not name.startswith("_"):
         for module in _FUNCTIONS:
             found = getattr(importlib.import_module(f"tensorlib.ops.{module}"), name, None)

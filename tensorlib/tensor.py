@@ -193,6 +193,8 @@ class Tensor(Variable, Array):
     __setitem__ = getitem.setitem
 
 
+create.made = Tensor
+
 # ---- methods made from functions -------------------------------------------------------------------------------------
 
 _METHODS = {
@@ -220,8 +222,7 @@ _METHODS = {
 }
 _ALIASES = {
     "multiply": "mul", "subtract": "sub", "divide": "div", "true_divide": "div", "negative": "neg", "absolute": "abs",
-    "clip": "clamp", "swapaxes": "transpose", "to_dtype": "to", "broadcast_as": "broadcast_to", "mm": "matmul",
-    "bmm": "matmul", "dot": "matmul", "arctan2": "atan2",
+    "clip": "clamp", "swapaxes": "transpose", "to_dtype": "to", "broadcast_as": "broadcast_to", "arctan2": "atan2",
 }  # fmt: skip
 _OPERATORS = {
     "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "floordiv": "floor_divide", "mod": "remainder",
@@ -238,6 +239,17 @@ _LATER = {
     "lapack": "det slogdet inv pinv cholesky qr svd matrix_power",
     "sort": "sort argsort msort topk kthvalue unique unique_consecutive bincount histc",
     "scan": "cumsum cumprod cummax cummin logcumsumexp",
+    "special": "sinc lgamma digamma erfinv signbit hypot logaddexp logaddexp2 xlogy heaviside fmax fmin gcd lcm nextafter"
+    " logit deg2rad rad2deg frac nan_to_num isclose allclose equal prelu hardshrink",
+    "contract": "dot mv mm bmm outer inner kron cross addmm addmv addr baddbmm addbmm trace diag diag_embed",
+    "statistics": "median nanmedian mode quantile nanquantile nansum nanmean aminmax diff cov corrcoef",
+    "scatter": "index_copy index_copy_ index_fill index_fill_ index_reduce index_reduce_ index_add_ scatter_reduce"
+    " scatter_reduce_ index_put index_put_ put put_ masked_scatter masked_scatter_ select_scatter slice_scatter"
+    " diagonal_scatter",
+    "lookup": "take take_along_dim argwhere",
+    "arrange": "tile swapdims moveaxis flipud fliplr rot90 tensor_split hsplit vsplit dsplit",
+    "windows": "unfold as_strided",
+    "signal": "stft istft",
 }
 
 

@@ -8,11 +8,13 @@ import math
 
 from tensorlib import backend
 from tensorlib import dtype as _dtype
-from tensorlib.device import CPU, Device
+from tensorlib.device import CPU, Array, Device
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.ops._launch import fill
 from tensorlib.ops.movement import diagonal, sizes
 from tensorlib.registry import FUNCTIONS
+
+made = Array  # what ops without an operand make; tensor.py sets it to Tensor
 
 
 def _device(device):

@@ -255,7 +255,11 @@ def repeat(x, *repeats):
 
 
 def repeat_interleave(x, repeats, dim=None):
-    """Each element of `dim` (of the flattened tensor, if None) `repeats` times in a row; `repeats` is an int."""
+    """Each element of `dim` (of the flattened tensor, if None) `repeats` times in a row: an int, or a tensor of them."""
+    if isinstance(repeats, Array):
+        from tensorlib.ops.lookup import repeated
+
+        return repeated(x, repeats, dim)
     if dim is None:
         x, dim = flatten(x), 0
     dim = axis("repeat_interleave", dim, x.ndim)

@@ -1,0 +1,271 @@
+"""Losses and distances, with PyTorch's names and reductions ("mean", "sum", "none"). All are built of other ops.
+
+>>> import tensorlib
+>>> logits, target = tensorlib.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]), tensorlib.tensor([0, 2])
+>>> cross_entropy(logits, target), mse_loss(logits, logits + 2)
+(tensor(0.6691), tensor(4.))
+"""
+
+from math import log as _log
+from math import pi
+
+from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.layout import axis
+from tensorlib.ops import elementwise, movement, reduce
+from tensorlib.ops.elementwise import abs, add, cast, clamp, div, exp, log, mul, neg, softplus, square, sub, where
+from tensorlib.ops.exchange import item
+from tensorlib.ops.index import gather, index_select
+from tensorlib.ops.softmax import log_softmax
+from tensorlib.ops.special import xlogy
+from tensorlib.registry import FLOAT_ONLY, define
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def _composite(ref=None, arity=2):
+    return define("composite", FLOAT_ONLY, ref, arity)
+
+
+def _reduced(op, loss, reduction):
+    if reduction not in REDUCTIONS:
+        raise ShapeError(op, f"reduction {reduction!r}", ", ".join(REDUCTIONS), "use one of these")
+    return loss if reduction == "none" else (reduce.mean if reduction == "mean" else reduce.sum)(loss)
+
+
+def _pair(op, input, target):
+    """ShapeError unless the two have one shape: a broadcast target would be a mistake. DTypeError but for floats."""
+    FLOAT_ONLY.apply(op, input.dtype)
+    if input.shape != target.shape:
+        got = f"input of shape {input.shape}, target of {target.shape}"
+        raise ShapeError(op, got, "one shape", "expand one of them explicitly")
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
+@_composite()
+def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    """-log softmax(input)[target], weighted by class: input (N, C, ...) or (C,) of logits.
+
+    target: classes as integers of shape (N, ...), of which ignore_index does not count; or probabilities, input's shape
+    and dtype. label_smoothing mixes the target with the uniform distribution. The mean divides by the sum of the
+    targets' weights (by N for probabilities). ShapeError (also for classes outside), DTypeError.
+    """
+    FLOAT_ONLY.apply("cross_entropy", input.dtype)
+    if not 0 <= label_smoothing <= 1:
+        raise ShapeError("cross_entropy", f"label_smoothing {label_smoothing}", "0 to 1", "choose it inside")
+    dim = 0 if input.ndim == 1 else 1
+    if target.dtype.kind == "f":
+        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing, dim)
+    logs = log_softmax(input, dim)
+    if not label_smoothing:
+        return _nll("cross_entropy", logs, target, weight, ignore_index, reduction)
+    picked, weights, valid = _picked("cross_entropy", logs, target, weight, ignore_index)
+    smooth = neg(reduce.sum(logs if weight is None else mul(logs, _class_weights(weight, input, dim)), dim))
+    smooth = where(valid, smooth, 0.0)
+    loss = add(mul(picked, 1 - label_smoothing), mul(smooth, label_smoothing / input.shape[dim]))
+    return _mean_by(loss, weights, reduction, "cross_entropy")
+
+
+def _soft_cross_entropy(input, target, weight, reduction, label_smoothing, dim):
+    _pair("cross_entropy", input, target)
+    if label_smoothing:
+        target = add(mul(target, 1 - label_smoothing), label_smoothing / input.shape[dim])
+    logs = log_softmax(input, dim)
+    if weight is not None:
+        logs = mul(logs, _class_weights(weight, input, dim))
+    return _reduced("cross_entropy", neg(reduce.sum(mul(logs, target), dim)), reduction)
+
+
+def _class_weights(weight, input, dim):
+    if weight.shape != (input.shape[dim],):
+        got = f"weight of shape {weight.shape}"
+        raise ShapeError("cross_entropy", got, f"({input.shape[dim]},)", "one weight per class")
+    return movement.reshape(weight, (-1, *(1,) * (input.ndim - dim - 1)))
+
+
+@_composite()
+def nll_loss(input, target, weight=None, ignore_index=-100, reduction="mean"):
+    """-input[target] for log-probabilities (N, C, ...) or (C,): see `cross_entropy`, which takes logits."""
+    FLOAT_ONLY.apply("nll_loss", input.dtype)
+    return _nll("nll_loss", input, target, weight, ignore_index, reduction)
+
+
+def _nll(op, logs, target, weight, ignore_index, reduction):
+    loss, weights, _ = _picked(op, logs, target, weight, ignore_index)
+    return _mean_by(loss, weights, reduction, op)
+
+
+def _picked(op, logs, target, weight, ignore_index):
+    """(-logs[target] * weight, weight of each target, whether it counts); 0 for those that do not."""
+    dim = 0 if logs.ndim == 1 else 1
+    if target.dtype.kind not in "iu" or not logs.ndim:
+        raise DTypeError(op, f"a target of {target.dtype}", "integers", "convert it with .to('i64')")
+    if target.shape != logs.shape[:dim] + logs.shape[dim + 1 :]:
+        got = f"input of shape {logs.shape}, target of {target.shape}"
+        raise ShapeError(op, got, "(N, C, ...) and (N, ...), or (C,) and ()", "put the classes in dim 1")
+    target = cast(target, "i64")
+    valid = elementwise.ne(target, ignore_index)
+    target = where(valid, target, 0)
+    if target.numel() and (item(reduce.amin(target)) < 0 or item(reduce.amax(target)) >= logs.shape[dim]):
+        got = f"classes from {item(reduce.amin(target))} to {item(reduce.amax(target))}"
+        raise ShapeError(op, got, f"classes in [0, {logs.shape[dim] - 1}]", "or set ignore_index")
+    picked = neg(movement.squeeze(gather(logs, dim, movement.unsqueeze(target, dim)), dim))
+    if weight is None:
+        return where(valid, picked, 0.0), cast(valid, logs.dtype), valid
+    _class_weights(weight, logs, dim)
+    own = movement.reshape(index_select(weight, 0, movement.reshape(target, -1)), target.shape)
+    own = where(valid, own, 0.0)
+    return where(valid, mul(picked, own), 0.0), own, valid
+
+
+def _mean_by(loss, weights, reduction, op):
+    if reduction != "mean":
+        return _reduced(op, loss, reduction)
+    return div(reduce.sum(loss), reduce.sum(weights))
+
+
+@_composite()
+def binary_cross_entropy(input, target, weight=None, reduction="mean"):
+    """-(target * log(input) + (1 - target) * log(1 - input)) for probabilities; logarithms are at least -100.
+
+    ShapeError, DTypeError.
+    """
+    _pair("binary_cross_entropy", input, target)
+    yes, no = (clamp(log(clamp(p, 3.8e-44)), -100) for p in (input, sub(1, input)))
+    loss = neg(add(mul(target, yes), mul(sub(1, target), no)))
+    return _reduced("binary_cross_entropy", loss if weight is None else mul(loss, weight), reduction)
+
+
+@_composite()
+def binary_cross_entropy_with_logits(input, target, weight=None, reduction="mean", pos_weight=None):
+    """`binary_cross_entropy` of sigmoid(input), accurate for any logits; pos_weight scales the targets that are 1."""
+    _pair("binary_cross_entropy_with_logits", input, target)
+    behind = softplus(neg(input))
+    if pos_weight is not None:
+        behind = mul(add(mul(sub(pos_weight, 1), target), 1), behind)
+    loss = add(mul(sub(1, target), input), behind)
+    return _reduced("binary_cross_entropy_with_logits", loss if weight is None else mul(loss, weight), reduction)
+
+
+@_composite()
+def kl_div(input, target, reduction="mean", log_target=False):
+    """target * (log target - input) for log-probabilities `input`; "batchmean" divides the sum by the first size."""
+    _pair("kl_div", input, target)
+    loss = mul(exp(target), sub(target, input)) if log_target else sub(xlogy(target, target), mul(target, input))
+    if reduction == "batchmean":
+        return div(reduce.sum(loss), input.shape[0] if input.ndim else 1)
+    return _reduced("kl_div", loss, reduction)
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@_composite(lambda np, x, y: np.mean((x - y) ** 2))
+def mse_loss(input, target, reduction="mean"):
+    """(input - target) ** 2. ShapeError, DTypeError."""
+    _pair("mse_loss", input, target)
+    return _reduced("mse_loss", square(sub(input, target)), reduction)
+
+
+@_composite(lambda np, x, y: np.mean(np.abs(x - y)))
+def l1_loss(input, target, reduction="mean"):
+    """|input - target|. ShapeError, DTypeError."""
+    _pair("l1_loss", input, target)
+    return _reduced("l1_loss", abs(sub(input, target)), reduction)
+
+
+@_composite()
+def smooth_l1_loss(input, target, reduction="mean", beta=1.0):
+    """|d| - beta / 2, or d ** 2 / (2 beta) for |d| < beta, where d = input - target; beta 0 is `l1_loss`."""
+    if beta < 0:
+        raise ShapeError("smooth_l1_loss", f"beta {beta}", "0 or more", "use its absolute value")
+    if beta == 0:
+        return l1_loss(input, target, reduction)
+    return mul(huber_loss(input, target, reduction, beta), 1 / beta)
+
+
+@_composite()
+def huber_loss(input, target, reduction="mean", delta=1.0):
+    """delta * (|d| - delta / 2), or d ** 2 / 2 for |d| <= delta, where d = input - target. ShapeError, DTypeError."""
+    _pair("huber_loss", input, target)
+    if delta <= 0:
+        raise ShapeError("huber_loss", f"delta {delta}", "more than 0", "use l1_loss for the limit of 0")
+    size = abs(sub(input, target))
+    inside = clamp(size, max=delta)
+    return _reduced("huber_loss", mul(inside, sub(size, mul(inside, 0.5))), reduction)
+
+
+@_composite()
+def poisson_nll_loss(input, target, log_input=True, full=False, eps=1e-8, reduction="mean"):
+    """exp(input) - target * input, or input - target * log(input + eps); `full` adds Stirling's approximation."""
+    _pair("poisson_nll_loss", input, target)
+    if log_input:
+        loss = sub(exp(input), mul(target, input))
+    else:
+        loss = sub(input, mul(target, log(add(input, eps))))
+    if full:
+        stirling = add(sub(xlogy(target, target), target), mul(log(mul(clamp(target, 1), 2 * pi)), 0.5))
+        loss = add(loss, where(elementwise.gt(target, 1), stirling, 0.0))
+    return _reduced("poisson_nll_loss", loss, reduction)
+
+
+@_composite(None, 3)
+def gaussian_nll_loss(input, target, var, full=False, eps=1e-6, reduction="mean"):
+    """(log(var) + (input - target) ** 2 / var) / 2, var at least eps; `full` adds log(2 pi) / 2."""
+    _pair("gaussian_nll_loss", input, target)
+    var = clamp(var, eps)
+    loss = mul(add(log(var), div(square(sub(input, target)), var)), 0.5)
+    return _reduced("gaussian_nll_loss", add(loss, 0.5 * _log(2 * pi)) if full else loss, reduction)
+
+
+# ---- distances -------------------------------------------------------------------------------------------------------
+
+
+@_composite()
+def cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    """x1 . x2 / (max(|x1|, eps) max(|x2|, eps)) along a dim; the shapes broadcast. ShapeError, DTypeError."""
+    norms = [clamp(reduce.norm(x, 2, dim, True), eps) for x in (x1, x2)]
+    product = mul(div(x1, norms[0]), div(x2, norms[1]))
+    return reduce.sum(product, axis("cosine_similarity", dim, product.ndim))
+
+
+@_composite(None, 1)
+def normalize(input, p=2.0, dim=1, eps=1e-12):
+    """input / max(its p-norm along a dim, eps)."""
+    return div(input, clamp(reduce.norm(input, p, dim, True), eps))
+
+
+@_composite()
+def pairwise_distance(x1, x2, p=2.0, eps=1e-6, keepdim=False):
+    """The p-norm of x1 - x2 + eps along the last dim; the shapes broadcast."""
+    return reduce.norm(add(sub(x1, x2), eps), p, -1, keepdim)
+
+
+@_composite(None, 3)
+def triplet_margin_loss(anchor, positive, negative, margin=1.0, p=2.0, eps=1e-6, reduction="mean"):
+    """max(|anchor - positive| - |anchor - negative| + margin, 0), distances by `pairwise_distance`."""
+    near, far = (pairwise_distance(anchor, x, p, eps) for x in (positive, negative))
+    return _reduced("triplet_margin_loss", elementwise.relu(add(sub(near, far), margin)), reduction)
+
+
+@_composite(None, 3)
+def margin_ranking_loss(input1, input2, target, margin=0.0, reduction="mean"):
+    """max(-target * (input1 - input2) + margin, 0), target 1 or -1."""
+    loss = elementwise.relu(add(mul(neg(target), sub(input1, input2)), margin))
+    return _reduced("margin_ranking_loss", loss, reduction)
+
+
+@_composite()
+def hinge_embedding_loss(input, target, margin=1.0, reduction="mean"):
+    """input where target is 1, max(margin - input, 0) where it is -1."""
+    loss = where(elementwise.eq(target, 1), input, elementwise.relu(sub(margin, input)))
+    return _reduced("hinge_embedding_loss", loss, reduction)
+
+
+@_composite(None, 3)
+def cosine_embedding_loss(input1, input2, target, margin=0.0, reduction="mean"):
+    """1 - cos where target is 1, max(cos - margin, 0) where it is -1; cos along the last dim."""
+    cos = cosine_similarity(input1, input2, -1)
+    loss = where(elementwise.eq(target, 1), sub(1, cos), elementwise.relu(sub(cos, margin)))
+    return _reduced("cosine_embedding_loss", loss, reduction)
