@@ -11,12 +11,10 @@ import sys
 import threading
 
 from . import control
+from .memory import Arena
 
 NAME = "cpu"
 _libc = ctypes.CDLL(None)
-_libc.aligned_alloc.restype = ctypes.c_void_p
-_libc.aligned_alloc.argtypes = [ctypes.c_size_t, ctypes.c_size_t]
-_libc.free.argtypes = [ctypes.c_void_p]
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 _SYSCALLS = {"x86_64": (202, 24), "aarch64": (98, 124)}  # futex, sched_yield
 
@@ -24,53 +22,6 @@ Command = ctypes.c_int64 * 3
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
-
-
-class Arena:
-    """Blocks of host memory, kept for reuse when released: fresh pages cost a fault each (0.25 us per 4 KiB).
-
-    Every capture has an arena of its own, so that what its commands write is never handed to anyone else.
-    """
-
-    KEEP = 64 << 20  # bytes kept at most; more is given back to the system
-
-    def __init__(self):
-        self._free, self._kept = {}, 0
-
-    def allocate(self, nbytes):
-        """(address, owner) of at least nbytes, aligned to 64; not cleared. MemoryError if there is none."""
-        step = max(64, 1 << max(0, nbytes.bit_length() - 3))
-        size = -(-max(nbytes, 1) // step) * step
-        blocks = self._free.get(size)
-        if blocks:
-            self._kept -= size
-            return (block := blocks.pop()), _Block(self, block, size)
-        address = _libc.aligned_alloc(64, size)
-        if not address:
-            raise MemoryError(f"allocate: {nbytes} bytes of host memory are not to be had")
-        return address, _Block(self, address, size)
-
-    def release(self, address, size, free=_libc.free):
-        if self._kept + size > self.KEEP:
-            free(address)
-        else:
-            self._free.setdefault(size, []).append(address)
-            self._kept += size
-
-    def __del__(self, free=_libc.free):
-        for blocks in self._free.values():
-            for address in blocks:
-                free(address)
-
-
-class _Block:
-    __slots__ = ("address", "arena", "size")
-
-    def __init__(self, arena, address, size):
-        self.arena, self.address, self.size = arena, address, size
-
-    def __del__(self):
-        self.arena.release(self.address, self.size)
 
 
 def address_of(buffer):
