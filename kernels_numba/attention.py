@@ -37,6 +37,7 @@ from .transpose import store_transposed
 ROWS, KEYS, QUERIES = 6, 64, 48  # a register tile; queries that a thread takes at a time
 LOG2E = 1.4426950408889634
 lowest = constant("f32", 16, -3.0e38)  # the maximum of nothing
+log2e = constant("f32", 16, LOG2E)
 tiny = constant("f32", 16, 1e-30)  # the least sum that is divided by: nothing visible gives 0
 
 # ---- who sees what --------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def take_query(q, width, scale, to):
         st_f32x16(to + 4 * d, vmul(_part(q + 4 * d, width - d), splat_f32x16(scale)))
 
 
-_part, _put = MEMORY["f32"].part, MEMORY["f32"].put
+_part, _put, _lane0 = MEMORY["f32"].part, MEMORY["f32"].put, simd.extract(0)
 
 # ---- packing --------------------------------------------------------------------------------------------------------
 
@@ -179,15 +180,24 @@ def _capped(x, cap):
     return vmul(tanh(x), splat_f32x16(cap))
 
 
+@inline
+def _masked(x, mask, left):
+    return fma(_part(mask, left), log2e(), x) if left > 0 else x
+
+
 @shared
-def soften(p, state, low, high, cap):
+def soften(p, state, low, high, cap, mask, left):
     """One row of 64 scores at p becomes exp2(score - maximum); keys outside [low, high) count for nothing.
 
+    mask: address of what is added to the scores (0: nothing), of which `left` elements exist.
     state: the running maximum and sum, and alpha, what everything summed before is to be multiplied by (3 vectors).
     """
     x0, x1, x2, x3 = ld_f32x16(p), ld_f32x16(p + 64), ld_f32x16(p + 128), ld_f32x16(p + 192)
     if cap != 0:
         x0, x1, x2, x3 = _capped(x0, cap), _capped(x1, cap), _capped(x2, cap), _capped(x3, cap)
+    if mask != 0:
+        x0, x1 = _masked(x0, mask, left), _masked(x1, mask + 64, left - 16)
+        x2, x3 = _masked(x2, mask + 128, left - 32), _masked(x3, mask + 192, left - 48)
     if low > 0 or high < KEYS:
         low, high = min(max(low, 0), KEYS), min(max(high, 0), KEYS)
         x0, x1 = between(x0, low, high), between(x1, low - 16, high - 16)
@@ -224,7 +234,7 @@ def _stepper():
     half = _tile(2, True) if per == 4 else scores
 
     @shared
-    def step(a, position, keys, base, kt, v, width, row, q, o, state, p):
+    def step(a, position, keys, base, kt, v, width, row, q, o, state, p, mask):
         last, cap = position + ROWS - 1, cap_of(a)
         if first_key(a, position) >= base + KEYS or end_key(a, last, keys) <= base:
             return
@@ -236,7 +246,8 @@ def _stepper():
                 scores(q, row, kt + c, 256, width, p + c, 256, 0)
         for i in range(ROWS):
             low, high = first_key(a, position + i) - base, end_key(a, position + i, keys) - base
-            soften(p + 256 * i, state + 192 * i, low, high, cap)
+            more = mask + i * arg(a, 29) if mask != 0 else 0
+            soften(p + 256 * i, state + 192 * i, low, high, cap, more, keys - base)
         # keys begin to end are seen by all six
         begin = min(max(first_key(a, last) - base, 0), KEYS)
         end = max(begin, min(end_key(a, position, keys) - base, KEYS))
@@ -256,9 +267,10 @@ def _stepper():
 def _prefill():
     """Attention of all queries with packed caches.
 
-    args: 13 Q (f32), 14 its stride of t, 15 of heads, 16 packed K, 17 packed V, 18 out (f32, contiguous), 19 first KV
+    args: 13 Q (f32), 14 its stride of t, 15 of heads, 16 packed K, 17 packed V, 18 out (f32), 19 first KV
     head, 20 how many, 21 scratch, 22 its bytes per thread: 48 * (2 row + 192) + 1536 with row = 4 * D padded to 16,
-    23 how many threads have scratch
+    23 how many threads have scratch, 24 stride of out's t, 25 of its heads, 26 mask (f32, adjacent along the keys; 0:
+    none), 27 its stride of batches, 28 of heads, 29 of t, 30 how many heads a batch has
     """
     step = _stepper()
 
@@ -277,16 +289,21 @@ def _prefill():
                 st_f32x16(o + i * row + d, zero_f32x16())
         blocks = (arg(a, 8) + KEYS - 1) // KEYS
         packed = (h // (heads // arg(a, 2)) - arg(a, 19)) * blocks * KEYS * row
-        end = (end_key(a, start + r0 + rows - 1, keys) + KEYS - 1) // KEYS
+        end, mask = (end_key(a, start + r0 + rows - 1, keys) + KEYS - 1) // KEYS, arg(a, 26)
+        if mask != 0:
+            mask += h // arg(a, 30) * arg(a, 27) + h % arg(a, 30) * arg(a, 28) + r0 * arg(a, 29)
         for b in range(first_key(a, start + r0) // KEYS, end):
             at = packed + b * KEYS * row
             kt, v = arg(a, 16) + at, arg(a, 17) + at
             for i in range(0, rows, ROWS):
-                step(a, start + r0 + i, keys, b * KEYS, kt, v, width, row, q + i * row, o + i * row, state + 192 * i, p)
+                at, more = i * row, mask + i * arg(a, 29) + b * 256 if mask != 0 else 0
+                step(a, start + r0 + i, keys, b * KEYS, kt, v, width, row, q + at, o + at, state + 192 * i, p, more)
         for i in range(rows):
-            to, k = arg(a, 18) + ((r0 + i) * heads + h) * width * 4, all_sum(ld_f32x16(state + 192 * i + 64))
+            to, k = arg(a, 18) + (r0 + i) * arg(a, 24) + h * arg(a, 25), all_sum(ld_f32x16(state + 192 * i + 64))
             for d in range(0, width, 16):
-                _put(to + 4 * d, vdiv(ld_f32x16(o + i * row + 4 * d), greater(tiny(), k)), width - d)
+                x = vdiv(ld_f32x16(o + i * row + 4 * d), greater(tiny(), k))
+                # a mask may hide every key: a visible one of the largest score adds 1 to the sum
+                _put(to + 4 * d, zero_f32x16() if _lane0(k) < 0.5 else x, width - d)
 
     def prefill(a, tid, nth):
         team, blocks, group = min(nth, arg(a, 23)), (arg(a, 0) + QUERIES - 1) // QUERIES, arg(a, 1) // arg(a, 2)

@@ -209,7 +209,7 @@ def _decode(dtype, width, rows):
 def _merge():
     """Joins the ranges of every (query, head); overwrites the records' heads.
 
-    args: 13 records, 14 keys per range, 15 ranges, 16 out (f32, contiguous)
+    args: 13 records, 14 keys per range, 15 ranges, 16 out (f32), 17 its stride of t, 18 of heads
     """
 
     @shared
@@ -234,7 +234,8 @@ def _merge():
             position = start_of(a) + i // heads
             first, end = first_key(a, position), end_key(a, position, keys)
             end = (end + per - 1) // per if first < end else 0
-            join(arg(a, 13) + i * arg(a, 15) * step, step, first // per, end, width, arg(a, 16) + i * width * 4)
+            to = arg(a, 16) + i // heads * arg(a, 17) + i % heads * arg(a, 18)
+            join(arg(a, 13) + i * arg(a, 15) * step, step, first // per, end, width, to)
 
     return merge
 

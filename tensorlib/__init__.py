@@ -107,6 +107,7 @@ _FUNCTIONS = (
     "index",
     "linalg",
     "fused",
+    "attention",
     "sort",
     "scan",
     "lapack",

@@ -6,137 +6,25 @@ depend on the number of threads. The last dim of every operand must be adjacent 
 """
 
 import ctypes
-from math import prod
-
 from tensorlib import backend
 from tensorlib.device import Array
 from tensorlib.errors import ContextError, DTypeError, ShapeError
-from tensorlib.layout import Layout, collapse
+from tensorlib.ops import create, elementwise, index, movement
+from tensorlib.ops.norm import (  # noqa: F401
+    FLOATS,
+    _adjacent,
+    _name,
+    adjacent_array,
+    embedding,
+    geglu,
+    layer_norm,
+    rms_norm,
+    swiglu,
+)
+from tensorlib.registry import FLOAT_ONLY, define
 
-FLOATS = ("f32", "f16", "bf16")
 FEW_QUERIES = 4  # up to so many, attention reads the caches as they are; more are worth packing K and V
 PACKED_BYTES = 64 << 20  # of K and V at a time: more KV heads than fit are done in several passes
-
-
-# ---- rows -----------------------------------------------------------------------------------------------------------
-
-
-def rms_norm(x, weight, eps=1e-5, out_dtype=None, offset=0.0):
-    """x / sqrt(mean(x^2) + eps) * (weight + offset), over the last dim, in f32 (Zhang and Sennrich, arXiv:1910.07467).
-
-    x (..., D) and weight (D) or None are f32, f16 or bf16; the result has `out_dtype`, by default x's. Gemma's weights
-    want offset=1.0. Raises ShapeError, DTypeError.
-
-    >>> rms_norm(Array.empty((2, 3, 576)), Array.empty((576,)), 1e-5).shape
-    (2, 3, 576)
-    """
-    out = type(x).empty(x.shape, out_dtype or x.dtype, x.device)
-    names = [_name("rms_norm", x), _weight_name("rms_norm", weight, x), _name("rms_norm", out)]
-    words = [x.ptr, _pointer(weight), out.ptr, _width(x), float(eps), float(offset)]
-    return _launch_rows("norm", "rms_norm", names, words, (x,), out, (weight,), 4)
-
-
-def layer_norm(x, weight=None, bias=None, eps=1e-5, out_dtype=None):
-    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last dim, in f32 (Ba et al., arXiv:1607.06450).
-
-    x (..., D), weight and bias (D) or None are f32, f16 or bf16. Raises ShapeError, DTypeError.
-
-    >>> layer_norm(Array.empty((2, 768), "f16"), None, None).dtype
-    f16
-    """
-    out = type(x).empty(x.shape, out_dtype or x.dtype, x.device)
-    names = [_name("layer_norm", x), *(_weight_name("layer_norm", w, x) for w in (weight, bias))]
-    words = [x.ptr, _pointer(weight), out.ptr, _width(x), float(eps), _pointer(bias)]
-    return _launch_rows("norm", "layer_norm", [*names, _name("layer_norm", out)], words, (x,), out, (weight, bias), 6)
-
-
-def swiglu(gate, up):
-    """silu(gate) * up, elementwise: both (..., D) of one dtype (Shazeer, arXiv:2002.05202). ShapeError, DTypeError."""
-    return _gated("swiglu", gate, up)
-
-
-def geglu(gate, up):
-    """gelu(gate) * up with GELU's tanh form. ShapeError, DTypeError."""
-    return _gated("geglu", gate, up)
-
-
-def _gated(op, gate, up):
-    if gate.shape != up.shape:
-        fix = "split one projection in two halves"
-        raise ShapeError(op, f"shapes {gate.shape} and {up.shape}", "two equal shapes", fix)
-    if gate.dtype is not up.dtype:
-        raise DTypeError(op, f"{gate.dtype} and {up.dtype}", "one dtype", "convert one operand with .to(dtype)")
-    out = type(gate).empty(gate.shape, gate.dtype, gate.device)
-    words = [gate.ptr, up.ptr, out.ptr, _width(gate)]
-    return _launch_rows("norm", op, [_name(op, gate)], words, (gate, up), out, (), 20)
-
-
-def _launch_rows(room, name, params, words, inputs, out, weights, cost):
-    """Appends the number of rows and the table of the leading dims to `words` and launches; returns `out`."""
-    if 0 in out.shape:
-        return out
-    for x in inputs:
-        _adjacent(name, x)
-    sizes, strides = collapse(*(Layout(a.shape[:-1], a.strides[:-1]) for a in (out, *inputs)))
-    sizes, strides = (sizes, strides) if out.ndim > 1 else ((1,), strides)
-    table = [len(sizes)]
-    for d, size in enumerate(sizes):
-        steps = [s[d] * a.dtype.itemsize for s, a in zip(strides, (out, *inputs), strict=True)]
-        table += [size, *steps[1:], steps[0]]
-    kernel = backend.kernel(room, name, *params, device=out.device.type)
-    reads = [*inputs, *(w for w in weights if w is not None)]
-    backend.launch(kernel, [*words, prod(sizes), *table], cost * out.numel(), reads, (out,))
-    return out
-
-
-def _name(op, x):
-    if x.dtype.name not in FLOATS:
-        raise DTypeError(op, x.dtype, "f32, f16 or bf16", "convert it with .to('f32')")
-    return x.dtype.name
-
-
-def _weight_name(op, weight, x):
-    if weight is None:
-        return "none"
-    if weight.shape != x.shape[-1:] or not weight.is_contiguous():
-        got = f"a weight of shape {weight.shape} for x {x.shape}"
-        raise ShapeError(op, got, f"a contiguous weight of shape {x.shape[-1:]}", "take the layer's own weight")
-    return _name(op, weight)
-
-
-def _pointer(x):
-    return 0 if x is None else x.ptr
-
-
-def _width(x):
-    if not x.shape:
-        raise ShapeError("norm", "a 0-d tensor", "at least one dim", "add one with unsqueeze(0)")
-    return x.shape[-1]
-
-
-def _adjacent(op, *arrays):
-    for x in arrays:
-        if x.shape[-1] > 1 and x.strides[-1] != 1:
-            raise ShapeError(op, f"strides {x.strides}", "a last dim of stride 1", "call .contiguous() first")
-
-
-def embedding(ids, weight):
-    """Rows of weight [V, D] (f32, f16, bf16) by ids (i64, any shape): ids.shape + (D,), f32; NaN for other ids.
-
-    Raises ShapeError, DTypeError.
-    """
-    if ids.dtype.name != "i64":
-        raise DTypeError("embedding", f"ids of {ids.dtype}", "i64", "convert them with .to('i64')")
-    if weight.ndim != 2 or not ids.is_contiguous():
-        got = f"weight {weight.shape}, ids of strides {ids.strides}"
-        raise ShapeError("embedding", got, "weight [V, D], contiguous ids", "call ids.contiguous()")
-    _adjacent("embedding", weight)
-    out = type(ids).empty((*ids.shape, weight.shape[1]), "f32", weight.device)
-    kernel = backend.kernel("norm", "embedding", _name("embedding", weight), device=weight.device.type)
-    step = weight.strides[0] * weight.dtype.itemsize
-    words = [ids.ptr, weight.ptr, step, weight.shape[0], out.ptr, weight.shape[1], ids.numel()]
-    backend.launch(kernel, words, 2 * out.numel(), (ids, weight), (out,))
-    return out
 
 
 # ---- rotary embedding and caches ------------------------------------------------------------------------------------
@@ -164,6 +52,57 @@ def rope_tables(inv_freq, n, device=None):
     return cos, sin
 
 
+def _turned(x, cos, sin, start, interleaved):
+    """`rope` composed of other ops, for f64."""
+    t, heads, width = x.shape
+    half, places = cos.shape[1], elementwise.add(create.arange(type(x), t, device=x.device), start)
+    known = elementwise.logical_and(elementwise.ge(places, 0), elementwise.lt(places, cos.shape[0]))
+    rows, known = elementwise.where(known, places, 0), movement.unsqueeze(movement.unsqueeze(known, -1), -1)
+
+    def angles(table):
+        found = movement.unsqueeze(elementwise.cast(index.index_select(table, 0, rows), x.dtype), 1)
+        return elementwise.where(known, found, float("nan"))
+
+    c, s = angles(cos), angles(sin)
+    split = (t, heads, half, 2) if interleaved else (t, heads, 2, half)
+    pairs, axis = movement.reshape(movement.narrow(x, 2, 0, 2 * half), split), 3 if interleaved else 2
+    u, v = movement.select(pairs, axis, 0), movement.select(pairs, axis, 1)
+    mul, add, sub = elementwise.mul, elementwise.add, elementwise.sub
+    turned = movement.stack([sub(mul(u, c), mul(v, s)), add(mul(v, c), mul(u, s))], axis)
+    rest = movement.narrow(x, 2, 2 * half, width - 2 * half)
+    return movement.cat([movement.reshape(turned, (t, heads, 2 * half)), rest], 2)
+
+
+def _rope_ref(np, x, cos, sin, start=0, interleaved=False, out=None, out_start=False):
+    half, places = cos.shape[1], np.arange(x.shape[0]) + start
+    c, s = cos[places][:, None], sin[places][:, None]
+    found = x.copy()
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(half), slice(half, 2 * half))
+    )
+    u, v = x[..., first], x[..., second]
+    found[..., first], found[..., second] = u * c - v * s, v * c + u * s
+    return found
+
+
+def _rope_domain(s, dtype):
+    shape = (s.integer(1, 3), s.integer(1, 3), s.integer(2, 5 if s.smooth else 70))
+    start, half = s.integer(0, 2), s.integer(1, shape[2] // 2)
+    tables = (s.array((5, half), low=-1, high=1).copy() for _ in range(2))
+    return (adjacent_array(s, shape), *tables, start), {"interleaved": s.boolean()}
+
+
+@define(
+    "fused",
+    FLOAT_ONLY,
+    _rope_ref,
+    domain=_rope_domain,
+    vjp={
+        "x": lambda g, cos, sin, start, interleaved: rope(
+            movement.contiguous(g), cos, elementwise.neg(sin), start, interleaved
+        )
+    },
+)
 def rope(x, cos, sin, start=0, interleaved=False, out=None, out_start=False):
     """Rotary position embedding (Su et al., arXiv:2104.09864) of x [T, H, D] f32; row t has position start + t.
 
@@ -171,9 +110,17 @@ def rope(x, cos, sin, start=0, interleaved=False, out=None, out_start=False):
     i + R/2 turn together (Hugging Face), or, `interleaved`, 2 i and 2 i + 1 (GGUF's Llama). A position of n or more
     gives NaN.
     out: where to write, [rows, H, D] f32, f16 or bf16, at row t, or with `out_start` at row start + t (rows outside are
-    not written); by default a new f32 Array. Returns it. Raises ShapeError, DTypeError.
+    not written); by default a new f32 Array. Returns it. Without out, x may be f64, with tables of f32 or f64.
+    Raises ShapeError, DTypeError.
+
+    The gradient of x turns back. Tables have none.
     """
+    wide = x.dtype.name == "f64" and out is None
+    if not wide:
+        _only_f32("rope", x, cos, sin)
     _check_rope(x, cos, sin)
+    if wide:
+        return _turned(x, cos, sin, start, interleaved)
     out = type(x).empty(x.shape, "f32", x.device) if out is None else out
     if out.ndim != 3 or out.shape[1:] != x.shape[1:] or (not out_start and out.shape[0] < x.shape[0]):
         got = f"out of shape {out.shape} for x {x.shape}"
@@ -188,10 +135,23 @@ def rope(x, cos, sin, start=0, interleaved=False, out=None, out_start=False):
     return out
 
 
+def _append_ref(np, cache, x, start):
+    found = cache.copy()
+    rows = found[:, start : start + x.shape[0]]
+    rows[...] = np.swapaxes(x, 0, 1)[:, : rows.shape[1]]
+    return found
+
+
+def _cache_domain(s, dtype):
+    heads, rows, width, t = s.integer(1, 3), s.integer(1, 5), s.integer(1, 40), s.integer(1, 3)
+    return s.array((heads, rows, width)).copy(), adjacent_array(s, (t, heads, width), "f32"), s.integer(0, rows)
+
+
+@define("fused", FLOAT_ONLY, _append_ref, 2, lambda s, dtype: (_cache_domain(s, dtype), {}), writes=True)
 def append(cache, x, start):
     """Writes x [T, H, D] (f32) to rows start to start + T - 1 of a cache [H, rows, D] (f32, f16, bf16); returns that.
 
-    Rows outside the cache are not written. Raises ShapeError, DTypeError.
+    Rows outside the cache are not written. Raises ShapeError, DTypeError; GradError if a gradient is asked for.
     """
     out = _cache_rows("append", cache, x)
     (t, heads, width) = x.shape
@@ -201,6 +161,22 @@ def append(cache, x, start):
     return cache
 
 
+def _rope_append_domain(s, dtype):
+    cache, x, start = _cache_domain(s, dtype)
+    tables = (s.array((9, x.shape[2] // 2), "f32", -1, 1).copy() for _ in range(2))
+    return (cache, x, *tables, start, s.boolean()), {}
+
+
+@define(
+    "fused",
+    FLOAT_ONLY,
+    lambda np, cache, x, cos, sin, start, interleaved=False: _append_ref(
+        np, cache, _rope_ref(np, x, cos, sin, start, interleaved), start
+    ),
+    arity=2,
+    domain=_rope_append_domain,
+    writes=True,
+)
 def rope_append(cache, x, cos, sin, start, interleaved=False):
     """`append` of `rope(x, ...)` in one pass. Returns the cache."""
     rope(x, cos, sin, start, interleaved, _cache_rows("rope_append", cache, x), out_start=True)
@@ -218,7 +194,6 @@ def _cache_rows(op, cache, x):
 
 
 def _check_rope(x, cos, sin):
-    _only_f32("rope", x, cos, sin)
     if x.ndim != 3 or cos.ndim != 2 or cos.shape != sin.shape or 2 * cos.shape[1] > x.shape[2] or cos.shape[0] == 0:
         got = f"x {x.shape}, cos {cos.shape}, sin {sin.shape}"
         raise ShapeError("rope", got, "x [T, H, D] and tables [n, R/2] with R <= D", "make them with rope_tables")
@@ -312,7 +287,7 @@ def _scratch(nbytes, device):
     return Array.empty((nbytes,), "u8", device)
 
 
-def _prefill(out, q, k, v, words, reads):
+def _prefill(out, q, k, v, words, reads, mask=(0, 0, 0, 0, 1)):
     (t, heads, width), (groups, rows, _) = q.shape, k.shape
     row, threads = 4 * (-(-width // 16) * 16), backend.threads(q.device.type)
     head = -(-rows // 64) * 64 * row
@@ -327,7 +302,7 @@ def _prefill(out, q, k, v, words, reads):
         some = [*words, *_matrix(k), *_matrix(v), packed_k.ptr, packed_v.ptr, first, count]
         backend.launch(pack, some, count * rows * width, reads, (packed_k, packed_v))
         some = [*words, *_matrix(q), packed_k.ptr, packed_v.ptr, out.ptr, first, count]
-        some += [scratch.ptr, per_thread, threads]
+        some += [scratch.ptr, per_thread, threads, *_matrix(out)[1:], *mask]
         work = count * (heads // groups) * t * rows * width // 8
         backend.launch(kernel, some, work, [*reads, packed_k, packed_v], (out, scratch))
 
@@ -345,4 +320,4 @@ def _decode(out, q, k, v, words, reads):
     some = [*words, *_matrix(q), *_matrix(k), *_matrix(v), records.ptr, per, ranges, scratch.ptr, per_thread, threads]
     backend.launch(kernel, some, t * heads * rows * width // 8, reads, (records, scratch))
     work = t * heads * ranges * width // 8
-    backend.launch(merge, [*words, records.ptr, per, ranges, out.ptr], work, [*reads, records], (out, records))
+    backend.launch(merge, [*words, records.ptr, per, ranges, *_matrix(out)], work, [*reads, records], (out, records))

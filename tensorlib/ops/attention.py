@@ -1,0 +1,141 @@
+"""`scaled_dot_product_attention` with torch.nn.functional's arguments and shapes.
+
+Flash attention (kernels_numba/attention.py; attention_decode.py for few queries) where it applies: floats of up to 32
+bits, heads of one width up to 256, no dropout, no gradient. The rest is composed of products and a softmax.
+"""
+
+from math import prod
+
+from tensorlib import random, tape
+from tensorlib.errors import DeviceError, DTypeError, ShapeError
+from tensorlib.layout import broadcast_shapes
+from tensorlib.ops import create, elementwise, index, linalg, movement, reduce, softmax
+from tensorlib.ops.elementwise import cast
+from tensorlib.ops.fused import FEW_QUERIES, FLOATS, _decode, _prefill
+
+OP = "scaled_dot_product_attention"
+WIDEST = 256  # head that the kernels take
+HIDDEN = -2.9e38  # scores up to this one are those of no key; in the kernels, too, give or take log2(e)
+
+
+def scaled_dot_product_attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    """softmax(query key^T * scale + attn_mask) value: query (..., H, T, D), key (..., G, S, D), value (..., G, S, E).
+
+    The result is (..., H, T, E), in the operands' one dtype (f32, f16, bf16; f64). G is H, or with enable_gqa a divisor
+    of it: H / G query heads in a row share a key head. attn_mask (broadcast to (..., H, T, S)) is bool, True where a
+    query sees a key, or a float to add. is_causal: query t sees keys 0 to t; not together with a mask. A query that
+    sees nothing gives 0. scale is 1 / sqrt(D) by default. dropout_p: probability to drop a weight, as torch always
+    applied. Raises ShapeError, DTypeError, DeviceError.
+
+    Flash attention (Dao et al., arXiv:2205.14135). Masks below -2e38 may count as -inf.
+
+    >>> from tensorlib.device import Array
+    >>> q, k = Array.empty((2, 8, 10, 64)), Array.empty((2, 4, 30, 64))
+    >>> scaled_dot_product_attention(q, k, k, enable_gqa=True).shape
+    (2, 8, 10, 64)
+    """
+    shape = _check(query, key, value, attn_mask, is_causal, enable_gqa)
+    scale = query.shape[-1] ** -0.5 if scale is None and query.shape[-1] else scale or 1.0
+    operands = [x for x in (query, key, value, attn_mask) if x is not None]
+    recording = tape.used and tape.mode.recording and any(tape.node_of(x) is not None for x in operands)
+    narrow = query.shape[-1] == value.shape[-1] <= WIDEST and query.dtype.name in FLOATS
+    same = query.ndim > 2 and query.shape[:-3] == key.shape[:-3] == value.shape[:-3]
+    if not (narrow and same) or recording or dropout_p or 0 in (*shape, key.shape[-2], *query.shape):
+        return _composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    q = cast(_adjacent(query), "f32")
+    out = type(query).empty(shape, "f32", query.device)
+    mask = None if attn_mask is None else _expanded(_additive(attn_mask), (*shape[:-1], key.shape[-2]))
+    _flash(out, q, _adjacent(key), _adjacent(value), mask, is_causal, float(scale))
+    return cast(out, query.dtype)
+
+
+def _check(q, k, v, mask, causal, gqa):
+    """The result's shape."""
+    shapes = f"query {q.shape}, key {k.shape}, value {v.shape}"
+    if any(x.device != q.device for x in (k, v) + (() if mask is None else (mask,))):
+        raise DeviceError(OP, "operands on several devices", f"all on {q.device}", "move them with .to(device)")
+    if not q.dtype is k.dtype is v.dtype or q.dtype.name not in (*FLOATS, "f64"):
+        raise DTypeError(OP, f"{q.dtype}, {k.dtype}, {v.dtype}", "one float dtype", "convert them with .to(dtype)")
+    fits = min(q.ndim, k.ndim, v.ndim) >= 2 and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+    if not fits:
+        expected = "query (..., H, T, D), key (..., G, S, D), value (..., G, S, E)"
+        raise ShapeError(OP, shapes, expected, "transpose or reshape them")
+    heads, others = q.shape[:-2], (k.shape[:-2], v.shape[:-2])
+    if gqa and q.ndim > 2:
+        if any(len(o) < 1 or o[-1] < 1 or q.shape[-3] % o[-1] for o in others):
+            raise ShapeError(OP, shapes, "key heads that divide the query's", "repeat or split the heads")
+        others = [(*o[:-1], q.shape[-3]) for o in others]
+    batch = broadcast_shapes(OP, heads, *others)
+    if mask is not None:
+        full = (*batch, q.shape[-2], k.shape[-2])
+        if causal:
+            raise ShapeError(OP, "is_causal and a mask", "one of them", "put the causal part into the mask")
+        if mask.dtype.kind not in "bf":
+            raise DTypeError(OP, f"a mask of {mask.dtype}", "bool or a float", "convert it with .to(dtype)")
+        if broadcast_shapes(OP, mask.shape, full) != full:
+            raise ShapeError(OP, f"a mask of shape {mask.shape}", f"one that broadcasts to {full}", "reshape the mask")
+    return (*batch, q.shape[-2], v.shape[-1])
+
+
+def _adjacent(x):
+    return x if x.strides[-1] == 1 or x.shape[-1] == 1 else cast(x, x.dtype, copy=True)
+
+
+def _additive(mask):
+    """A bool mask as numbers to add: log of 1 and of 0."""
+    return elementwise.log(cast(mask, "f32")) if mask.dtype.kind == "b" else cast(mask, "f32")
+
+
+def _expanded(mask, shape):
+    """The mask broadcast to `shape`, its last dim adjacent in memory."""
+    if mask.shape[-1:] != shape[-1:] or (mask.strides[-1] != 1 and shape[-1] > 1):
+        mask = mask.view(mask.layout.expand((*mask.shape[:-1], shape[-1])))
+        mask = cast(mask, mask.dtype, copy=True)
+    return mask.view(mask.layout.expand(shape))
+
+
+# ---- the kernels ----------------------------------------------------------------------------------------------------
+
+
+def _flash(out, q, k, v, mask, causal, scale):
+    """Heads and batches in one launch where their strides allow, else batch after batch."""
+    folded = [x.layout.reshape((prod(x.shape[:-2]), *x.shape[-2:])) for x in (out, q, k, v)]
+    steps = None if mask is None else mask.layout.reshape((prod(q.shape[:-3]), *mask.shape[-3:]))
+    if None in folded or (mask is not None and steps is None):
+        for i in range(q.shape[0]):
+            parts = [None if x is None else x.view(x.layout.select(0, i)) for x in (out, q, k, v, mask)]
+            _flash(*parts, causal, scale)
+        return
+    heads = q.shape[-3]
+    out, q, k, v = (x.view(layout) for x, layout in zip((out, q, k, v), folded))
+    out, q = (x.view(x.layout.permute((1, 0, 2))) for x in (out, q))
+    (t, all_heads, width), (groups, rows, _) = q.shape, k.shape
+    words = [t, all_heads, groups, width, 0, 0, 0, rows, rows, int(causal), 0, scale, 0.0]
+    if t <= FEW_QUERIES and rows >= 16 and mask is None:
+        _decode(out, q, k, v, words, [q, k, v])
+    elif mask is None:
+        _prefill(out, q, k, v, words, [q, k, v])
+    else:
+        _prefill(out, q, k, v, words, [q, k, v, mask], (mask.ptr, *(4 * s for s in steps.strides[:3]), heads))
+
+
+# ---- composed -------------------------------------------------------------------------------------------------------
+
+
+def _composed(q, k, v, mask, dropout, causal, scale, gqa):
+    dtype, compute = q.dtype, "f64" if q.dtype.name == "f64" else "f32"
+    q, k, v = (cast(x, compute) for x in (q, k, v))
+    if gqa and q.ndim > 2:
+        k, v = (movement.repeat_interleave(x, q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    scores = linalg.matmul(elementwise.mul(q, scale), movement.transpose(k, -2, -1))
+    if causal:
+        mask = index.tril(create.ones(type(q), scores.shape[-2:], dtype="bool", device=q.device))
+    if mask is not None:
+        scores = elementwise.add(scores, cast(_additive(mask), compute))
+    weights = softmax.softmax(scores, -1) if scores.shape[-1] else scores
+    if mask is not None and scores.shape[-1]:
+        hidden = elementwise.le(reduce.amax(scores, -1, keepdim=True), HIDDEN)
+        weights = elementwise.masked_fill(weights, hidden, 0.0)
+    return cast(linalg.matmul(random.dropout(weights, dropout), v), dtype)
