@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import sysconfig
 import threading
 
 from . import control
@@ -44,6 +45,36 @@ class _View:
 def copy(destination, source, nbytes):
     """memmove of host memory."""
     ctypes.memmove(destination, source, nbytes)
+
+
+# ---- calls ----------------------------------------------------------------------------------------------------------
+
+HEAD = 32  # bytes of a CPython `bytes` object before its payload
+# METH_O of (self, block): kernel = [block + 32]; kernel(block + 40, 0, 1); return block, with one more reference
+_X86_CALL = bytes.fromhex("56 48 8d 7e 28 48 8b 46 20 31 f6 ba 01 00 00 00 ff d0 58 48 ff 00 c3")
+
+
+class _MethodDef(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("code", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
+
+
+def direct_call(from_memory):
+    """A built-in function of one `bytes` (kernel address, argument words) that runs it in this thread, the GIL kept.
+
+    It takes 50 ns where ctypes takes 300. None where objects are not laid out as in CPython, or not on x86-64.
+    """
+    plain = sys.implementation.name == "cpython" and bytes.__basicsize__ == HEAD + 1
+    if not plain or os.uname().machine != "x86_64" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return None
+    code = from_memory(_X86_CALL, 0)
+    method = _MethodDef(b"call", code.entry, 8, None)  # METH_O
+    new = ctypes.pythonapi.PyCFunction_NewEx
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]
+    _CALLS.append((code, method))  # for as long as the process lives
+    return new(ctypes.addressof(method), None, None)
+
+
+_CALLS = []
 
 
 # ---- threads ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ Environment, read here once: `TENSORLIB_CACHE` (folder of the kernel cache), `TE
 """
 
 import ctypes
+import functools
 import os
 import struct
 import sys
@@ -16,7 +17,9 @@ import threading
 from tensorlib import tape
 from tensorlib.errors import DeviceError, NoKernel
 
+SHORT_WORK = 1 << 14  # elementary operations, some 4 us, below which giving the GIL away costs more than it helps
 PARALLEL_WORK = 1 << 16  # elementary operations below which waking the team costs more than it saves (some 10 us)
+recorders = 0  # how many threads have somebody told of their launches
 _state = threading.local()
 
 
@@ -48,6 +51,7 @@ class CpuBackend:
             raise DeviceError("cpu", f"level {self.level!r}", f"one of {known}", "see kernels_numba/levels.py")
         self.tokens = levels.LEVELS[self.level].tokens
         self._kernels, self._unwritable = {}, False
+        self.call = driver.direct_call(cache.from_memory)
         self._folders = cache.folders(self.level, cache_root())
         threads = os.environ.get("TENSORLIB_THREADS")
         self.reset(int(threads) if threads else None)
@@ -183,16 +187,41 @@ def launch(kernel, args, work=0, reads=(), writes=()):
     """
     if tape.used and tape.mode.recording:
         tape.guard(kernel.name, reads)
-    block = (ctypes.c_int64 * len(args))(*words(args))
-    parallel = work >= PARALLEL_WORK
-    pool = backend().pool
-    command = (ctypes.c_int64 * 3)(kernel.entry, ctypes.addressof(block), 0)
+    try:
+        block = packer(len(args) + 1)(kernel.entry, *args)
+    except struct.error:  # there are floats among them
+        block = packer(len(args) + 1)(kernel.entry, *words(args))
     recorder = getattr(_state, "recorder", None)
     if recorder is not None:
-        recorder.add(kernel, block, parallel, reads, writes)
+        recorder.add(kernel, block, work, reads, writes)
     for array in writes:
         array.buffer.version += 1
-    pool.play(ctypes.addressof(command), 1, parallel)
+    play(backend(), block, work)
+
+
+@functools.lru_cache(None)
+def packer(count):
+    """The function that packs `count` i64 into bytes."""
+    return struct.Struct(f"{count}q").pack
+
+
+def unpack(block):
+    """The words of a block, as a list."""
+    return list(struct.unpack(f"{len(block) // 8}q", block))
+
+
+def payload(block):
+    """Address of the first byte of a `bytes` object (CPython's layout)."""
+    return id(block) + 32
+
+
+def play(cpu, block, work):
+    """Runs one kernel: `block` is the bytes of its address and arguments. What is short keeps the GIL."""
+    if 0 < work < SHORT_WORK and cpu.call is not None:
+        cpu.call(block)
+        return
+    command = (ctypes.c_int64 * 3)(int.from_bytes(block[:8], "little"), payload(block) + 8, 0)
+    cpu.pool.play(ctypes.addressof(command), 1, work >= PARALLEL_WORK)
 
 
 def recorder():
@@ -202,6 +231,8 @@ def recorder():
 
 def set_recorder(recorder):
     """Makes `recorder` (None: nobody) be told of every launch in this thread; returns the one before."""
+    global recorders
     before = getattr(_state, "recorder", None)
     _state.recorder = recorder
+    recorders += (recorder is not None) - (before is not None)
     return before

@@ -34,9 +34,10 @@ class Capture:
         if error[0] is None:
             self._finish()
 
-    def add(self, kernel, block, parallel, reads, writes):
+    def add(self, kernel, block, work, reads, writes):
         """Called by `backend.launch`."""
-        entry = [kernel.entry, ctypes.addressof(block), 0 if parallel else SERIAL]
+        alone = 0 if work >= backend.PARALLEL_WORK else SERIAL
+        entry = [kernel.entry, backend.payload(block) + 8, alone]
         self._commands.append((entry, _ranges(reads), _ranges(writes)))
         self._keep.append((kernel, block, [a.buffer.owner for a in (*reads, *writes)]))
 

@@ -17,7 +17,11 @@ from tensorlib import layout as _layout
 from tensorlib import tape
 from tensorlib.errors import DeviceError, FormatError
 
+SMALL = 2048  # bytes up to which a Buffer is a `bytes` object
 _state = threading.local()
+
+
+_devices = {}
 
 
 class Device:
@@ -28,21 +32,23 @@ class Device:
 
     __slots__ = ("index", "type")
 
-    def __init__(self, name="cpu"):
+    def __new__(cls, name="cpu"):
+        """One object per device, so that comparing and hashing cost nothing."""
         if isinstance(name, Device):
-            name = str(name)
+            return name
         kind, _, index = name.partition(":")
         if kind not in ("cpu", "cuda", "metal") or (index and not index.isdigit()):
             raise DeviceError("device", repr(name), "cpu, cuda, cuda:N or metal", "use one of these names")
-        self.type, self.index = kind, int(index or 0)
-        if kind != "cpu":
-            _backend.backend(kind)
+        key = (kind, int(index or 0))
+        if key not in _devices:
+            if kind != "cpu":
+                _backend.backend(kind)
+            _devices[key] = made = super().__new__(cls)
+            made.type, made.index = key
+        return _devices[key]
 
-    def __eq__(self, other):
-        return isinstance(other, Device) and (self.type, self.index) == (other.type, other.index)
-
-    def __hash__(self):
-        return hash((self.type, self.index))
+    def __reduce__(self):
+        return Device, (str(self),)
 
     def __str__(self):
         return self.type if self.type != "cuda" else f"{self.type}:{self.index}"
@@ -92,6 +98,9 @@ class Buffer:
     @classmethod
     def allocate(cls, nbytes, device=CPU):
         """Uninitialised memory, aligned to 64 bytes. MemoryError if there is none."""
+        if nbytes <= SMALL and not _backend.recorders:  # the interpreter's own allocator is the quickest there is
+            owner = bytes(nbytes + 64)
+            return cls((_backend.payload(owner) + 63) & -64, nbytes, owner, device)
         ptr, owner = arena().allocate(nbytes)
         return cls(ptr, nbytes, owner, device)
 

@@ -14,9 +14,9 @@ import functools
 import importlib
 import inspect
 
+from tensorlib import dtype as _dtype
 from tensorlib import random, tape
 from tensorlib.autograd.variable import Variable
-from tensorlib import dtype as _dtype
 from tensorlib.device import Array, Device
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout
@@ -239,7 +239,8 @@ _LATER = {
     "lapack": "det slogdet inv pinv cholesky qr svd matrix_power",
     "sort": "sort argsort msort topk kthvalue unique unique_consecutive bincount histc",
     "scan": "cumsum cumprod cummax cummin logcumsumexp",
-    "special": "sinc lgamma digamma erfinv signbit hypot logaddexp logaddexp2 xlogy heaviside fmax fmin gcd lcm nextafter"
+    "special": "sinc lgamma digamma erfinv signbit hypot logaddexp logaddexp2 xlogy heaviside fmax fmin gcd lcm"
+    " nextafter"
     " logit deg2rad rad2deg frac nan_to_num isclose allclose equal prelu hardshrink",
     "contract": "dot mv mm bmm outer inner kron cross addmm addmv addr baddbmm addbmm trace diag diag_embed",
     "statistics": "median nanmedian mode quantile nanquantile nansum nanmean aminmax diff cov corrcoef",
@@ -259,7 +260,9 @@ def _is_operand(value):
 
 def _operator(function):
     def operator(self, other):
-        return function(self, other) if _is_operand(other) else NotImplemented
+        if other.__class__ is Tensor or _is_operand(other):
+            return function(self, other)
+        return NotImplemented
 
     return operator
 

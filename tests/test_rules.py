@@ -15,14 +15,14 @@ FILES = sorted(path for name in (*PACKAGES, "tests", "bench") for path in (ROOT 
 
 # Left never imports right. Files and folders of tensorlib/ by the layer that they are in; lazy imports count as well.
 LAYERS = (
-    ("errors", "dtype", "layout"),
+    ("errors", "dtype", "layout", "domains"),
     ("tape",),
     ("registry",),
-    ("backend", "device", "capture", "kernels"),
+    ("backend", "device", "capture", "memo"),
     ("ops", "quant", "random"),
     ("autograd",),
     ("tensor",),
-    ("nn", "optim", "array_api"),
+    ("nn", "optim", "array_api", "testing"),
     ("io", "onnx", "distributed"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

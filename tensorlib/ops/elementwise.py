@@ -12,6 +12,7 @@ compute in f32 and are rounded once.
 
 from tensorlib import tape
 from tensorlib.errors import DTypeError
+from tensorlib.memo import memoised
 from tensorlib.ops import create
 from tensorlib.ops._launch import apply, cast, copy_into, fill
 from tensorlib.registry import BOOL, FLOAT, FLOAT_ONLY, FUNCTIONS, INTEGER, NUMBER, OPS, SAME, SHIFT, Op, register
@@ -34,7 +35,7 @@ def _function(kind, arity):
             "It is written to `out`, of the broadcast shape, if that is given. Raises ShapeError, DTypeError, NoKernel."
         )
         function.__module__ = __name__
-        FUNCTIONS[name] = tape.recorded(op, function)
+        FUNCTIONS[name] = memoised(op, function, arity)
         return FUNCTIONS[name]
 
     return define

@@ -15,6 +15,7 @@ from tensorlib import dtype as _dtype
 from tensorlib.device import Array
 from tensorlib.errors import DTypeError, GradError, ShapeError
 from tensorlib.layout import broadcast_shapes
+from tensorlib.memo import getitem_memoised
 from tensorlib.ops import create, elementwise, index, movement, reduce
 from tensorlib.ops._launch import cast, copy_into, fill, number, separate, writable
 from tensorlib.ops.exchange import item
@@ -145,7 +146,7 @@ def _inside(ids, size):
     return ids
 
 
-@define("movement", SAME, lambda np, x, key: x[key], vjp={"x": _getitem_vjp})
+@define("movement", SAME, lambda np, x, key: x[key], vjp={"x": _getitem_vjp}, wrap=getitem_memoised)
 def getitem(x, key):
     """x[key]. Basic keys (integers, slices, None, ...) give a view, masks and integer tensors a copy.
     ShapeError, DTypeError.
@@ -155,9 +156,9 @@ def getitem(x, key):
         return view
     if len(arrays) == 1:
         ((dim, ids),) = arrays.items()
-        return index.take(view, dim, movement.contiguous(ids))
+        return index.taken(view, dim, movement.contiguous(ids))
     permuted, flat, place = _gathered(view, arrays)
-    out = index.take(_merged(permuted, len(arrays)), 0, flat)
+    out = index.taken(_merged(permuted, len(arrays)), 0, flat)
     dims = range(flat.ndim)
     return movement.movedim(out, tuple(dims), tuple(d + place for d in dims)) if place else out
 
@@ -180,7 +181,13 @@ def _zero_view(g, origin):
 FUNCTIONS["zero_view"] = _zero_view
 
 
-@define("index", SAME, None, writes=True, vjp={"x": _without, "value": _written})
+def _setitem_ref(np, x, key, value):
+    out = x.copy()
+    out[key] = value
+    return out
+
+
+@define("index", SAME, _setitem_ref, writes=True, vjp={"x": _without, "value": _written})
 def setitem(x, key, value):
     """x[key] = value: a number, or a tensor or lists that broadcast to x[key]; cast to x's dtype.
     ShapeError, DTypeError.

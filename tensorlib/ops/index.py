@@ -68,10 +68,10 @@ def index_select(x, dim, index):
     ids = _ids("index_select", x, index)
     if ids.ndim > 1:
         raise ShapeError("index_select", f"an index of shape {ids.shape}", "at most 1 dim", "use x[index]")
-    return take(x, axis("index_select", dim, x.ndim), movement.reshape(ids, -1))
+    return taken(x, axis("index_select", dim, x.ndim), movement.reshape(ids, -1))
 
 
-def take(x, dim, ids):
+def taken(x, dim, ids):
     """x with `dim` replaced by the dims of `ids`."""
     x = movement.contiguous(x)
     outer, size, inner = prod(x.shape[:dim]), x.shape[dim], prod(x.shape[dim + 1 :])
@@ -84,11 +84,22 @@ def take(x, dim, ids):
     return out
 
 
+def _places(np, x, dim, index):
+    """What `gather` and `scatter` read and write, as an index of NumPy's."""
+    places = list(np.indices(index.shape))
+    places[dim] = index
+    return tuple(places)
+
+
+def _gather_ref(np, x, dim, index):
+    return x[_places(np, x, dim, index)]
+
+
 def _gathered(g, x_shape, dim, index):
     return scatter_add(create.zeros(type(g), x_shape, dtype=g.dtype, device=g.device), dim, index, g)
 
 
-@define("index", SAME, lambda np, x, dim, ids: np.take_along_axis(x, ids, dim), arity=2, vjp={"x": _gathered})
+@define("index", SAME, _gather_ref, arity=2, vjp={"x": _gathered})
 def gather(x, dim, index):
     """out[i, j] = x[index[i, j], j] for dim 0, and so on:
     `index` has x's number of dims, and no larger sizes but in dim.
@@ -137,15 +148,13 @@ _SCATTER_ADD_VJP = {
 
 def _scatter_ref(np, x, dim, index, src):
     out = x.copy()
-    np.put_along_axis(out, index, src, dim)
+    out[_places(np, x, dim, index)] = src if np.ndim(src) == 0 else src[tuple(slice(n) for n in index.shape)]
     return out
 
 
 def _scatter_add_ref(np, x, dim, index, src):
     out = x.copy()
-    places = list(np.indices(index.shape))
-    places[dim] = index
-    np.add.at(out, tuple(places), src[tuple(slice(n) for n in index.shape)])
+    np.add.at(out, _places(np, x, dim, index), src[tuple(slice(n) for n in index.shape)])
     return out
 
 
@@ -262,11 +271,11 @@ def _unselected(g, x_shape, mask):
     return whole
 
 
-@define("index", SAME, lambda np, x, mask: x[mask], arity=2, vjp={"x": _unselected})
+@define("index", SAME, lambda np, x, mask: np.broadcast_arrays(x, mask)[0][np.broadcast_arrays(x, mask)[1]], arity=2, vjp={"x": _unselected})
 def masked_select(x, mask):
     """The elements where `mask` (bool) is true, as one row; the two broadcast."""
     shape = broadcast_shapes("masked_select", x.shape, mask.shape)
-    return take(movement.flatten(movement.broadcast_to(x, shape)), 0, places(movement.broadcast_to(mask, shape)))
+    return taken(movement.flatten(movement.broadcast_to(x, shape)), 0, places(movement.broadcast_to(mask, shape)))
 
 
 def tril(x, diagonal=0):

@@ -14,6 +14,7 @@ from tensorlib.device import Array
 from tensorlib.errors import DTypeError, GradError, ShapeError
 from tensorlib.layout import axes, axis, infer_shape
 from tensorlib.layout import contiguous as row_major
+from tensorlib.memo import view_memoised
 from tensorlib.ops._launch import cast, copy_into, separate, writable
 from tensorlib.registry import SAME, define
 
@@ -30,6 +31,10 @@ def sizes(args) -> tuple[int, ...]:
 
 def _movement(ref, vjp, **fields):
     return define("movement", SAME, ref, vjp=vjp if isinstance(vjp, dict) else {"x": vjp}, **fields)
+
+
+def _view(ref, vjp):
+    return _movement(ref, vjp, wrap=view_memoised)
 
 
 def _composite(ref):
@@ -49,7 +54,7 @@ def _placed(g, shape, view):
     return whole
 
 
-@_movement(lambda np, x, *shape: np.reshape(x, shape), _reshaped)
+@_view(lambda np, x, *shape: np.reshape(x, shape), _reshaped)
 def reshape(x, *shape):
     """The same elements in row-major order in another shape; one size may be -1. A view where possible, else a copy.
 
@@ -65,7 +70,7 @@ def reshape(x, *shape):
     return Array.view(x, layout)
 
 
-@_movement(lambda np, x, *shape: np.reshape(x, shape), lambda g, x_shape, shape: _viewed(g, x_shape, shape))
+@_view(lambda np, x, *shape: np.reshape(x, shape), lambda g, x_shape, shape: _viewed(g, x_shape, shape))
 def view(x, *shape):
     """`reshape` that never copies: ShapeError where a copy is needed.
     `view(dtype)` reads the bits as another dtype of the size.
@@ -91,7 +96,7 @@ def _viewed(g, x_shape, shape):
     return reshape(g, x_shape)
 
 
-@_movement(lambda np, x, a, b: np.swapaxes(x, a, b), lambda g, dim0, dim1: transpose(g, dim0, dim1))
+@_view(lambda np, x, a, b: np.swapaxes(x, a, b), lambda g, dim0, dim1: transpose(g, dim0, dim1))
 def transpose(x, dim0, dim1):
     """Two dims swapped: a view."""
     return Array.view(x, x.layout.transpose(dim0, dim1))
@@ -102,7 +107,7 @@ def _unpermuted(g, dims):
     return permute(g, sorted(range(g.ndim), key=dims.__getitem__))
 
 
-@_movement(lambda np, x, *dims: np.transpose(x, dims), _unpermuted)
+@_view(lambda np, x, *dims: np.transpose(x, dims), _unpermuted)
 def permute(x, *dims):
     """Dims in another order: a view. ShapeError unless each dim is named once."""
     return Array.view(x, x.layout.permute(sizes(dims)))
@@ -129,19 +134,23 @@ def movedim(x, source, destination):
     return permute(x, order)
 
 
-@_movement(lambda np, x, dim: np.expand_dims(x, dim), _reshaped)
+def _squeeze_ref(np, x, dim=None):
+    return np.squeeze(x, tuple(d for d in axes("squeeze", dim, x.ndim) if x.shape[d] == 1))
+
+
+@_view(lambda np, x, dim: np.expand_dims(x, dim), _reshaped)
 def unsqueeze(x, dim):
     """A new dim of size 1 at `dim`: a view."""
     return Array.view(x, x.layout.unsqueeze(dim))
 
 
-@_movement(lambda np, x: np.squeeze(x), _reshaped)
+@_view(_squeeze_ref, _reshaped)
 def squeeze(x, dim=None):
     """Without dims of size 1 (all, or those in `dim`): a view."""
     return Array.view(x, x.layout.squeeze(dim))
 
 
-@_movement(lambda np, x, *shape: np.broadcast_to(x, shape), lambda g: g)
+@_view(lambda np, x, *shape: np.broadcast_to(x, shape), lambda g: g)
 def expand(x, *shape):
     """Dims of size 1 repeated without memory, new dims on the left; -1 keeps a size.
     A view that must not be written to.
@@ -149,7 +158,7 @@ def expand(x, *shape):
     return Array.view(x, x.layout.expand(sizes(shape)))
 
 
-@_movement(lambda np, x, shape: np.broadcast_to(x, shape), lambda g: g)
+@_view(lambda np, x, shape: np.broadcast_to(x, shape), lambda g: g)
 def broadcast_to(x, shape):
     """`expand` to a shape given as a tuple."""
     return Array.view(x, x.layout.expand(sizes((shape,)), "broadcast_to"))
@@ -159,13 +168,13 @@ def _narrowed(g, x_shape, dim, start, length):
     return _placed(g, x_shape, lambda z: narrow(z, dim, start, length))
 
 
-@_movement(lambda np, x, dim, start, length: np.take(x, range(start, start + length), dim), _narrowed)
+@_view(lambda np, x, dim, start, length: np.take(x, np.arange(start, start + length), dim), _narrowed)
 def narrow(x, dim, start, length):
     """Elements [start, start + length) of one dim: a view. ShapeError if they are not all there."""
     return Array.view(x, x.layout.narrow(dim, int(start), int(length)))
 
 
-@_movement(
+@_view(
     lambda np, x, dim, index: np.take(x, index, dim),
     lambda g, x_shape, dim, index: _placed(g, x_shape, lambda z: select(z, dim, index)),
 )
@@ -174,7 +183,7 @@ def select(x, dim, index):
     return Array.view(x, x.layout.select(dim, index))
 
 
-@_composite(lambda np, x: np.reshape(x, -1))
+@_composite(lambda np, x, a, b: np.reshape(x, (*x.shape[:a], _product(x.shape[a : b + 1]), *x.shape[b + 1 :])))
 def flatten(x, start_dim=0, end_dim=-1):
     """Dims start_dim to end_dim merged into one."""
     first, last = axis("flatten", start_dim, x.ndim), axis("flatten", end_dim, x.ndim)
@@ -198,7 +207,7 @@ def unflatten(x, dim, shape):
     return reshape(x, x.shape[:dim] + infer_shape("unflatten", x.shape[dim], shape) + x.shape[dim + 1 :])
 
 
-@_movement(lambda np, x, *dims: np.flip(x, dims), lambda g, dims: flip(g, *dims))
+@_view(lambda np, x, *dims: np.flip(x, dims), lambda g, dims: flip(g, *dims))
 def flip(x, *dims):
     """Dims reversed: a view (negative strides)."""
     layout = x.layout
@@ -207,7 +216,7 @@ def flip(x, *dims):
     return Array.view(x, layout)
 
 
-@_movement(
+@_view(
     lambda np, x, offset=0, dim1=0, dim2=1: np.diagonal(x, offset, dim1, dim2),
     lambda g, x_shape, offset, dim1, dim2: _placed(g, x_shape, lambda z: diagonal(z, offset, dim1, dim2)),
 )
@@ -255,7 +264,7 @@ def repeat(x, *repeats):
 
 
 def repeat_interleave(x, repeats, dim=None):
-    """Each element of `dim` (of the flattened tensor, if None) `repeats` times in a row: an int, or a tensor of them."""
+    """Each element of `dim` (of the flattened tensor, if None) `repeats` times: an int, or a tensor of them."""
     if isinstance(repeats, Array):
         from tensorlib.ops.lookup import repeated
 

@@ -18,6 +18,7 @@ from tensorlib import dtype as _dtype
 from tensorlib.device import Array
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import Layout, axes, axis, collapse, contiguous
+from tensorlib.memo import memoised
 from tensorlib.ops import create, elementwise, movement
 from tensorlib.ops._launch import fill
 from tensorlib.registry import ACC, BOOL, FLOAT_ONLY, INDEX, SAME, define
@@ -172,6 +173,15 @@ def _norm_vjp(g, x, out, p, dim, keepdim):
 # ---- reductions ------------------------------------------------------------------------------------------------------
 
 
+def _reduction(rule, name, vjp=None):
+    """The row of a reduction that NumPy calls `name`."""
+
+    def ref(np, x, dim=None, keepdim=False):
+        return getattr(np, name)(x, dim, keepdims=keepdim)
+
+    return define("reduce", rule, ref, vjp=vjp and {"x": vjp}, wrap=memoised)
+
+
 def sum_dtype(op, x, dtype):
     """(computed in, output) of a sum or product, with an optional dtype to convert to."""
     result = ACC.apply(op, x.dtype)[1] if dtype is None else _dtype.get(dtype)
@@ -180,14 +190,14 @@ def sum_dtype(op, x, dtype):
     return (_dtype.f64 if result is _dtype.f64 else result.compute if result.kind == "f" else _dtype.i64), result
 
 
-@define("reduce", ACC, lambda np, x, dim, keepdim: np.sum(x, dim, keepdims=keepdim), vjp={"x": spread})
+@_reduction(ACC, "sum", spread)
 def sum(x, dim=None, keepdim=False, dtype=None):
     """Sum of the elements. Integers and bool give i64, which wraps; `dtype` chooses another."""
     compute, result = sum_dtype("sum", x, dtype)
     return _reduce("sum", "sum", x, dim, keepdim, result, compute)
 
 
-@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.mean(x, dim, keepdims=keepdim), vjp={"x": _mean_vjp})
+@_reduction(FLOAT_ONLY, "mean", _mean_vjp)
 def mean(x, dim=None, keepdim=False, dtype=None):
     """Arithmetic mean, of floats only unless dtype is a float. NaN for no elements."""
     if dtype is None:
@@ -197,32 +207,32 @@ def mean(x, dim=None, keepdim=False, dtype=None):
     return _reduce("mean", "sum", x, dim, keepdim, result, compute, float(count))
 
 
-@define("reduce", ACC, lambda np, x, dim, keepdim: np.prod(x, dim, keepdims=keepdim), vjp={"x": _prod_vjp})
+@_reduction(ACC, "prod", _prod_vjp)
 def prod(x, dim=None, keepdim=False, dtype=None):
     """Product of the elements. Integers and bool give i64, which wraps."""
     compute, result = sum_dtype("prod", x, dtype)
     return _reduce("prod", "prod", x, dim, keepdim, result, compute)
 
 
-@define("reduce", SAME, lambda np, x, dim, keepdim: np.max(x, dim, keepdims=keepdim), vjp={"x": _extreme_vjp})
+@_reduction(SAME, "max", _extreme_vjp)
 def amax(x, dim=None, keepdim=False):
     """Largest element; NaN if there is one. ShapeError for no elements."""
     return _reduce("amax", "amax", x, dim, keepdim, x.dtype, x.dtype.compute)
 
 
-@define("reduce", SAME, lambda np, x, dim, keepdim: np.min(x, dim, keepdims=keepdim), vjp={"x": _extreme_vjp})
+@_reduction(SAME, "min", _extreme_vjp)
 def amin(x, dim=None, keepdim=False):
     """Smallest element; NaN if there is one. ShapeError for no elements."""
     return _reduce("amin", "amin", x, dim, keepdim, x.dtype, x.dtype.compute)
 
 
-@define("reduce", BOOL, lambda np, x, dim, keepdim: np.any(x, dim, keepdims=keepdim))
+@_reduction(BOOL, "any")
 def any(x, dim=None, keepdim=False):
     """Whether any element is not 0. False for no elements."""
     return _reduce("any", "amax", x, dim, keepdim, _dtype.bool_, _dtype.bool_)
 
 
-@define("reduce", BOOL, lambda np, x, dim, keepdim: np.all(x, dim, keepdims=keepdim))
+@_reduction(BOOL, "all")
 def all(x, dim=None, keepdim=False):
     """Whether no element is 0. True for no elements."""
     return _reduce("all", "amin", x, dim, keepdim, _dtype.bool_, _dtype.bool_)
@@ -275,7 +285,7 @@ def _arg(op, x, dim, keepdim):
     return kept_dim(out, x, dim, keepdim)
 
 
-@define("reduce", INDEX, lambda np, x, dim, keepdim: np.argmax(x, dim, keepdims=keepdim))
+@_reduction(INDEX, "argmax")
 def argmax(x, dim=None, keepdim=False):
     """Index of the first largest element along a dim, or in the flattened tensor, as i64;
     of the first NaN if there is one.
@@ -283,7 +293,7 @@ def argmax(x, dim=None, keepdim=False):
     return _arg("argmax", x, dim, keepdim)
 
 
-@define("reduce", INDEX, lambda np, x, dim, keepdim: np.argmin(x, dim, keepdims=keepdim))
+@_reduction(INDEX, "argmin")
 def argmin(x, dim=None, keepdim=False):
     """Index of the first smallest element along a dim, or in the flattened tensor, as i64;
     of the first NaN if there is one.
@@ -307,7 +317,13 @@ def _extreme(x, dim, keepdim, values, indices, pairwise):
     return values(x) if dim is None else Extreme(values(x, dim, keepdim), indices(x, dim, keepdim))
 
 
-@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.var(x, dim, keepdims=keepdim, ddof=1), vjp={"x": _var_vjp})
+@define(
+    "reduce",
+    FLOAT_ONLY,
+    lambda np, x, dim, keepdim: np.var(x, dim, keepdims=keepdim, ddof=1),
+    vjp={"x": _var_vjp},
+    wrap=memoised,
+)
 def var(x, dim=None, correction=1, keepdim=False):
     """Variance: sum (x - mean)^2 / (n - correction), in two passes. NaN for n = correction."""
     FLOAT_ONLY.apply("var", x.dtype)

@@ -9,6 +9,7 @@
 
 from tensorlib import dtype as _dtype
 from tensorlib.layout import axis
+from tensorlib.memo import memoised
 from tensorlib.ops import elementwise, movement, reduce
 from tensorlib.ops._launch import cast
 from tensorlib.registry import FLOAT, define
@@ -29,17 +30,18 @@ def _softmax(op, x, dim, dtype):
 
 
 def _softmax_ref(np, x, dim):
-    e = np.exp(x - np.max(x, dim, keepdims=True))
+    e = np.exp(x - np.max(x, dim, keepdims=True, initial=-np.inf))
     return e / np.sum(e, dim, keepdims=True)
 
 
 def _logsumexp_ref(np, x, dim, keepdim):
-    top = np.max(x, dim, keepdims=True)
-    out = np.log(np.sum(np.exp(x - top), dim, keepdims=True)) + top
+    top = np.max(x, dim, keepdims=True, initial=-np.inf)
+    shift = np.where(np.isinf(top), 0, top)
+    out = np.log(np.sum(np.exp(x - shift), dim, keepdims=True)) + shift
     return out if keepdim else np.squeeze(out, dim)
 
 
-@define("scan", FLOAT, _softmax_ref, vjp={"x": _softmax_vjp})
+@define("scan", FLOAT, _softmax_ref, vjp={"x": _softmax_vjp}, wrap=memoised)
 def softmax(x, dim=-1, dtype=None):
     """e ** x / sum of e ** x along a dim, without overflow; `dtype` converts x first.
 
@@ -55,6 +57,7 @@ def softmax(x, dim=-1, dtype=None):
     FLOAT,
     lambda np, x, dim: x - _logsumexp_ref(np, x, dim, True),
     vjp={"x": lambda g, out, dim: g - elementwise.exp(out) * reduce.sum(g, dim, keepdim=True)},
+    wrap=memoised,
 )
 def log_softmax(x, dim=-1, dtype=None):
     """log(softmax(x)) along a dim, accurate where softmax underflows."""
@@ -66,6 +69,7 @@ def log_softmax(x, dim=-1, dtype=None):
     FLOAT,
     _logsumexp_ref,
     vjp={"x": lambda g, x, dim, keepdim: reduce.spread(g, x.shape, dim, keepdim) * softmax(x, dim)},
+    wrap=memoised,
 )
 def logsumexp(x, dim, keepdim=False):
     """log of the sum of e ** x along one dim, without overflow."""
