@@ -1,168 +1,59 @@
 """Pools and interpolation in one, two and three dims, with torch.nn.functional's arguments.
 
-All combine, per output, a list of input indices per dim (`_pool`, `_adaptive`, `_nearest`, `_linear`, `_cubic` give the
-lists); one kernel (kernels_numba/pooling.py) does the rest, on any strides, in f32, f16, bf16 (computing in f32), f64.
+A plan turns a function's arguments into lists of input indices per dim, which `tensorlib.ops._tables` combines. Floats
+only; f16 and bf16 are rounded once. All have gradients.
 """
 
-import struct
-from array import array
-from functools import lru_cache
 from math import floor
 
-from tensorlib import backend
-from tensorlib.device import Array, Buffer
-from tensorlib.dtype import i64
-from tensorlib.errors import DTypeError, ShapeError
-from tensorlib.layout import contiguous
-from tensorlib.ops.conv import FLOATS, per_dim
-
-# ---- the lists of one dim: per output index (divisor, indices, weights) ---------------------------------------------
-
-
-def _pool(size, out, kernel, stride, padding, dilation, include_pad):
-    for o in range(out):
-        start = o * stride - padding
-        inside = [i for i in range(start, start + kernel * dilation, dilation) if 0 <= i < size]
-        yield min(start + kernel, size + padding) - start if include_pad else len(inside), inside, ()
-
-
-def _adaptive(size, out):
-    for o in range(out):
-        inside = range(o * size // out, -(-(o + 1) * size // out))
-        yield len(inside), inside, ()
-
-
-def _f32(x):
-    return struct.unpack("f", struct.pack("f", x))[0]
-
-
-def _nearest(size, out, scale, exact):
-    for o in range(out):
-        # in f32, as torch computes it: where the product is near an integer, that decides
-        at = _f32(_f32(o + 0.5) * _f32(scale)) if exact else _f32(o * _f32(scale))
-        yield 1, [min(floor(at), size - 1)], ()
-
-
-def _source(o, size, out, scale, align_corners):
-    """Where output o lies in the input."""
-    if align_corners:
-        return o * (size - 1) / (out - 1) if out > 1 else 0.0
-    return scale * (o + 0.5) - 0.5
-
-
-def _linear(size, out, scale, align_corners):
-    for o in range(out):
-        at = max(_source(o, size, out, scale, align_corners), 0.0)
-        i = min(floor(at), size - 1)
-        part = min(at - i, 1.0)
-        yield 1, [i, min(i + 1, size - 1)], (1 - part, part)
-
-
-def _cubic(size, out, scale, align_corners):
-    """Keys' kernel with a = -0.75; indices are clipped to the input."""
-    a = -0.75
-    for o in range(out):
-        at = _source(o, size, out, scale, align_corners)
-        i, t = floor(at), at - floor(at)
-        near = [((a + 2) * u - (a + 3)) * u * u + 1 for u in (t, 1 - t)]
-        far = [((a * u - 5 * a) * u + 8 * a) * u - 4 * a for u in (1 + t, 2 - t)]
-        yield 1, [max(0, min(i + d, size - 1)) for d in (-1, 0, 1, 2)], (far[0], *near, far[1])
-
-
-def _single():
-    """Of a dim that is missing."""
-    yield 1, [0], (1.0,)
-
-
-@lru_cache(512)
-def _table(lists, *args):
-    """(the table of one dim for the kernel, how many indices its rows have room for)"""
-    rows = list(lists(*args))
-    most, words = max((len(r[1]) for r in rows), default=1) or 1, array("q")
-    for divisor, indices, weights in rows:
-        spare = most - len(indices)
-        words.extend([len(indices), divisor, *indices, *[0] * spare])
-        if weights:
-            words.frombytes(struct.pack(f"{most}d", *weights))
-    return Array(Buffer.of(words), contiguous((len(words),)), i64), most
-
-
-def _combine(op, kernel, x, dims, axes, size, divisor=0, indices=False):
-    """Launches a kernel over the last `dims` dims of x with the lists `axes` gives per dim; (out, indices or None)."""
-    lead, layout = x.shape[: x.ndim - dims], x.layout
-    out = type(x).empty((*lead, *size), x.dtype, x.device)
-    where = type(x).empty(out.shape, "i64", x.device) if indices else None
-    if 0 in out.shape:
-        return out, where
-    while layout.ndim < dims + 2:
-        layout = layout.unsqueeze(0)
-    while layout.ndim < 5:
-        layout, axes, size = layout.unsqueeze(2), ((_single,), *axes), (1, *size)
-    tables = [_table(*a) for a in axes]
-    threads, per_thread = backend.threads(x.device.type), -(-layout.shape[4] // 16) * 128
-    scratch = Array.empty((threads * per_thread,), "u8", x.device)
-    words = [x.ptr, out.ptr, *layout.shape[:2], *layout.strides, *layout.shape[3:], *size]
-    words += [*(t.ptr for t, _ in tables), *(most for _, most in tables), where.ptr if indices else 0]
-    words += [scratch.ptr, per_thread, threads, float(divisor)]
-    found = backend.kernel("pooling", "indices" if indices else kernel, x.dtype.name, device=x.device.type)
-    reads, writes = (x, *(t for t, _ in tables)), (out, scratch, *([where] if indices else []))
-    backend.launch(found, words, out.numel() * 2 * max(most for _, most in tables), reads, writes)
-    return out, where
-
-
-def _check(op, x, dims, lead=(1, 2)):
-    if x.dtype.name not in FLOATS:
-        raise DTypeError(op, x.dtype, f"one of {', '.join(FLOATS)}", "convert it with .to('f32')")
-    if x.ndim - dims not in lead or 0 in x.shape[-dims:]:
-        names = " or ".join(("(C, ...)", "(N, C, ...)")[n - 1] for n in lead)
-        expected = f"{names} with {dims} dims of at least 1 behind"
-        raise ShapeError(op, f"shape {x.shape}", expected, "reshape, or use the function for another number of dims")
-    return x.shape[x.ndim - dims :]
-
+from tensorlib.errors import ShapeError
+from tensorlib.ops import _tables, pooling_rows
+from tensorlib.ops._tables import apply, row
+from tensorlib.ops.conv import per_dim
 
 # ---- pools with a window --------------------------------------------------------------------------------------------
 
 
-def _windows(op, x, dims, kernel, stride, padding, dilation, ceil_mode):
-    """(kernel, stride, padding, dilation) per dim and the output size."""
-    size, kernel = _check(op, x, dims), per_dim(op, "kernel_size", kernel, dims, 1)
+def _windows(op, dims, shape, kernel, stride, padding, dilation, ceil_mode, include_pad):
+    """(axes, output size) of a pool with a window."""
+    kernel = per_dim(op, "kernel_size", kernel, dims, 1)
     stride = kernel if stride is None or stride == () else per_dim(op, "stride", stride, dims, 1)
     padding, dilation = per_dim(op, "padding", padding, dims, 0), per_dim(op, "dilation", dilation, dims, 1)
-    out = []
-    for n, k, s, p, d in zip(size, kernel, stride, padding, dilation):
+    axes, out = [], []
+    for n, k, s, p, d in zip(shape[-dims:], kernel, stride, padding, dilation):
         reach = d * (k - 1) + 1
         if p > reach // 2:
             raise ShapeError(op, f"padding {p} for a kernel of {reach}", "at most half of it", "use a smaller padding")
         count = (n + 2 * p - reach + (s - 1 if ceil_mode else 0)) // s + 1
         out.append(count - 1 if ceil_mode and (count - 1) * s >= n + p else count)
         if out[-1] < 1:
-            got = f"shape {x.shape} and a kernel of {kernel}, which give a size of {out[-1]}"
+            got = f"shape {shape} and a kernel of {kernel}, which give a size of {out[-1]}"
             raise ShapeError(op, got, "a positive output size", "use a smaller kernel, or pad")
-    return list(zip(kernel, stride, padding, dilation)), tuple(out)
+        axes.append((_tables.pool, n, out[-1], k, s, p, d, include_pad))
+    return tuple(axes), tuple(out)
 
 
-def _max_pool(op, dims, x, kernel, stride, padding, dilation, ceil_mode, return_indices):
-    windows, out = _windows(op, x, dims, kernel, stride, padding, dilation, ceil_mode)
-    size = x.shape[x.ndim - dims :]
-    axes = tuple((_pool, n, o, *w, False) for n, o, w in zip(size, out, windows))
-    found = _combine(op, "max", x, dims, axes, out, indices=return_indices)
-    return found if return_indices else found[0]
+def _max_plan(op, dims, shape, kernel, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    axes, out = _windows(op, dims, shape, kernel, stride, padding, dilation, ceil_mode, None)
+    return "indices" if return_indices else "largest", axes, out, 0
 
 
-def _avg_pool(op, dims, x, kernel, stride, padding, ceil_mode, include_pad, divisor):
+def _avg_plan(op, dims, shape, kernel, stride=None, padding=0, ceil_mode=False, include_pad=True, divisor=None):
     if divisor == 0:
         raise ShapeError(op, "divisor_override=0", "a number other than 0", "leave it out for the window's size")
-    windows, out = _windows(op, x, dims, kernel, stride, padding, 1, ceil_mode)
-    size = x.shape[x.ndim - dims :]
-    axes = tuple((_pool, n, o, *w, bool(include_pad)) for n, o, w in zip(size, out, windows))
-    return _combine(op, "avg", x, dims, axes, out, divisor or 0)[0]
+    count = bool(include_pad) if divisor is None else None
+    axes, out = _windows(op, dims, shape, kernel, stride, padding, 1, ceil_mode, count)
+    return "avg", axes, out, divisor or 0
 
 
+@row(_max_plan, 1, pooling_rows.max_domain(1))
 def max_pool1d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     """Largest of each window: (N, C, L) or (C, L) -> (..., L'). See `max_pool2d`."""
-    return _max_pool("max_pool1d", 1, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    arguments = kernel_size, stride, padding, dilation, ceil_mode, return_indices
+    return apply("max_pool1d", 1, _max_plan, input, *arguments)
 
 
+@row(_max_plan, 2, pooling_rows.max_domain(2))
 def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     """Largest of each window: (N, C, H, W) or (C, H, W) -> (..., H', W'); NaN if the window has one.
 
@@ -173,19 +64,25 @@ def max_pool2d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode
     >>> max_pool2d(Array.empty((2, 3, 7, 7)), 3, 2, padding=1).shape
     (2, 3, 4, 4)
     """
-    return _max_pool("max_pool2d", 2, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    arguments = kernel_size, stride, padding, dilation, ceil_mode, return_indices
+    return apply("max_pool2d", 2, _max_plan, input, *arguments)
 
 
+@row(_max_plan, 3, pooling_rows.max_domain(3))
 def max_pool3d(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     """Largest of each window: (N, C, D, H, W) or (C, D, H, W) -> (..., D', H', W'). See `max_pool2d`."""
-    return _max_pool("max_pool3d", 3, input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    arguments = kernel_size, stride, padding, dilation, ceil_mode, return_indices
+    return apply("max_pool3d", 3, _max_plan, input, *arguments)
 
 
+@row(_avg_plan, 1, pooling_rows.avg_domain(1))
 def avg_pool1d(input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True):
     """Mean of each window: (N, C, L) or (C, L) -> (..., L'). See `avg_pool2d`."""
-    return _avg_pool("avg_pool1d", 1, input, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
+    arguments = kernel_size, stride, padding, ceil_mode, count_include_pad
+    return apply("avg_pool1d", 1, _avg_plan, input, *arguments)
 
 
+@row(_avg_plan, 2, pooling_rows.avg_domain(2))
 def avg_pool2d(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
@@ -198,40 +95,42 @@ def avg_pool2d(
     >>> avg_pool2d(Array.empty((3, 7, 7)), 2, ceil_mode=True).shape
     (3, 4, 4)
     """
-    arguments = input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    return _avg_pool("avg_pool2d", 2, *arguments)
+    arguments = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    return apply("avg_pool2d", 2, _avg_plan, input, *arguments)
 
 
+@row(_avg_plan, 3, pooling_rows.avg_domain(3))
 def avg_pool3d(
     input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
 ):
     """Mean of each window: (N, C, D, H, W) or (C, D, H, W) -> (..., D', H', W'). See `avg_pool2d`."""
-    arguments = input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    return _avg_pool("avg_pool3d", 3, *arguments)
+    arguments = kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+    return apply("avg_pool3d", 3, _avg_plan, input, *arguments)
 
 
 # ---- adaptive pools -------------------------------------------------------------------------------------------------
 
 
-def _adaptive_pool(op, kernel, dims, x, output_size, indices=False):
-    size = _check(op, x, dims)
+def _adaptive_plan(op, dims, shape, output_size):
+    size = shape[-dims:]
     wanted = (output_size,) * dims if isinstance(output_size, int) or output_size is None else tuple(output_size)
     if len(wanted) == dims:
         wanted = tuple(n if w is None else w for n, w in zip(size, wanted))
     out = per_dim(op, "output_size", wanted, dims, 0)
-    return _combine(op, kernel, x, dims, tuple((_adaptive, n, o) for n, o in zip(size, out)), out, indices=indices)
+    return "avg", tuple((_tables.adaptive, n, o) for n, o in zip(size, out)), out, 0
 
 
-def _adaptive_max(op, dims, x, output_size, return_indices):
-    found = _adaptive_pool(op, "max", dims, x, output_size, return_indices)
-    return found if return_indices else found[0]
+def _adaptive_max_plan(op, dims, shape, output_size, return_indices=False):
+    return "indices" if return_indices else "largest", *_adaptive_plan(op, dims, shape, output_size)[1:]
 
 
+@row(_adaptive_plan, 1, pooling_rows.adaptive_domain(1))
 def adaptive_avg_pool1d(input, output_size):
     """Means of `output_size` even parts of the last dim: (N, C, L) or (C, L). See `adaptive_avg_pool2d`."""
-    return _adaptive_pool("adaptive_avg_pool1d", "avg", 1, input, output_size)[0]
+    return apply("adaptive_avg_pool1d", 1, _adaptive_plan, input, output_size)
 
 
+@row(_adaptive_plan, 2, pooling_rows.adaptive_domain(2))
 def adaptive_avg_pool2d(input, output_size):
     """Means of even parts: (N, C, H, W) or (C, H, W) -> (..., *output_size); a None keeps a dim's size.
 
@@ -241,27 +140,31 @@ def adaptive_avg_pool2d(input, output_size):
     >>> adaptive_avg_pool2d(Array.empty((2, 3, 7, 5)), (1, None)).shape
     (2, 3, 1, 5)
     """
-    return _adaptive_pool("adaptive_avg_pool2d", "avg", 2, input, output_size)[0]
+    return apply("adaptive_avg_pool2d", 2, _adaptive_plan, input, output_size)
 
 
+@row(_adaptive_plan, 3, pooling_rows.adaptive_domain(3))
 def adaptive_avg_pool3d(input, output_size):
     """Means of even parts of the last three dims. See `adaptive_avg_pool2d`."""
-    return _adaptive_pool("adaptive_avg_pool3d", "avg", 3, input, output_size)[0]
+    return apply("adaptive_avg_pool3d", 3, _adaptive_plan, input, output_size)
 
 
+@row(_adaptive_max_plan, 1, pooling_rows.adaptive_domain(1, True))
 def adaptive_max_pool1d(input, output_size, return_indices=False):
     """Maxima of even parts of the last dim, and where they are. See `adaptive_avg_pool2d`, `max_pool2d`."""
-    return _adaptive_max("adaptive_max_pool1d", 1, input, output_size, return_indices)
+    return apply("adaptive_max_pool1d", 1, _adaptive_max_plan, input, output_size, return_indices)
 
 
+@row(_adaptive_max_plan, 2, pooling_rows.adaptive_domain(2, True))
 def adaptive_max_pool2d(input, output_size, return_indices=False):
     """Maxima of even parts of the last two dims, and where they are. See `adaptive_avg_pool2d`, `max_pool2d`."""
-    return _adaptive_max("adaptive_max_pool2d", 2, input, output_size, return_indices)
+    return apply("adaptive_max_pool2d", 2, _adaptive_max_plan, input, output_size, return_indices)
 
 
+@row(_adaptive_max_plan, 3, pooling_rows.adaptive_domain(3, True))
 def adaptive_max_pool3d(input, output_size, return_indices=False):
     """Maxima of even parts of the last three dims, and where they are. See `adaptive_avg_pool2d`, `max_pool2d`."""
-    return _adaptive_max("adaptive_max_pool3d", 3, input, output_size, return_indices)
+    return apply("adaptive_max_pool3d", 3, _adaptive_max_plan, input, output_size, return_indices)
 
 
 # ---- interpolation --------------------------------------------------------------------------------------------------
@@ -270,6 +173,45 @@ MODES = {"nearest": (1, 2, 3), "nearest-exact": (1, 2, 3), "area": (1, 2, 3)}
 MODES |= {"linear": (1,), "bilinear": (2,), "trilinear": (3,), "bicubic": (2,)}
 
 
+def _dims(shape, mode, align_corners):
+    """How many dims are resized. ShapeError for a mode that does not fit."""
+    op, dims = "interpolate", len(shape) - 2
+    if dims not in MODES.get(mode, ()):
+        got = f"mode={mode!r} and shape {shape}"
+        raise ShapeError(op, got, f"(N, C, ...) and one of {', '.join(MODES)}", "linear modes go by the number of dims")
+    if align_corners is not None and "linear" not in mode and mode != "bicubic":
+        raise ShapeError(op, f"align_corners with mode {mode!r}", "a linear or cubic mode", "leave align_corners out")
+    return dims
+
+
+def _resized(op, given, size, scale_factor, recompute):
+    """(output size, scale per dim)"""
+    dims = len(given)
+    if (size is None) == (scale_factor is None):
+        raise ShapeError(op, f"size={size}, scale_factor={scale_factor}", "one of the two", "give size or scale_factor")
+    if size is not None:
+        out = per_dim(op, "size", size, dims, 1)
+        return out, [n / o for n, o in zip(given, out)]
+    factors = (scale_factor,) * dims if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
+    if len(factors) != dims:
+        raise ShapeError(op, f"scale_factor={scale_factor}", f"a number, or {dims} of them", "give one number for all")
+    out = tuple(floor(n * f) for n, f in zip(given, factors))
+    out = per_dim(op, f"size (by scale_factor={scale_factor})", out, dims, 1)
+    return out, [n / o for n, o in zip(given, out)] if recompute else [1 / f for f in factors]
+
+
+def _interpolate_plan(op, dims, shape, size=None, scale_factor=None, mode="nearest", align=None, recompute=None):
+    given = shape[2:]
+    out, scales = _resized(op, given, size, scale_factor, recompute)
+    if mode == "area":
+        return _adaptive_plan(op, len(given), shape, out)
+    kernel, lists, last = "weighted", (_tables.cubic if mode == "bicubic" else _tables.linear), bool(align)
+    if mode.startswith("nearest"):
+        kernel, lists, last = "nearest", _tables.nearest, mode == "nearest-exact"
+    return kernel, tuple((lists, n, o, s, last) for n, o, s in zip(given, out, scales)), out, 0
+
+
+@row(_interpolate_plan, None, pooling_rows.interpolate_domain)
 def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None):
     """Resizes the dims behind (N, C): to `size`, or by `scale_factor` (each one number, or one per dim).
 
@@ -281,30 +223,6 @@ def interpolate(input, size=None, scale_factor=None, mode="nearest", align_corne
     >>> interpolate(Array.empty((1, 3, 4, 5)), scale_factor=2, mode="bilinear").shape
     (1, 3, 8, 10)
     """
-    op, dims = "interpolate", input.ndim - 2
-    if dims not in MODES.get(mode, ()):
-        got = f"mode={mode!r} and shape {input.shape}"
-        raise ShapeError(op, got, f"(N, C, ...) and one of {', '.join(MODES)}", "linear modes go by the number of dims")
-    if align_corners is not None and "linear" not in mode and mode != "bicubic":
-        raise ShapeError(op, f"align_corners with mode {mode!r}", "a linear or cubic mode", "leave align_corners out")
-    given, out, scales = _check(op, input, dims, (2,)), None, None
-    if (size is None) == (scale_factor is None):
-        raise ShapeError(op, f"size={size}, scale_factor={scale_factor}", "one of the two", "give size or scale_factor")
-    if size is not None:
-        out = per_dim(op, "size", size, dims, 1)
-    else:
-        factors = (scale_factor,) * dims if isinstance(scale_factor, (int, float)) else tuple(scale_factor)
-        if len(factors) != dims:
-            expected = f"a number, or {dims} of them"
-            raise ShapeError(op, f"scale_factor={scale_factor}", expected, "give one number for all dims")
-        out = tuple(floor(n * f) for n, f in zip(given, factors))
-        out = per_dim(op, f"size (by scale_factor={scale_factor})", out, dims, 1)
-        scales = None if recompute_scale_factor else [1 / f for f in factors]
-    if mode == "area":
-        return _adaptive_pool(op, "avg", dims, input, out)[0]
-    scales = scales or [n / o for n, o in zip(given, out)]
-    lists, last = (_cubic if mode == "bicubic" else _linear), bool(align_corners)
-    if mode.startswith("nearest"):
-        lists, last = _nearest, mode == "nearest-exact"
-    axes = tuple((lists, n, o, s, last) for n, o, s in zip(given, out, scales))
-    return _combine(op, "max" if lists is _nearest else "weighted", input, dims, axes, out)[0]
+    dims = _dims(input.shape, mode, align_corners)
+    arguments = size, scale_factor, mode, align_corners, recompute_scale_factor
+    return apply("interpolate", dims, _interpolate_plan, input, *arguments)
