@@ -307,7 +307,7 @@ def _plan(op, live):
     if plan is None:
         rules = _rules(op, live)
         rules = [(names, rule, rule.__code__.co_varnames[: rule.__code__.co_argcount]) for names, rule in rules.items()]
-        wanted = {name for _, _, names in rules for name in names} - {"g", "needs"}
+        wanted = sorted({name for _, _, names in rules for name in names} - {"g", "needs"})
         plan = _plans[op, live] = rules, wanted
     return plan
 

@@ -47,7 +47,7 @@ def _without(g, key):
 def _written(g, x_shape, key):
     """What of g belongs to the values that were written: where a key names a place twice, to the last one."""
     found = getitem(g, key)
-    _, arrays = _parse(g, key)
+    _, arrays = _parse(g.handle(), key)
     if not arrays:
         return found
     won = index.winners(_flat_places(g, x_shape, key), prod(x_shape))
