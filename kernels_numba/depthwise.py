@@ -1,13 +1,19 @@
 """Convolutions with one input channel per group: sums over the taps of a window, without packing weights.
 
-The rows that a chunk of output rows meets are copied, zeros around them, so that every tap is one offset from a
-position; then four vectors of positions sum their taps at a time. The words are those of conv.py; every output is one
-chain of multiply-adds over the taps in order.
+`planes`, for square windows of up to 7 x 7 at stride 1 or 2 without dilation: a vector of outputs in each of 7 rows at a
+time, straight from the input, whose edges are masked loads. `depthwise` does the rest: the rows that a chunk of output
+rows meets are copied, zeros around them, so that every tap is one offset from a position; then four vectors of
+positions sum their taps at a time. The words are those of conv.py; every output is one chain of multiply-adds over the
+taps in order.
 """
 
-from . import scalar
+from llvmlite import ir
+
+from . import scalar, simd
 from .conv import bias_of, put_of, run_loads, words_of
+from .half import bf16_to_f32, f16_to_f32
 from .matmul import SIZES, compiled, kernel
+from .simd import _I32, _call, _const, _make, _pointer, _splat, vec
 
 _RUN = """
 def run(address, x, many, width, stride, step):
@@ -133,8 +139,112 @@ def _depthwise(dtype):
     return kernel(_DEPTHWISE.format(**words), "depthwise", **parts)
 
 
+# ---- small windows --------------------------------------------------------------------------------------------------
+
+ROWS = 7  # of outputs at a time: divides what 224 pixels are halved to, and their sums and a row of taps fit registers
+WIDEST = 7
+
+
+def _reads(dtype):
+    """span(low, high): the lanes low ... high - 1; take(address, lanes): those elements, as computed in, others 0."""
+    v = vec("f64", 8) if dtype == "f64" else vec("f32", 16)
+    half = dtype in ("f16", "bf16")
+    stored, name = (vec("i16", 16), "i16") if half else (v, v.e)
+    widen = {"f16": f16_to_f32, "bf16": bf16_to_f32}.get(dtype, lambda b, x: x)
+    mask = vec("i1", v.n)
+
+    def span(b, t, low, high):
+        numbers = _const(ir.VectorType(_I32, v.n), list(range(v.n)))
+        low, high = (_splat(b, b.trunc(x, _I32), v.n) for x in (low, high))
+        return b.and_(b.icmp_signed(">=", numbers, low), b.icmp_signed("<", numbers, high))
+
+    def take(b, t, address, lanes):
+        args = [_pointer(b, address, stored.ll), _const(_I32, 1), lanes, _const(stored.ll, 0)]
+        return widen(b, _call(b, f"llvm.masked.load.v{v.n}{name}.p0", stored.ll, args))
+
+    return {"span": _make("span", lambda *a: mask, span, 2), "take": _make("take", lambda *a: v, take, 2)}
+
+
+def _loads(kw, stride, edge, lanes, size, ld):
+    """Lines that set v0 ... to what the taps of a row meet, at address p; and those that set the masks for `edge`."""
+    starts = range(kw) if stride == 1 else [o + part for o in range(0, kw, 2) for part in (0, lanes)]
+    masks = [f"m{o} = span(-x0 - {o}, width - x0 - {o})" for o in starts] if edge else []
+    read = {o: f"take(p + {size * o}, m{o})" if edge else f"{ld}(p + {size * o})" for o in starts}
+    if stride == 1:
+        return [f"v{o} = {read[o]}" for o in starts], masks
+    lines = []
+    for o in range(0, kw, 2):
+        lines += [f"e = {read[o]}", f"f = {read[o + lanes]}", f"v{o} = even(e, f)"]
+        lines += [f"v{o + 1} = odd(e, f)"] if o + 1 < kw else []
+    return lines, masks
+
+
+def _rows(n, stride, rows, edge, words):
+    """f(...): one vector of outputs in each of `rows` rows. (x0, y) is the input element of the first tap, of the first
+    output; `edge`: whether some may lie outside, or outputs beyond `room`.
+    """
+    loads, masks = _loads(n, stride, edge, words["lanes"], words["size"], "ld_{dtype}x{lanes}".format(**words))
+    lines = [*masks, *(f"s{r} = start" for r in range(rows))]
+    for i in range(stride * (rows - 1) + n):
+        lines.append(f"if 0 <= y + {i} < height:" if edge else "if True:")
+        lines.append(f"    p = x + (y + {i}) * row + {words['size']} * x0")
+        lines += ["    " + line for line in loads]
+        for k in range(n):
+            for r in range(rows):
+                if 0 <= i - stride * r < n:
+                    tap = f"splat_{words['v']}(load(w, {(i - stride * r) * n + k}))"
+                    lines.append(f"    s{r} = fma(v{k}, {tap}, s{r})")
+    lines += [f"put(out + {r} * out_row, s{r}, {'room' if edge else words['lanes']})" for r in range(rows)]
+    return "def rows(x, row, y, height, x0, width, w, out, out_row, start, room):\n    " + "\n    ".join(lines)
+
+
+_PLANES = """
+def planes(a, tid, nth):
+    # threads share blocks of output rows; the last of a plane overlaps the one before
+    outputs, m, oh, ow = arg(a, 6) * arg(a, 7), arg(a, 7), arg(a, 18), arg(a, 19)
+    height, width, row, out_row = arg(a, 15), arg(a, 16), {size} * arg(a, 12), {size} * ow
+    many = {rows} if oh >= {rows} else 1
+    blocks = (oh + many - 1) // many
+    units = arg(a, 5) * outputs * blocks
+    for u in range(units * tid // nth, units * (tid + 1) // nth):
+        oy, plane = min(u % blocks * many, oh - many), u // blocks
+        o = plane % outputs
+        x = arg(a, 1) + {size} * (plane // outputs * arg(a, 9) + o // m * arg(a, 10))
+        w = arg(a, 0) + {size} * o * {taps}
+        start = splat_{v}(bias_at(arg(a, 3), o * arg(a, 4)))
+        y = oy * arg(a, 24) - arg(a, 27)
+        inside = many == {rows} and y >= 0 and y + {deep} <= height
+        for ox in range(0, ow, {lanes}):
+            x0 = ox * {stride} - arg(a, 28)
+            out = arg(a, 2) + {size} * ((plane * oh + oy) * ow + ox)
+            if inside and x0 >= 0 and x0 + {reach} <= width and ox + {lanes} <= ow:
+                inner(x, row, y, height, x0, width, w, out, out_row, start, 0)
+            elif many == {rows}:
+                edge(x, row, y, height, x0, width, w, out, out_row, start, ow - ox)
+            else:
+                single(x, row, y, height, x0, width, w, out, out_row, start, ow - ox)
+"""
+
+
+def _planes(dtype, k, stride):
+    words = words_of(dtype)
+    cast = scalar.caster(words["compute"])
+    load = compiled("def tap(w, i):\n    return cast(load(w, i))", "tap", load=scalar.loader(dtype), cast=cast)
+    twice = range(0, 2 * words["lanes"], 2)
+    scope = {"even": simd.shuffle(twice), "odd": simd.shuffle([i + 1 for i in twice]), "put": put_of(dtype)}
+    scope |= {"load": load, **_reads(dtype)}
+    made = {
+        name: compiled(_rows(k, stride, rows, edge, words), "rows", **scope)
+        for name, rows, edge in (("inner", ROWS, False), ("edge", ROWS, True), ("single", 1, True))
+    }
+    reach = words["lanes"] + k - 1 if stride == 1 else 2 * words["lanes"] + (k - 1) // 2 * 2
+    words |= {"rows": ROWS, "taps": k * k, "stride": stride, "reach": reach, "deep": stride * (ROWS - 1) + k}
+    return kernel(_PLANES.format(**words), "planes", bias_at=bias_of(dtype), **made)
+
+
 def build(name, *params, source=None):
-    """depthwise, of one dtype: f32, f16, bf16 (computing in f32) or f64."""
-    if name != "depthwise" or len(params) != 1 or params[0] not in SIZES:
-        return None
-    return _depthwise(*params)
+    """depthwise (dtype), planes (dtype, width of the square window, stride). f16 and bf16 are computed in f32."""
+    if name == "depthwise" and len(params) == 1 and params[0] in SIZES:
+        return _depthwise(*params)
+    fits = name == "planes" and len(params) == 3 and params[0] in SIZES
+    return _planes(*params) if fits and 0 < params[1] <= WIDEST and params[2] in (1, 2) else None

@@ -22,7 +22,7 @@ from .half import bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16
 FOREIGN, ALIAS = ("llvm.x86.", "llvm.aarch64."), "tensorlib."
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
-_LL = {"i8": _I8, "i16": _I16, "i32": _I32, "i64": _I64, "f32": ir.FloatType(), "f64": ir.DoubleType()}
+_LL = {"i1": _I1, "i8": _I8, "i16": _I16, "i32": _I32, "i64": _I64, "f32": ir.FloatType(), "f64": ir.DoubleType()}
 _NB = {
     **{f"i{n}": getattr(types, f"int{n}") for n in (8, 16, 32, 64)},
     **{f"u{n}": getattr(types, f"uint{n}") for n in (8, 16, 32, 64)},

@@ -22,6 +22,7 @@ DEPTH = 768  # terms per block at most: 14 rows and 32 columns of it stay in a c
 GROUP = 256  # output positions that one thread packs at a time
 CHUNK = 24 << 10  # bytes of input that a thread sums windows over at a time
 FEW = 4  # output channels per group up to which a group of one input channel is summed without packing
+SQUARES = (3, 5, 7)  # windows that have kernels of their own there
 FLOATS = ("f32", "f16", "bf16", "f64")
 
 
@@ -290,6 +291,10 @@ def _run(out, x, weight, taps, key, bias, window, groups):
 def _depthwise(out, weight, taps, key, words, window, reads):
     x, kernel = reads[0], taps.shape[-3:]
     size, rows = 8 if x.dtype.name == "f64" else 4, weight.derived(("rows", *key), lambda: _contiguous(taps))
+    if _small(x, kernel, window):
+        found = backend.kernel("depthwise", "planes", x.dtype.name, kernel[1], window.stride[2], device=x.device.type)
+        backend.launch(found, [rows.ptr, x.ptr, *words], out.numel() * prod(kernel), (*reads, rows), (out,))
+        return
     reach = [(k - 1) * abs(d) for k, d in zip(kernel, window.dilation)]
     phases = kernel[0] * prod(min(s, r + 1) for s, r in zip(window.stride[1:], reach[1:]))
     pitch, more = window.size[2] + reach[2] // window.stride[2], reach[1] // window.stride[1]
@@ -301,6 +306,13 @@ def _depthwise(out, weight, taps, key, words, window, reads):
     found = backend.kernel("depthwise", "depthwise", x.dtype.name, device=x.device.type)
     words = [rows.ptr, x.ptr, *words, chunk, 0, 0, scratch.ptr, per_thread, threads]
     backend.launch(found, words, out.numel() * prod(kernel), (*reads, rows), (out, scratch))
+
+
+def _small(x, kernel, window):
+    """Whether a kernel for square windows takes it: two dims, stride 1 or 2, no dilation, adjacent columns."""
+    flat = kernel[0] == window.size[0] == x.shape[2] == 1 and window.padding[0] == 0
+    square = kernel[1] == kernel[2] in SQUARES and window.stride[1] == window.stride[2] in (1, 2)
+    return flat and square and window.dilation[1:] == (1, 1) and x.strides[-1] == 1
 
 
 def _only_bias(out, bias):

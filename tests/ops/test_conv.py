@@ -123,6 +123,23 @@ def made(c, weight_shape, outputs):
     return (x, w, b), (x_values, w_values, b_values.reshape(-1, *(1,) * len(c["size"])))
 
 
+@pytest.mark.parametrize(
+    "k, stride, name", [(3, 1, "f32"), (3, 2, "f32"), (5, 2, "bf16"), (5, 1, "f64"), (7, 1, "f16"), (7, 2, "f32")]
+)
+def test_depthwise_windows(k, stride, name):
+    rng = np.random.default_rng(k)
+    # rows below, at and above what a register tile takes; columns below, at and above vectors and their edges
+    for height, width, pad in ((k, 70, 0), (1, 3, k // 2), (13, 16, 1), (14, 33, 3), (30, 49, k // 2), (7, 7, k // 2)):
+        if min(height, width) + 2 * pad >= k:
+            x, x_values = numbers(rng, (2, 3, height, width), name, "padded" if pad == 1 else "plain")
+            w, w_values = numbers(rng, (6, 1, k, k), name)
+            b, b_values = numbers(rng, (6,), name)
+            args = ((stride, stride), [(pad, pad)] * 2, (1, 1), 3)
+            exact = reference(x_values, w_values, *args) + b_values[:, None, None]
+            size = reference(abs(x_values), abs(w_values), *args) + abs(b_values)[:, None, None]
+            expect(conv.conv2d(x, w, b, stride, pad, groups=3), exact, size, k * k + 1, name)
+
+
 @settings(max_examples=100)
 @given(cases())
 def test_conv(c):
