@@ -103,7 +103,7 @@ def _without_repeats(x, labels):
 
 
 def _cheapest(terms, output):
-    """The two operands whose contraction leaves the least: result less operands, in elements; of equals the first."""
+    """The two operands whose contraction leaves least (result less operands, in elements), of equals the cheapest."""
     if len(terms) == 2:
         return 0, 1
     best = None
@@ -114,7 +114,8 @@ def _cheapest(terms, output):
             for c, n in zip(b, y.shape):
                 sizes[c] = max(n, sizes.get(c, 1))
             wanted = set(output).union(*(t[1] for k, t in enumerate(terms) if k not in (i, j)))
-            cost = prod(n for c, n in sizes.items() if c in wanted) - x.numel() - y.numel()
+            left = prod(n for c, n in sizes.items() if c in wanted)
+            cost = left - x.numel() - y.numel(), prod(sizes.values())
             if best is None or cost < best[0]:
                 best = cost, i, j
     return best[1:]

@@ -79,14 +79,23 @@ def _trigamma(x):
         total = add(total, div(1, square(a)))
         a = add(a, 1)
     w = div(1, square(a))
-    tail = add(1 / 42, mul(w, -1 / 30))
-    tail = add(1 / 6, mul(w, add(-1 / 30, mul(w, tail))))
+    tail = mul(w, 7 / 6)
+    for bernoulli in (-691 / 2730, 5 / 66, -1 / 30, 1 / 42, -1 / 30):
+        tail = mul(w, add(tail, bernoulli))
+    tail = add(tail, 1 / 6)
     value = add(total, add(div(1, a), add(mul(w, 0.5), mul(mul(w, tail), div(1, a)))))
     return where(below, sub(square(div(3.141592653589793, sin(mul(x, 3.141592653589793)))), value), value)
 
 
+def _sinc_ref(np, x):
+    """np.sinc, but exact at integers: reduced before the product with pi, as the kernel does."""
+    whole = np.rint(x)
+    wave = np.sin(np.pi * (x - whole)) * np.where(np.mod(whole, 2) == 1, -1, 1)
+    return np.where(x == 0, 1, np.where(np.isinf(x), 0, wave / (np.pi * np.where(x == 0, 1, x))))
+
+
 _lgamma_ref = _special("lgamma")
-sinc = _unary("sinc", FLOAT, "sin(pi x) / (pi x); 1 at 0", lambda np, x: np.sinc(x), (-30, 30), vjp=_sinc_vjp)
+sinc = _unary("sinc", FLOAT, "sin(pi x) / (pi x); 1 at 0, 0 at infinities", _sinc_ref, (-30, 30), vjp=_sinc_vjp)
 selu = _unary(
     "selu",
     FLOAT,
@@ -174,8 +183,12 @@ fmin = _binary(
     lambda np, x, y: np.fmin(x, y),
     vjp={"x": lambda g, x, y, out: _share(x, y, out, g), "y": lambda g, x, y, out: _share(y, x, out, g)},
 )
-gcd = _binary("gcd", INTEGER_ONLY, "greatest common divisor, not negative", lambda np, x, y: np.gcd(x, y))
-lcm = _binary("lcm", INTEGER_ONLY, "least common multiple, not negative; wraps", lambda np, x, y: np.lcm(x, y))
+gcd = _binary(
+    "gcd", INTEGER_ONLY, "greatest common divisor, not negative", lambda np, x, y: np.gcd(x, y), (-(2**31), 2**31)
+)
+lcm = _binary(
+    "lcm", INTEGER_ONLY, "least common multiple, not negative; wraps", lambda np, x, y: np.lcm(x, y), (-(2**31), 2**31)
+)
 _nextafter = _binary("nextafter", WIDE, "the next number after x towards y", lambda np, x, y: np.nextafter(x, y))
 
 
