@@ -13,9 +13,11 @@ from math import prod
 from tensorlib import backend
 from tensorlib import dtype as _dtype
 from tensorlib.layout import axis
-from tensorlib.ops import create, elementwise, movement, reduce
+from tensorlib.ops import create, elementwise, index, movement, reduce
 from tensorlib.ops.reduce import Extreme
 from tensorlib.registry import ACC, FLOAT_ONLY, SAME, define
+
+INF = float("inf")
 
 __all__ = ["cummax", "cummin", "cumprod", "cumsum", "logcumsumexp"]
 
@@ -71,6 +73,11 @@ def unrows(out, x, dim):
     return out if dim == x.ndim - 1 else movement.movedim(out, -1, dim)
 
 
+def to_places(g, x_shape, dim, where):
+    """Zeros of `x_shape`, with the elements of g added along `dim` at the indices `where`, of g's shape."""
+    return index.scatter_add(create.zeros(type(g), x_shape, dtype=g.dtype, device=g.device), dim, where, g)
+
+
 def _extreme_ref(name):
     def ref(np, x, dim):
         values = getattr(np, name).accumulate(x, dim)
@@ -93,7 +100,11 @@ def _extreme(op, x, dim):
     return Extreme(unrows(values, x, dim), unrows(indices, x, dim))
 
 
-@define("scan", SAME, _extreme_ref("maximum"))
+def _extreme_vjp(g, x_shape, dim, out):
+    return to_places(g[0], x_shape, dim, out[1])
+
+
+@define("scan", SAME, _extreme_ref("maximum"), vjp={"x": _extreme_vjp})
 def cummax(x, dim):
     """(largest element so far, its index as i64) along a dim; of equal ones the last. From a NaN on, NaN.
 
@@ -107,7 +118,7 @@ def cummax(x, dim):
     return _extreme("cummax", x, dim)
 
 
-@define("scan", SAME, _extreme_ref("minimum"))
+@define("scan", SAME, _extreme_ref("minimum"), vjp={"x": _extreme_vjp})
 def cummin(x, dim):
     """(smallest element so far, its index as i64) along a dim; of equal ones the last. From a NaN on, NaN.
 
@@ -120,7 +131,20 @@ def cummin(x, dim):
     return _extreme("cummin", x, dim)
 
 
-@define("scan", FLOAT_ONLY, lambda np, x, dim: np.logaddexp.accumulate(x, dim))
+def _log_part(g, x, out, dim):
+    """sum over i >= j of g_i e^(x_j - out_i) where g is positive, by logarithms: nothing overflows."""
+    positive = elementwise.gt(g, 0)
+    logs = elementwise.log(elementwise.where(positive, g, 1.0)) - out
+    logs = elementwise.where(elementwise.logical_and(positive, elementwise.ne(out, -INF)), logs, -INF)
+    sums = movement.flip(logcumsumexp(movement.flip(logs, dim), dim), dim) if g.ndim else logs
+    return elementwise.exp(sums + x)
+
+
+def _log_vjp(g, x, out, dim):
+    return _log_part(g, x, out, dim) - _log_part(elementwise.neg(g), x, out, dim)
+
+
+@define("scan", FLOAT_ONLY, lambda np, x, dim: np.logaddexp.accumulate(x, dim), vjp={"x": _log_vjp})
 def logcumsumexp(x, dim):
     """log of the running sums of e ** x along a dim, without overflow; floats only. Computed in f64, rounded once.
 

@@ -1,7 +1,8 @@
 """Sorting along a dim, and what follows from order: the k largest, distinct values, searching, counting.
 
 Every sort is stable. NaN counts as larger than any number, and -0.0 equals 0.0. Rows (all other dims) are shared out to
-threads. Integers of any dtype and bool sort as well; nothing is rounded.
+threads. Integers of any dtype and bool sort as well; nothing is rounded. Gradients of what is ordered go to where each
+element came from; what only counts or compares has none.
 
 >>> import tensorlib
 >>> x = tensorlib.tensor([3.0, 1.0, 2.0])
@@ -18,9 +19,10 @@ from tensorlib.device import Array
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import axis
 from tensorlib.ops import create, elementwise, index, movement, reduce
+from tensorlib.ops import sort_rows as _rows
 from tensorlib.ops._launch import cast, number
 from tensorlib.ops.exchange import item
-from tensorlib.ops.scan import rows, unrows
+from tensorlib.ops.scan import rows, to_places, unrows
 from tensorlib.registry import FLOAT_ONLY, SAME, Rule, define
 
 ORDER = Rule("ORDER", "buif", "i64", result=lambda d: _dtype.i64)
@@ -52,11 +54,19 @@ def _sorted(op, x, dim, flip, k=None, values=True):
     return Sorted(unrows(out, x, dim) if values else None, unrows(indices, x, dim))
 
 
-def _argsort_ref(np, x, dim):
-    return np.argsort(x, dim, kind="stable")
+def _sorted_vjp(g, x_shape, dim, out):
+    return to_places(g[0], x_shape, dim, out[1])
 
 
-@define("index", SAME, lambda np, x, dim: (np.sort(x, dim, kind="stable"), _argsort_ref(np, x, dim)))
+def _kth_vjp(g, x_shape, dim, keepdim, out):
+    g, where = g[0], out[1]
+    if x_shape and not keepdim:
+        d = axis("kthvalue", dim, len(x_shape))
+        g, where = movement.unsqueeze(g, d), movement.unsqueeze(where, d)
+    return to_places(g, x_shape, dim, where)
+
+
+@define("index", SAME, _rows.sort_ref, domain=_rows.sort_domain, vjp={"x": _sorted_vjp})
 def sort(x, dim=-1, descending=False, stable=False):
     """(values, indices) in order along a dim: x's shape and dtype, and i64. Always stable; NaN sorts above all numbers.
 
@@ -71,7 +81,7 @@ def sort(x, dim=-1, descending=False, stable=False):
     return _sorted("sort", x, dim, descending)
 
 
-@define("index", ORDER, _argsort_ref)
+@define("index", ORDER, _rows.argsort_ref, domain=_rows.sort_domain, vjp={})
 def argsort(x, dim=-1, descending=False, stable=False):
     """The indices that `sort` gives, as i64; always stable. ShapeError for a dim that x does not have.
 
@@ -82,7 +92,13 @@ def argsort(x, dim=-1, descending=False, stable=False):
     return _sorted("argsort", x, dim, descending, values=False).indices
 
 
-@define("index", SAME, lambda np, x: np.sort(x, 0, kind="stable"))
+@define(
+    "index",
+    SAME,
+    lambda np, x: np.sort(x, 0, kind="stable"),
+    domain=lambda s, dtype: ((s.array(s.shape(min_dims=1)),), {}),
+    vjp={"x": lambda g, x: to_places(g, x.shape, 0, argsort(x, 0))},
+)
 def msort(x):
     """x sorted along its first dim: x's shape and dtype.
 
@@ -94,13 +110,7 @@ def msort(x):
     return _sorted("msort", x, 0, False).values
 
 
-def _topk_ref(np, x, k, dim):
-    order = np.flip(np.argsort(np.flip(x, dim), dim, kind="stable"), dim)
-    order = np.take(x.shape[dim] - 1 - order, np.arange(k), dim)
-    return np.take_along_axis(x, order, dim), order
-
-
-@define("index", SAME, _topk_ref)
+@define("index", SAME, _rows.topk_ref, domain=_rows.topk_domain, vjp={"x": _sorted_vjp})
 def topk(x, k, dim=-1, largest=True, sorted=True):
     """(values, indices) of the k largest (or smallest) elements along a dim, best first; of equal ones the first.
 
@@ -115,6 +125,7 @@ def topk(x, k, dim=-1, largest=True, sorted=True):
     return _sorted("topk", x, dim, largest, k)
 
 
+@define("index", SAME, _rows.kthvalue_ref, domain=_rows.kthvalue_domain, vjp={"x": _kth_vjp})
 def kthvalue(x, k, dim=-1, keepdim=False):
     """(values, indices) of the k-th smallest element along a dim, counted from 1; of equal ones as `sort` orders them.
 
@@ -146,7 +157,7 @@ def _k(op, x, k, dim, least):
 # ---- distinct values -------------------------------------------------------------------------------------------------
 
 
-@define("index", SAME, lambda np, x: np.unique(x, equal_nan=False))
+@define("index", SAME, _rows.unique_ref, domain=_rows.unique_domain, vjp={})
 def unique(x, sorted=True, return_inverse=False, return_counts=False):
     """The distinct elements of x, flattened, in ascending order: one row of x's dtype. Every NaN is distinct.
 
@@ -162,6 +173,7 @@ def unique(x, sorted=True, return_inverse=False, return_counts=False):
     return _runs(x, values, order, return_inverse, return_counts)
 
 
+@define("index", SAME, _rows.consecutive_ref, domain=_rows.consecutive_domain, vjp={})
 def unique_consecutive(x, return_inverse=False, return_counts=False):
     """x, flattened, without elements equal to the one before: one row of x's dtype. Otherwise as `unique`.
 
@@ -192,6 +204,7 @@ def _runs(x, row, order, return_inverse, return_counts):
 # ---- searching -------------------------------------------------------------------------------------------------------
 
 
+@define("index", ORDER, _rows.searchsorted_ref, arity=2, domain=_rows.searchsorted_domain, vjp={})
 def searchsorted(sorted_sequence, input, *, out_int32=False, right=False, side=None, sorter=None):
     """Where to insert each value so that sorted rows stay sorted: before equal elements, behind them for `right`.
 
@@ -216,6 +229,7 @@ def searchsorted(sorted_sequence, input, *, out_int32=False, right=False, side=N
     return _search("searchsorted", sorted_sequence, input, out_int32, right or side == "right")
 
 
+@define("index", ORDER, _rows.bucketize_ref, arity=2, domain=_rows.bucketize_domain, vjp={})
 def bucketize(input, boundaries, *, out_int32=False, right=False):
     """Index of the bucket that each value is in: boundaries[i - 1] < value <= boundaries[i] (for `right`: <= and <).
 
@@ -255,7 +269,14 @@ def _search(op, edges, x, out_int32, right):
 # ---- counting --------------------------------------------------------------------------------------------------------
 
 
-@define("index", COUNT, lambda np, x: np.bincount(x))
+@define(
+    "index",
+    COUNT,
+    lambda np, input, weights=None, minlength=0: np.bincount(input, weights, minlength),
+    arity=2,
+    domain=_rows.bincount_domain,
+    vjp={"weights": lambda g, input: index.index_select(g, 0, input)},
+)
 def bincount(input, weights=None, minlength=0):
     """How often each of 0, 1, ... max(input) occurs, or the sums of their weights; at least `minlength` elements.
 
@@ -286,6 +307,7 @@ def bincount(input, weights=None, minlength=0):
     return cast(out, _dtype.f32) if weights is not None and weights.dtype is _dtype.f32 else out
 
 
+@define("index", FLOAT_ONLY, _rows.histc_ref, domain=_rows.histc_domain, vjp={})
 def histc(input, bins=100, min=0, max=0):
     """How many elements fall into each of `bins` equal intervals from min to max (x's own range if they are equal 0).
 
