@@ -15,6 +15,7 @@ from numba import njit, types
 
 from . import levels, simd
 
+CompileError = numba.core.errors.NumbaError
 _I64 = types.int64
 _SIGNATURE = (_I64, _I64, _I64)
 

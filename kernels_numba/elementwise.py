@@ -221,9 +221,9 @@ def template(names):
 
 def build(name, compute, out, *operands, source=None):
     """Kernel `name` for operands of these dtypes, computing in `compute` and storing `out`;
-    None if there is no such row.
+    None if there is no such row. `source`: an expression of x, y, z in place of the row's.
     """
-    text = expression(name, compute)
+    text = source or expression(name, compute)
     if text is None:
         return None
     names = OPERANDS.get(name, "xyz"[: len(operands)])

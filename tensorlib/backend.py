@@ -98,7 +98,14 @@ class CpuBackend:
         except ImportError as e:
             fix = "pip install numba, or install a wheel of tensorlib that carries the kernels"
             raise NoKernel(words, f"no cached kernel and no compiler ({e})", "numba", fix) from e
-        built = build.build_kernel(room, name, params, self.level, source() if callable(source) else source)
+        source = source() if callable(source) else source
+        try:
+            built = build.build_kernel(room, name, params, self.level, source)
+        except build.CompileError as e:
+            if source is None:
+                raise
+            why = [line for line in str(e).splitlines() if "Error" in line][-1:] or [str(e)]
+            raise NoKernel(words, f"{source!r}: {why[0].strip()}", "source that compiles", "mend it") from e
         if built is None:
             where = f"kernels_numba/{room}.py"
             raise NoKernel(words, "no kernel for it on the CPU", "one of its rows", f"add it to the tables of {where}")

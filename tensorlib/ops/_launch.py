@@ -13,6 +13,7 @@ from tensorlib.layout import broadcast_shapes, collapse
 from tensorlib.registry import SAME, define
 
 _plans: dict = {}
+SOURCES: dict = {}  # expressions of ops that users wrote (tensorlib/custom.py), by the name of their row
 _RAW = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}  # copies move bits: one kernel per width
 SMALL = 1 << 12  # elements below which the order of a copy does not matter
 COSTLY = 8  # what a mathematical function counts in additions, to decide whether threads pay
@@ -41,7 +42,10 @@ class _Plan:
         if found is None:
             compute = self.compute.name
             names = [x.dtype.name if isinstance(x, Array) else compute for x in operands]
-            found = backend.kernel("elementwise", self.op.name, compute, out.dtype.name, *names, device=device.type)
+            source = SOURCES.get(self.op.name)
+            name, digest = ("custom", self.op.name.rpartition(":")[2]) if source else (self.op.name, "")
+            words = ("elementwise", name, compute, out.dtype.name, *names)
+            found = backend.kernel(*words, device=device.type, source=source, source_key=digest)
             self.kernels[key] = found
         return found
 
@@ -196,7 +200,16 @@ def _strided_words(out, operands, sizes, strides):
     return words
 
 
-@define("movement", SAME, lambda np, x, dtype: x.astype(dtype), vjp={"x": lambda g: g})
+def _cast_ref(np, x, dtype):
+    dtype = _dtype.get(dtype)
+    if dtype.kind in "ui" and x.dtype.kind == "f":
+        low, high = (np.asarray(limit, dtype.numpy_dtype()) for limit in _dtype.info(dtype))
+        found = np.where(np.isnan(x), 0, np.clip(x, -(2.0**62), 2.0**62)).astype(np.int64)
+        return np.where(x >= high, high, np.where(x <= low, low, found.astype(dtype.numpy_dtype())))
+    return x != 0 if dtype.kind == "b" else x.astype(dtype.numpy_dtype())
+
+
+@define("movement", SAME, _cast_ref, vjp={"x": lambda g: g})
 def cast(x, dtype, copy=False):
     """x in another dtype: x itself if it has it, unless `copy`. Always contiguous if new.
 

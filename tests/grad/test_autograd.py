@@ -1,4 +1,4 @@
-"""The engine: modes, views and in-place writes, versions, hooks, graphs used twice, deep graphs, checkpoints, Function."""
+"""The engine: modes, views and in-place writes, versions, hooks, graphs used twice, deep graphs, own functions."""
 
 import gc
 import weakref
