@@ -29,123 +29,58 @@ the same numbers at each replay.
 (True, False)
 """
 
-import os
-import threading
 from functools import reduce as fold
 from math import prod
 
-from tensorlib import backend
+from tensorlib import backend, tape
 from tensorlib import dtype as _dtype
 from tensorlib.device import CPU, Array, Device
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import broadcast_shapes
 from tensorlib.ops import create, elementwise, exchange, movement, reduce
 from tensorlib.ops._launch import copy_into, writable
+from tensorlib.ops.generator import COST, Generator, default, integer, manual_seed, signed
 from tensorlib.ops.movement import sizes
+from tensorlib.registry import SAME, Op
 
-SCRATCH = 4096  # bytes per thread, kernels_numba/distributions.py
-_PRECISION = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}
-COST = 20  # elementary operations that one element is, about
+__all__ = [
+    "Generator", "bernoulli", "bernoulli_", "default", "dropout", "exponential", "exponential_", "get_rng_state",
+    "initial_seed", "manual_seed", "multinomial", "normal", "normal_", "rand", "randint", "randn", "randperm", "seed",
+    "set_rng_state", "uniform", "uniform_",
+]  # fmt: skip
 
-
-class Generator:
-    """A stream of draws: a seed (any integer, modulo 2**64; None: from the operating system) and `counter`, the number
-    of the next draw. Threads may share one.
-
-    >>> g = Generator(7)
-    >>> g.get_state(), g.manual_seed(8).get_state(), g.initial_seed()
-    ((7, 0), (8, 0), 8)
-    """
-
-    __slots__ = ("_lock", "_seed", "counter")
-
-    def __init__(self, seed=None):
-        self._lock = threading.Lock()
-        self.manual_seed(_fresh() if seed is None else seed)
-
-    def manual_seed(self, seed):
-        """Starts over with this seed; returns itself. DTypeError if it is not an integer."""
-        seed = _integer("manual_seed", "a seed", seed)
-        with self._lock:
-            self._seed, self.counter = seed % (1 << 64), 0
-        return self
-
-    def seed(self):
-        """Starts over with a seed from the operating system, which it returns."""
-        return self.manual_seed(_fresh()).initial_seed()
-
-    def initial_seed(self):
-        """The seed."""
-        return self._seed
-
-    def get_state(self):
-        """(seed, counter): all there is to resume from."""
-        with self._lock:
-            return self._seed, self.counter
-
-    def set_state(self, state):
-        """Goes on from what `get_state` gave; returns itself. DTypeError for anything but two integers."""
-        if not isinstance(state, (tuple, list)) or len(state) != 2:
-            raise DTypeError("set_state", f"{state!r}", "(seed, counter)", "give what get_state() returned")
-        seed, counter = (_integer("set_state", "a state", v) for v in state)
-        with self._lock:
-            self._seed, self.counter = seed % (1 << 64), counter % (1 << 63)
-        return self
-
-    def take(self):
-        """(seed, counter) of one draw, both as i64; the counter moves on."""
-        with self._lock:
-            seed, draw = self._seed, self.counter
-            self.counter = (draw + 1) % (1 << 63)
-        return _signed(seed), draw
-
-    def words(self, cls, n, device=CPU):
-        """n random u32 as a row: the words of one draw."""
-        (seed, draw), blocks = self.take(), -(-n // 4)
-        out = cls.empty((4 * blocks,), _dtype.u32, device)
-        if blocks:
-            kernel = backend.kernel("random", "philox", device=device.type)
-            backend.launch(kernel, [out.ptr, blocks, seed, 0, draw], work=4 * COST * blocks, writes=(out,))
-        return movement.narrow(out, 0, 0, n)
-
-
-def _fresh():
-    return int.from_bytes(os.urandom(8), "little")
-
-
-def _signed(value):
-    """A u64 as the i64 of the same bits."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _integer(op, what, value):
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise DTypeError(op, f"{what} of type {type(value).__name__}", "an integer", "convert it with int(...)")
-    return value.__index__()
-
-
-default = Generator()
-# of the generator that functions use if they are given none
 seed, initial_seed = default.seed, default.initial_seed
 get_rng_state, set_rng_state = default.get_state, default.set_state
 
-
-def manual_seed(seed):
-    """Seeds the generator that functions use if they are given none; returns nothing, so that prompts stay quiet."""
-    default.manual_seed(seed)
+SCRATCH = 4096  # bytes per thread, kernels_numba/distributions.py
+_PRECISION = {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}
 
 
 # ---- one launch ------------------------------------------------------------------------------------------------------
 
 
 def _draw(name, out, generator, arguments=(), params=(), reads=(), writes=()):
-    """Fills a contiguous `out` with one draw; returns it."""
-    seed, draw = (generator or default).take()
+    """Fills a contiguous `out` with one draw (of a generator, or that a tuple (seed, counter) names); returns it."""
+    seed, draw = generator if type(generator) is tuple else (generator or default).take()
     if out.numel():
         scratch = Array.empty((backend.threads(out.device.type) * SCRATCH,), "u8", out.device)
         words = [out.ptr, out.numel(), seed, draw, scratch.ptr, *arguments]
         _run((name, out.dtype.name, *params), words, out.numel() * COST, reads, (out, scratch, *writes))
     return out
+
+
+def _recorded(vjp, writes=False):
+    """Decorator: what is drawn does not depend on the operands, but for what `vjp` says (see `tensorlib.tape`)."""
+
+    def decorate(function):
+        op = Op(function.__name__.strip("_"), "random", 1, SAME, None, function.__doc__, None, vjp)
+        return tape.recorded(op, function, writes)
+
+    return decorate
+
+
+_NOTHING = {"x": lambda g: None, "input": lambda g: None, "p": lambda g: None}
+_fill = _recorded(_NOTHING, writes=True)
 
 
 def _run(kernel, words, work, reads, writes):
@@ -205,6 +140,7 @@ def uniform(cls, low=0.0, high=1.0, size=(), dtype=None, device=None, generator=
     return _fill_uniform("uniform", _new("uniform", cls, (size,), dtype, device), low, high, generator)
 
 
+@_fill
 def uniform_(x, low=0.0, high=1.0, *, generator=None):
     """Fills x with numbers uniform in [low, high); returns it. ShapeError, DTypeError."""
     return _in_place("uniform_", x, lambda out: _fill_uniform("uniform_", out, low, high, generator))
@@ -243,6 +179,7 @@ def normal(cls, mean=0.0, std=1.0, size=None, dtype=None, device=None, generator
     return elementwise.cast(elementwise.add(elementwise.mul(out, std), mean), out.dtype)
 
 
+@_fill
 def normal_(x, mean=0.0, std=1.0, *, generator=None):
     """Fills x with normal numbers; returns it. ShapeError for a negative std, DTypeError."""
     return _in_place("normal_", x, lambda out: _fill_normal("normal_", out, mean, std, generator))
@@ -253,6 +190,7 @@ def exponential(cls, rate=1.0, size=(), dtype=None, device=None, generator=None)
     return _fill_exponential("exponential", _new("exponential", cls, (size,), dtype, device), rate, generator)
 
 
+@_fill
 def exponential_(x, lambd=1.0, *, generator=None):
     """Fills x with exponential numbers of rate `lambd`; returns it. ShapeError, DTypeError."""
     return _in_place("exponential_", x, lambda out: _fill_exponential("exponential_", out, lambd, generator))
@@ -275,7 +213,7 @@ def randint(cls, low, high=None, size=(), dtype=None, device=None, generator=Non
     tensor([5, 5, 5])
     """
     low, high = (0, low) if high is None else (low, high)
-    low, high = (_integer("randint", "a bound", v) for v in (low, high))
+    low, high = (integer("randint", "a bound", v) for v in (low, high))
     dtype = _dtype.get(dtype or _dtype.i64)
     out = _new("randint", cls, (size,), dtype, device, "buif")
     exact = 1 << _PRECISION.get(dtype.name, 3)  # up to here a float holds every integer
@@ -283,7 +221,7 @@ def randint(cls, low, high=None, size=(), dtype=None, device=None, generator=Non
     expected = f"low < high within {dtype}: {least} to {most}"
     fine = least <= low < high <= most + 1
     _require("randint", fine, f"low {low}, high {high}", expected, "swap them or use a wider dtype")
-    return _draw("randint", out, generator, (_signed(low), _signed((high - low) % (1 << 64))))
+    return _draw("randint", out, generator, (signed(low), signed((high - low) % (1 << 64))))
 
 
 def randperm(cls, n, dtype=None, device=None, generator=None):
@@ -294,7 +232,7 @@ def randperm(cls, n, dtype=None, device=None, generator=None):
     >>> sorted(randperm(tensorlib.Tensor, 5).tolist())
     [0, 1, 2, 3, 4]
     """
-    n, dtype = _integer("randperm", "a count", n), _dtype.get(dtype or _dtype.i64)
+    n, dtype = integer("randperm", "a count", n), _dtype.get(dtype or _dtype.i64)
     out = _new("randperm", cls, (n,), dtype, device, "ui")
     _require("randperm", n <= _dtype.info(dtype)[1] + 1, f"{n} numbers in {dtype}", "fewer", "use a wider dtype")
     keys = (generator or default).words(Array, 2 * n, out.device)
@@ -309,6 +247,7 @@ def randperm(cls, n, dtype=None, device=None, generator=None):
 # ---- choices ---------------------------------------------------------------------------------------------------------
 
 
+@_recorded(_NOTHING)
 def bernoulli(input, p=None, *, generator=None):
     """1 with the probability that each element of `input` gives (or with `p` for all), else 0; of input's shape and
     dtype. ShapeError for probabilities outside [0, 1], DTypeError where they are not floats.
@@ -321,6 +260,7 @@ def bernoulli(input, p=None, *, generator=None):
     return _fill_bernoulli("bernoulli", out, input if p is None else p, generator)
 
 
+@_fill
 def bernoulli_(x, p=0.5, *, generator=None):
     """Fills x, of any dtype, with 1 (with probability p, a number or a tensor that broadcasts) and 0; returns it."""
     writable("bernoulli_", x)
@@ -345,20 +285,24 @@ def _fill_bernoulli(op, out, p, generator):
 def dropout(input, p=0.5, training=True, *, generator=None):
     """Each element 0 with probability p, else divided by 1 - p; `input` itself if not training or p is 0.
 
-    Its gradient is dropout, with the same p and generator state, of the gradient. ShapeError for a p outside [0, 1],
-    DTypeError for what is not a float tensor.
+    Its gradient is dropout, of the same elements, of the gradient. ShapeError for a p outside [0, 1], DTypeError for
+    what is not a float tensor.
     """
     _require("dropout", 0 <= p <= 1, f"p = {p}", "0 <= p <= 1", "give the probability of an element to become 0")
     if input.dtype.kind != "f":
         raise DTypeError("dropout", f"a tensor of {input.dtype}", "a float tensor", "convert it with .to(dtype)")
-    if not training or p == 0:
-        return input
-    x = movement.contiguous(input)
+    return _dropped(input, p, (generator or default).take()) if training and p else input
+
+
+@_recorded({"x": lambda g, p, draw: _dropped(g, p, draw)})
+def _dropped(x, p, draw):
+    x = movement.contiguous(x)
     out = type(x).empty(x.shape, x.dtype, x.device)
     arguments = (x.ptr, 1.0 - p, 1 / (1 - p) if p < 1 else 0.0)
-    return _draw("dropout", out, generator, arguments, (x.dtype.name,), (x,))
+    return _draw("dropout", out, draw, arguments, (x.dtype.name,), (x,))
 
 
+@_recorded({})
 def multinomial(input, num_samples, replacement=False, *, generator=None):
     """Indices of categories by their weights: input (C,) or (B, C), floats of 0 or more -> i64 (num_samples,) or
     (B, num_samples). Weights need not add up to 1. Without replacement no category comes twice.
@@ -370,7 +314,7 @@ def multinomial(input, num_samples, replacement=False, *, generator=None):
     >>> multinomial(tensorlib.tensor([0.0, 2.0, 0.0]), 3, replacement=True)
     tensor([1, 1, 1])
     """
-    op, count = "multinomial", _integer("multinomial", "num_samples", num_samples)
+    op, count = "multinomial", integer("multinomial", "num_samples", num_samples)
     if input.dtype.kind != "f":
         raise DTypeError(op, f"weights of {input.dtype}", "floats", "convert them with .to('f32')")
     fits = input.ndim in (1, 2) and input.shape[-1] > 0

@@ -7,8 +7,9 @@ import ctypes
 import sys
 
 from tensorlib import dtype as _dtype
+from tensorlib import tape
 from tensorlib.device import Buffer
-from tensorlib.errors import DeviceError, DTypeError, ShapeError
+from tensorlib.errors import DeviceError, DTypeError, GradError, ShapeError
 from tensorlib.layout import Layout, strides_of
 from tensorlib.ops._launch import span
 from tensorlib.ops.movement import clone, contiguous
@@ -50,10 +51,12 @@ def _empty_lists(shape):
 
 def numpy(x):
     """A NumPy array over the same memory, strides as they are; bf16 and float8 as ml_dtypes' types.
-    CPU tensors only.
+
+    CPU tensors only. GradError for one that requires a gradient: what NumPy computes is not recorded.
     """
     import numpy as np
 
+    _refuse_gradient("numpy", x, ".detach().numpy()")
     if x.device.type != "cpu":
         raise DeviceError("numpy", f"a tensor on {x.device}", "a CPU tensor", "call .to('cpu') first")
     x.buffer.shared = True
@@ -67,6 +70,11 @@ def numpy(x):
     array = np.ndarray(x.shape, dtype, memory, x.ptr - first, strides)
     array.flags.writeable = not (x.buffer.readonly or x.layout.overlaps_itself())
     return array
+
+
+def _refuse_gradient(op, x, call):
+    if tape.mode.recording and tape.node_of(x) is not None:
+        raise GradError(op, "a tensor that requires a gradient", "one that does not", f"call {call}")
 
 
 def from_numpy(cls, array):
@@ -158,8 +166,9 @@ def dlpack_device(x):
 
 def dlpack(x, stream=None, max_version=None, dl_device=None, copy=None):
     """x as a DLPack capsule over the same memory (`copy=True`: over a copy).
-    See the Python array API's `__dlpack__`.
+    See the Python array API's `__dlpack__`. GradError for one that requires a gradient.
     """
+    _refuse_gradient("dlpack", x, "it on x.detach()")
     if x.device.type != "cpu" or (dl_device is not None and tuple(dl_device) != (_CPU, 0)):
         raise DeviceError("dlpack", f"{x.device} to {dl_device}", "the CPU", "call .to('cpu') first")
     readonly = x.buffer.readonly
