@@ -13,7 +13,7 @@ import importlib
 from tensorlib import device as _device
 from tensorlib.device import Device
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
-from tensorlib.ops import exchange, movement
+from tensorlib.ops import create, exchange, movement
 from tensorlib.tensor import Tensor
 
 VERSION = "2024.12"
@@ -127,12 +127,18 @@ class NDArray(Tensor):
 
 
 def _masked(x, key):
-    """A 0-d mask adds a dim of size 1 and selects it or nothing: (x with that dim, the mask with one dim)."""
+    """(x, key) as [] takes them. A 0-d mask adds a dim of size 1 and selects it or nothing; a mask may have size 0
+    where x has not, and selects nothing then.
+    """
     if isinstance(key, bool):
-        key = Tensor.empty((1,), "bool").fill_(key)
-        return movement.unsqueeze(x, 0), key
-    if isinstance(key, _device.Array) and key.dtype.kind == "b" and not key.shape:
+        key = create.full(NDArray, (), key)
+    if not isinstance(key, _device.Array) or key.dtype.kind != "b":
+        return x, key
+    if not key.shape:
         return movement.unsqueeze(x, 0), movement.reshape(key, 1)
+    shape = x.shape[: key.ndim]
+    if 0 in key.shape and key.ndim <= x.ndim and all(m in (0, n) for m, n in zip(key.shape, shape, strict=True)):
+        key = create.zeros(NDArray, shape, dtype="bool")
     return x, key
 
 

@@ -204,12 +204,11 @@ def linspace(start, stop, /, num, *, dtype=None, device=None, endpoint=True):
     dtype = D.f32 if dtype is None else _dtypes.real("linspace", dtype)
     start, stop = (_number("linspace", v) for v in (start, stop))
     out = empty(num, dtype=D.f64, device=device)
-    intervals = max(num - 1 if endpoint else num, 1)
-    step = (stop - start) / intervals
-    if step in (float("inf"), -float("inf")):  # the difference is beyond the largest float
-        step = stop / intervals - start / intervals
-    create._ramp(out, float(start), step)
-    out = elementwise.cast(out, dtype)
+    intervals, part = max(num - 1 if endpoint else num, 1), 1
+    if abs(stop - start) == float("inf"):  # beyond the largest float: in quarters
+        part = 4
+    create._ramp(out, start / part, (stop / part - start / part) / intervals)
+    out = elementwise.cast(elementwise.mul(out, part) if part > 1 else out, dtype)
     if num > 1 and endpoint:
         create.fill(movement.select(out, 0, -1), stop)
     return out

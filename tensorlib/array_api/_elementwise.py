@@ -88,8 +88,14 @@ def _signbit(x):
 def _floor_divide(x, y):
     if x.dtype.kind != "f":
         return elementwise.floor_divide(x, y)
-    endless = elementwise.logical_or(elementwise.isinf(x), elementwise.isinf(y))
-    return elementwise.where(endless, elementwise.floor(elementwise.div(x, y)), elementwise.floor_divide(x, y))
+    return elementwise.floor(elementwise.div(x, y))  # so that infinities are divided too, as the standard prefers
+
+
+def _remainder(x, y):
+    found = elementwise.remainder(x, y)
+    if x.dtype.kind != "f":
+        return found
+    return elementwise.where(elementwise.eq(found, 0), elementwise.copysign(found, y), found)  # 0 has the sign of y
 
 
 def _logaddexp(x, y):
@@ -120,6 +126,15 @@ def _nextafter(x, y):
     return elementwise.where(missing, elementwise.add(x, y), found)
 
 
+def _rounding(function):
+    return lambda x: function(x) if x.dtype.kind == "f" else movement.clone(x)
+
+
+def _class(function, answer):
+    """A question about floats, whose answer for integers is known."""
+    return lambda x: function(x) if x.dtype.kind == "f" else create.full(NDArray, x.shape, answer)
+
+
 def _float_op(function):
     return lambda *xs: function(*map(floats, xs))
 
@@ -147,22 +162,22 @@ _FLOATS = {
 _UNARY = {
     "abs": (elementwise.abs, "|x|", "uif"),
     "bitwise_invert": (elementwise.bitwise_not, "Every bit flipped; not x for bool", "bui"),
-    "ceil": (elementwise.ceil, "Smallest integer not below x", "uif"),
-    "conj": (elementwise.cast, "The complex conjugate: x itself, being real", "uif"),
-    "floor": (elementwise.floor, "Largest integer not above x", "uif"),
+    "ceil": (_rounding(elementwise.ceil), "Smallest integer not below x", "uif"),
+    "conj": (lambda x: x, "The complex conjugate: x itself, being real", "uif"),
+    "floor": (_rounding(elementwise.floor), "Largest integer not above x", "uif"),
     "imag": (lambda x: create.zeros(NDArray, x.shape, dtype=x.dtype), "The imaginary part: 0, x being real", "uif"),
-    "isfinite": (elementwise.isfinite, "Whether x is neither NaN nor an infinity", "uif"),
-    "isinf": (elementwise.isinf, "Whether x is an infinity", "uif"),
-    "isnan": (elementwise.isnan, "Whether x is NaN", "uif"),
+    "isfinite": (_class(elementwise.isfinite, True), "Whether x is neither NaN nor an infinity", "uif"),
+    "isinf": (_class(elementwise.isinf, False), "Whether x is an infinity", "uif"),
+    "isnan": (_class(elementwise.isnan, False), "Whether x is NaN", "uif"),
     "logical_not": (_bool_op(elementwise.logical_not), "Not x", "b"),
     "negative": (elementwise.neg, "-x", "uif"),
     "positive": (movement.clone, "+x: a copy", "uif"),
-    "real": (elementwise.cast, "The real part: x itself", "uif"),
-    "round": (elementwise.round, "Nearest integer, halves to even", "uif"),
+    "real": (lambda x: x, "The real part: x itself", "uif"),
+    "round": (_rounding(elementwise.round), "Nearest integer, halves to even", "uif"),
     "sign": (_sign, "-1, 0 or 1; NaN stays", "uif"),
     "signbit": (_signbit, "Whether the sign bit is set, of -0.0 and NaN as well", "f"),
     "square": (elementwise.square, "x * x", "uif"),
-    "trunc": (elementwise.trunc, "x without its fraction", "uif"),
+    "trunc": (_rounding(elementwise.trunc), "x without its fraction", "uif"),
 }
 _BINARY = {
     "add": (elementwise.add, "x1 + x2"),
@@ -191,7 +206,7 @@ _BINARY = {
     "nextafter": (_nextafter, "The next float after x1 towards x2"),
     "not_equal": (elementwise.ne, "x1 != x2"),
     "pow": (elementwise.pow, "x1 ** x2"),
-    "remainder": (elementwise.remainder, "x1 - x2 * floor(x1 / x2), Python's %"),
+    "remainder": (_remainder, "x1 - x2 * floor(x1 / x2), Python's %"),
     "subtract": (elementwise.sub, "x1 - x2"),
 }
 FUNCTIONS = {

@@ -18,6 +18,11 @@ def one_axis(op, axis, ndim):
     return axis % ndim
 
 
+def own(found, x):
+    """A result that is to have memory of its own: copied if it is a view of x."""
+    return movement.clone(found) if found.buffer is x.buffer else found
+
+
 def broadcast_arrays(*arrays):
     """Arrays expanded to the shape that they broadcast to, each in its own dtype: a list of views. ShapeError."""
     arrays = [array("broadcast_arrays", x) for x in arrays]
@@ -109,7 +114,7 @@ def reshape(x, /, shape, *, copy=None):
     if copy is False:
         return movement.view(x, *shape) if shape else movement.view(x, ())
     found = movement.reshape(x, *shape) if shape else movement.reshape(x, ())
-    return movement.clone(found) if copy and found.buffer is x.buffer else found
+    return own(found, x) if copy else found
 
 
 def roll(x, /, shift, *, axis=None):
@@ -125,7 +130,7 @@ def roll(x, /, shift, *, axis=None):
         shift = (shift,) * len(axis)
     if axis is None and isinstance(shift, (tuple, list)):
         raise ShapeError("roll", f"shifts {shift} without axes", "an axis for each shift", "name the axes")
-    return movement.roll(x, shift, axis)
+    return own(movement.roll(x, shift, axis), x)
 
 
 def repeat(x, repeats, /, *, axis=None):
@@ -154,7 +159,7 @@ def repeat(x, repeats, /, *, axis=None):
 def tile(x, repetitions, /):
     """Copies of x along each axis; missing counts and missing axes are 1, on the left. ShapeError."""
     x, counts = array("tile", x), tuple(repetitions)
-    return movement.repeat(x, (1,) * (x.ndim - len(counts)) + counts)
+    return own(movement.repeat(x, (1,) * (x.ndim - len(counts)) + counts), x)
 
 
 def unstack(x, /, *, axis=0):

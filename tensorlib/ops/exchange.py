@@ -95,7 +95,7 @@ def from_numpy(cls, array):
 
 _CODES = {"i": 0, "u": 1, "f": 2, "bf16": 4, "b": 6, "f8e4m3": 10, "f8e5m2": 12}
 _CPU = 1
-_READ_ONLY = 1
+_READ_ONLY, _COPIED = 1, 2
 
 
 class _DLTensor(ctypes.Structure):
@@ -171,9 +171,9 @@ def dlpack(x, stream=None, max_version=None, dl_device=None, copy=None):
     _refuse_gradient("dlpack", x, "it on x.detach()")
     if x.device.type != "cpu" or (dl_device is not None and tuple(dl_device) != (_CPU, 0)):
         raise DeviceError("dlpack", f"{x.device} to {dl_device}", "the CPU", "call .to('cpu') first")
-    readonly = x.buffer.readonly
     versioned = max_version is not None and max_version[0] >= 1
-    if copy or (readonly and not versioned):
+    copied = bool(copy or (x.buffer.readonly and not versioned))
+    if copied:
         x = clone(x)
     x.buffer.shared = True
     managed = (_Versioned if versioned else _Managed)()
@@ -183,7 +183,8 @@ def dlpack(x, stream=None, max_version=None, dl_device=None, copy=None):
     t.code, t.bits, t.lanes = _CODES.get(x.dtype.name, _CODES.get(x.dtype.kind)), x.dtype.bits, 1
     managed.deleter = _release
     if versioned:
-        managed.major, managed.minor, managed.flags = 1, 1, _READ_ONLY if readonly else 0
+        managed.major, managed.minor = 1, 1
+        managed.flags = _READ_ONLY * x.buffer.readonly | _COPIED * copied
     address = ctypes.addressof(managed)
     _exported[address] = (managed, shape, strides, x.buffer)
     return _capsule_new(address, _NAMES[versioned][0], ctypes.cast(_drop, ctypes.c_void_p))
