@@ -283,12 +283,13 @@ def _gemm(w, c, compute):
     return kernel(_GEMM.format(**words), "gemm", block=block)
 
 
-# ---- integers -------------------------------------------------------------------------------------------------------
+# ---- integers, and what is too small to be packed -------------------------------------------------------------------
 
-_INTEGERS = """
-def integers(a, tid, nth):
-    # C = A @ W modulo 2 ** bits. Words: A, W, C, M, N, K, strides of A along m and k, of W along k and n, of C along m
-    # and n, batch dims; per dim: its size, strides of A, W, C. Threads share the rows of all matrices.
+_PLAIN = """
+def plain(a, tid, nth):
+    # C = A @ W, one sum after the other; integers modulo 2 ** bits. Words: A, W, C, M, N, K, strides of A along m and
+    # k, of W along k and n, of C along m and n, batch dims; per dim: its size, strides of A, W, C. Threads share the
+    # rows of all matrices.
     m, n, k, dims = arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 12)
     a_m, a_k, w_k, w_n, c_m, c_n = arg(a, 6), arg(a, 7), arg(a, 8), arg(a, 9), arg(a, 10), arg(a, 11)
     units = m
@@ -305,24 +306,26 @@ def integers(a, tid, nth):
             at_w += i * arg(a, 15 + 4 * d)
             at_c += i * arg(a, 16 + 4 * d)
         for j in range(n):
-            total = 0
+            total = cast(0)
             for i in range(k):
                 total += cast(load_a(arg(a, 0), at_a + i * a_k)) * cast(load_w(arg(a, 1), at_w + i * w_k + j * w_n))
             store(arg(a, 2), at_c + j * c_n, total)
 """
 
 
-def _integers(a, w, c):
-    if not {a, w, c} <= {"bool", *scalar.INTS} or c == "bool":
+def _plain(a, w, c):
+    whole = {a, w, c} <= {"bool", *scalar.INTS} and c != "bool"
+    if not whole and not {a, w, c} <= {"f64", "f32", "f16", "bf16"}:
         return None
+    compute = "i64" if whole else "f64" if c == "f64" else "f32"
     loads = {"load_a": scalar.loader(a), "load_w": scalar.loader(w)}
-    return kernel(_INTEGERS, "integers", cast=scalar.caster("i64"), store=scalar.storer(c), **loads)
+    return kernel(_PLAIN, "plain", cast=scalar.caster(compute), store=scalar.storer(c), **loads)
 
 
-KERNELS = {"pack": (_pack, 2), "gemm": (_gemm, 3), "integers": (_integers, 3)}
+KERNELS = {"pack": (_pack, 2), "gemm": (_gemm, 3), "plain": (_plain, 3)}
 
 
 def build(name, *params, source=None):
-    """pack (dtype of A, computing dtype), gemm (dtypes of W and C, computing dtype), integers (dtypes of A, W, C)."""
+    """pack (dtype of A, computing dtype), gemm (dtypes of W and C, computing dtype), plain (dtypes of A, W, C)."""
     make, count = KERNELS.get(name, (None, -1))
     return make(*params) if len(params) == count else None

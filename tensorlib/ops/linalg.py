@@ -5,6 +5,7 @@ f64 for f64, and modulo 2**bits for integers; a float result is within K u sum |
 2**-53), before it is rounded to its dtype.
 """
 
+import functools
 from math import prod
 
 from tensorlib import backend
@@ -13,6 +14,7 @@ from tensorlib.device import Array
 from tensorlib.dtype import promote
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout, broadcast_shapes
+from tensorlib.memo import memoised
 from tensorlib.ops import elementwise, movement
 from tensorlib.registry import NUMBER, define
 
@@ -20,6 +22,8 @@ FEW = 4  # rows up to which W is read directly instead of being packed
 DEPTH = 768  # elements of K per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
 GROUP = 256  # columns that one thread packs at a time
 PACKED_BYTES = 16 << 20  # packed A at most: a larger one is cut, so that it stays in the L3 and memory stays bounded
+TINY = 1 << 10  # products up to which one plain loop is the quickest: packing takes several launches
+_FLOATS = {"f16", "bf16", "f32", "f64"}
 _SMALL_FLOATS = ("f32", "f16", "bf16")
 _BIAS_CODES = {"f32": 1, "f16": 2, "bf16": 3, "f64": 4}
 
@@ -89,6 +93,7 @@ def _linear_domain(s, dtype):
     arity=2,
     domain=_matmul_domain,
     vjp={"x": _matmul_vjp_x, "y": _matmul_vjp_y},
+    wrap=functools.partial(memoised, operands=2),
 )
 def matmul(x, y):
     """Matrix product: (..., M, K) @ (..., K, N) -> (..., M, N); batch dims broadcast, a 1-d operand is a row or column.
@@ -194,8 +199,9 @@ def _product(out, a, b, bias=None, accumulate=False):
     a, b = a.view(a.layout.expand((*batch, m, k))), b.view(b.layout.expand((*batch, k, n)))
     a_row, b_column = a.strides[-1] == 1 or k == 1, b.strides[-2] == 1 or k == 1
     small = {a.dtype.name, b.dtype.name, out.dtype.name} <= set(_SMALL_FLOATS)
-    if not out.dtype.is_float:
-        _integers(out, a, b)
+    tiny = out.numel() * k <= TINY and bias is None and not accumulate
+    if not out.dtype.is_float or (tiny and {a.dtype.name, b.dtype.name} <= _FLOATS):
+        _plain(out, a, b)
     elif small and a_row and b_column and m <= FEW:
         _matvec(out, a, b, bias, 0, accumulate)
     elif small and a_row and b_column and n <= FEW:
@@ -229,8 +235,8 @@ def _reads(a, b, bias, out, accumulate):
     return [a, b, *([bias] if bias is not None else []), *([out] if accumulate else [])]
 
 
-def _integers(out, a, b):
-    kernel = backend.kernel("matmul", "integers", *_names(a, b, out), device=out.device.type)
+def _plain(out, a, b):
+    kernel = backend.kernel("matmul", "plain", *_names(a, b, out), device=out.device.type)
     (m, n), k = out.shape[-2:], a.shape[-1]
     strides = [s for x in (a, b, out) for s in x.strides[-2:]]
     words = [a.ptr, b.ptr, out.ptr, m, n, k, *strides, *_batch(out, a, b)]
