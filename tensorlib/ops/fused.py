@@ -6,6 +6,7 @@ depend on the number of threads. The last dim of every operand must be adjacent 
 """
 
 import ctypes
+
 from tensorlib import backend
 from tensorlib.device import Array
 from tensorlib.errors import ContextError, DTypeError, ShapeError
@@ -55,6 +56,7 @@ def rope_tables(inv_freq, n, device=None):
 def _turned(x, cos, sin, start, interleaved):
     """`rope` composed of other ops, for f64."""
     t, heads, width = x.shape
+    start = movement.reshape(start, 1) if isinstance(start, Array) else start
     half, places = cos.shape[1], elementwise.add(create.arange(type(x), t, device=x.device), start)
     known = elementwise.logical_and(elementwise.ge(places, 0), elementwise.lt(places, cos.shape[0]))
     rows, known = elementwise.where(known, places, 0), movement.unsqueeze(movement.unsqueeze(known, -1), -1)

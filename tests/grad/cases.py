@@ -23,9 +23,9 @@ def leaves(arrays, dtype="f64"):
 
 
 def projected(out, weights):
-    """A number out of the op's result (a tensor, or a tuple of them): sum of result * fixed weights."""
+    """A number out of the op's result (a tensor, or a tuple of them): even a linear op's gradient has one by that."""
     outs = out if isinstance(out, tuple) else (out,)
-    return sum(((o * w).sum() for o, w in zip(outs, weights, strict=True)), 0.0)
+    return sum((((o / 2 + w) * o).sum() for o, w in zip(outs, weights, strict=True)), 0.0)
 
 
 def _weights(function, xs, seed):
@@ -86,7 +86,7 @@ def close(found, wanted):
 
 def against_torch(ours, theirs, arrays, dtypes=None, tolerance=None, seed=0):
     """Gradients of `ours` (tensorlib) and `theirs` (torch, in f64 from the same rounded operands) agree to `tolerance`
-    of the largest element; in f32 by default.
+    of the largest element, or of 1, the size of the terms that cancel in a smaller one.
     """
     dtypes = dtypes or ["f32"] * len(arrays)
     xs = [tensor(a, d).requires_grad_() for a, d in zip(arrays, dtypes, strict=True)]
@@ -100,5 +100,5 @@ def against_torch(ours, theirs, arrays, dtypes=None, tolerance=None, seed=0):
     for x, twin in zip(xs, twins, strict=True):
         assert x.grad.dtype is x.dtype
         scale = twin.grad.abs().max().item() if twin.grad.numel() else 0.0
-        bound = (tolerance or {"f32": 1e-5, "f16": 4e-3, "bf16": 3e-2}[x.dtype.name]) * (scale + 1e-3)
+        bound = (tolerance or {"f32": 1e-5, "f16": 4e-3, "bf16": 3e-2}[x.dtype.name]) * (scale + 1)
         np.testing.assert_allclose(x.grad.to("f64").numpy(), twin.grad.numpy(), rtol=0, atol=bound)
