@@ -22,6 +22,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "quick: every op row once, under 90 s on two cores: pytest -m quick")
+
+
 @pytest.fixture(scope="session")
 def default_model() -> pathlib.Path:
     """Path of the embedded default model, SmolLM2-135M-Instruct at Q4_1 (98 MB); fetched once, then from the cache."""

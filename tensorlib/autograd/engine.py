@@ -206,7 +206,9 @@ def _root(op, tensor, g):
         raise ShapeError(
             op, f"a gradient of shape {g.shape}", f"shape {tensor.shape}", "give one of the result's shape"
         )
-    return node, g.handle()
+    weight = g.handle()
+    weight.node = tape.node_of(g)  # the result depends on it too, for who differentiates that
+    return node, weight
 
 
 def backward(tensor, gradient=None, retain_graph=None, create_graph=False, inputs=None):

@@ -1,0 +1,286 @@
+"""Every op, from its row alone: calls drawn from its domain, results held to its reference, gradients to differences.
+
+>>> from tensorlib.testing.sampler import seeded
+>>> check_op("softplus", "cpu", "f32", seeded(1))
+True
+>>> len(cases(["f32"])) == len(rows())
+True
+"""
+
+import importlib
+import pkgutil
+
+import numpy as np
+
+import tensorlib
+from tensorlib import dtype as _dtype
+from tensorlib import tape
+from tensorlib.device import Array, Device
+from tensorlib.errors import DTypeError, GradError, NoKernel
+from tensorlib.registry import FUNCTIONS, OPS
+from tensorlib.testing import compare, gradients, noise
+
+ELEMENTWISE = ("unary", "binary", "ternary")
+# dtypes beyond f32 and f64 are seen on a few rows of each kind: a kernel of each is what costs, 0.2 to 1 s
+MORE = {
+    "f16": "exp add mul lt clamp sum amax mean softmax cumsum cat gather scatter_add cummax sort matmul",
+    "bf16": "exp add mul lt clamp sum amax softmax cumsum index_select argmax matmul",
+    "i64": "abs neg add floor_divide remainder pow maximum bitwise_right_shift where sum prod amax argmax cumsum cummax"
+    " gather scatter_add sort flip matmul any",
+    "i32": "neg add floor_divide remainder maximum bitwise_left_shift lt sum amin index_select scatter_add",
+    "u8": "add floor_divide minimum bitwise_and lt exp sum amax cat gather",
+    "bool": "abs add mul logical_not eq maximum where sum any all prod cat",
+}
+
+# integers: powers of 0 or more that do not all wrap, shifts of less than the width
+INTEGERS = {"pow": ((-9, 9), (0, 11)), "bitwise_left_shift": (None, (0, 7)), "bitwise_right_shift": (None, (0, 7))}
+OWN = ("nextafter",)  # rows whose meaning depends on the dtype: their reference gets it as it is
+
+
+def rows():
+    """{name: row} of every op there is: all files of `tensorlib.ops` are imported."""
+    import tensorlib.ops as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"tensorlib.ops.{module.name}")
+    return dict(sorted(OPS.items()))
+
+
+def missing(op):
+    """What a row lacks to be checked: some of "reference", "domain", "rule", "gradient"."""
+    lacks = [] if op.ref else ["reference"]
+    lacks += [] if domain_of(op) else ["domain"]
+    lacks += [] if op.rule else ["rule"]
+    return lacks + (["gradient"] if op.kind != "composite" and op.vjp is None and "f" in results(op) else [])
+
+
+def results(op):
+    """Kinds ('b', 'u', 'i', 'f') of the dtypes that a row's first result may have."""
+    return {op.rule.apply(op.name, d)[1].kind for d in _dtype.ALL if d.kind in op.rule.accepts}
+
+
+def writes(name):
+    """Whether an op changes its first operand in place."""
+    return name.endswith("_") or name == "setitem"
+
+
+def cases(dtypes=("f32", "f64", *MORE), devices=("cpu",)):
+    """[(name, device, dtype)]: every row on every device in f32 and f64, a few of each kind in other dtypes.
+
+    Rows that take no floats are checked in i64 instead.
+    """
+    found = []
+    for name, op in rows().items():
+        kinds = op.rule.accepts
+        own = [d for d in dtypes if d in ("f32", "f64")] if "f" in kinds else ["i64" if "i" in kinds else "u8"]
+        own += [d for d in dtypes if name in MORE.get(d, "").split() and _dtype.get(d).kind in kinds and d not in own]
+        found += [(name, device, d) for device in devices for d in own]
+    return found
+
+
+# ---- drawing a call --------------------------------------------------------------------------------------------------
+
+
+def domain_of(op):
+    """The row's own way to draw a call, or that of its kind; None if there is none."""
+    if callable(op.domain):
+        return op.domain
+    if op.kind in ELEMENTWISE or (op.kind == "composite" and op.domain is not None):
+        return lambda s, dtype: (_operands(op, s, dtype), {})
+    if op.kind in ("reduce", "scan") and op.arity == 1:
+        return lambda s, dtype: _along(op, s, dtype)
+    return None
+
+
+def _operands(op, s, dtype):
+    pairs = op.domain if op.domain and isinstance(op.domain[0], tuple) else [op.domain] * op.arity
+    if _dtype.get(dtype).kind in "biu":
+        pairs = INTEGERS.get(op.name, pairs)
+    special = not s.smooth and s.boolean()
+    return tuple(
+        s.within(shape, dtype, pair or (None, None), special) for shape, pair in zip(s.broadcastable(op.arity), pairs)
+    )
+
+
+def _along(op, s, dtype):
+    names, defaults, _ = tape.parameters(_wrapped(op.name))
+    shape = s.shape(min_dims=0 if defaults.get("dim", 0) is None else 1, empty=s.integer(0, 5) == 0)
+    x = s.array(shape, dtype) if op.domain is None else s.within(shape, dtype, op.domain, not s.smooth and s.boolean())
+    if defaults.get("dim", 0) is None:
+        options = {"dim": s.dims(x.ndim)}
+    else:
+        options = {"dim": s.integer(-x.ndim, x.ndim - 1)}
+    return (x,), options | ({"keepdim": s.boolean()} if "keepdim" in names else {})
+
+
+def _wrapped(name):
+    function = FUNCTIONS[name]
+    return getattr(function, "__wrapped__", function)
+
+
+def draw(op, s):
+    """(args, kwargs) of a call to a row: NumPy arrays and plain values. An array that is written to has no overlaps."""
+    args, kwargs = domain_of(op)(s, s.dtype)
+    args = list(args) if isinstance(args, (tuple, list)) else [args]
+    if writes(op.name):
+        args[0] = np.array(args[0], order="K")
+    return args, kwargs
+
+
+# ---- the reference ---------------------------------------------------------------------------------------------------
+
+
+def exact(op, x, dtype):
+    """An argument as the reference gets it: floats in float64, integers as the op computes with them."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(exact(op, v, dtype) for v in x)
+    if not isinstance(x, np.ndarray):
+        return x
+    if x.dtype.kind not in "biu":
+        return x.copy() if op.name in OWN else x.astype(np.float64)
+    rule = op.rule
+    if x.dtype == _dtype.get(dtype).numpy_dtype() and _dtype.get(dtype).kind in rule.accepts:
+        result = rule.apply(op.name, _dtype.get(dtype))[1]
+        if rule.name == "FLOAT":
+            return x.astype(np.float64)
+        if rule.name == "ACC":
+            return x.astype(result.numpy_dtype())
+    return x.copy()
+
+
+def tensors(x, cls=None):
+    """Tensors over the memory of NumPy arrays, also of those in lists and tuples."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(tensors(v) for v in x)
+    return tensorlib.from_numpy(x) if isinstance(x, np.ndarray) else x
+
+
+def call(op, args, kwargs, function=None):
+    """Results of a row's function on NumPy arguments, as a list of Arrays and plain values."""
+    given = tensors(args)
+    out = (function or FUNCTIONS[op.name])(*given, **tensors(kwargs))
+    return [given[0]] if writes(op.name) else noise.several(out)
+
+
+def _bits(x):
+    return np.ascontiguousarray(x).tobytes() if isinstance(x, np.ndarray) else x
+
+
+def _flat(x):
+    if isinstance(x, dict):
+        x = list(x.values())
+    return [v for part in x for v in _flat(part)] if isinstance(x, (list, tuple)) else [x]
+
+
+def check_op(name, device, dtype, s, function=None, ulps=None):
+    """Draws a call to a row with the Sampler `s`, and holds its results to the reference: AssertionError if one is off.
+
+    Also: the result's dtype is the rule's, and operands are not changed. NoKernel and DTypeError pass where the row
+    has no kernel of a dtype other than f32 (i64 if it takes no floats).
+    """
+    op = name if not isinstance(name, str) else OPS[name]
+    assert Device(device).type == "cpu", "other devices: not yet"
+    args, kwargs = draw(op, s)
+    return check_call(op, args, kwargs, dtype, function, ulps)
+
+
+def check_call(op, args, kwargs, dtype, function=None, ulps=None):
+    """`check_op` of a call that is already there. False if the row has no kernel of this dtype."""
+    text = f"{op.name}({', '.join(map(_text, args))}{''.join(f', {k}={_text(v)}' for k, v in kwargs.items())}): "
+    inside, options = [exact(op, a, dtype) for a in args], {k: exact(op, v, dtype) for k, v in kwargs.items()}
+    before = [_bits(x) for x in _flat([args[writes(op.name) :], kwargs])]
+    try:
+        found = call(op, args, kwargs, function)
+    except (NoKernel, DTypeError):
+        if dtype in ("f32", "i64"):
+            raise
+        return False
+    assert before == [_bits(x) for x in _flat([args[writes(op.name) :], kwargs])], f"{text}an operand was changed"
+    compute = compute_dtype(op, dtype)
+    want = noise.several(noise.quietly(op.ref, np, *inside, **options))
+    found = [x.numpy() if isinstance(x, Array) else np.asarray(x) for x in found]
+    assert len(found) == len(want), f"{text}got {len(found)} results, want {len(want)}"
+    _check_dtype(op, found[0], dtype, text)
+    spread = noise.spread(op.ref, inside, options, compute)
+    ulps = compare.ulps_of(op.name, spread.operations, compute) if ulps is None else ulps
+    for i, (f, w) in enumerate(zip(found, want)):
+        absolute = spread.bounds[i] if spread.bounds[i] is not None else 0.0
+        absolute = absolute + compare.NEAR_ZERO.get(op.name, 0) * noise.UNIT[compute]
+        own = None if compute == "f64" or compute == dtype else compute
+        compare.assert_close(f, w, None, ulps, absolute, spread.decided[i], text, own)
+    return True
+
+
+def compute_dtype(op, dtype):
+    """What a row rounds to at each step: narrow floats compute in f32, unless the op is composed of others."""
+    d = _dtype.get(dtype)
+    if d.kind != "f":
+        return "f32"
+    return d.name if op.kind in ("composite", "index") and d.itemsize > 1 else d.compute.name
+
+
+def _check_dtype(op, found, dtype, text):
+    if op.kind in (*ELEMENTWISE, "reduce", "scan"):
+        want = op.rule.apply(op.name, _dtype.get(dtype))[1]
+        assert _dtype.get(found.dtype) is want, f"{text}got dtype {_dtype.get(found.dtype)}, want {want}"
+
+
+def _text(x):
+    if isinstance(x, (list, tuple)):
+        return f"[{', '.join(map(_text, x))}]"
+    if not isinstance(x, np.ndarray):
+        return repr(x)
+    steps = tuple(s // x.itemsize for s in x.strides)
+    return f"{_dtype.get(x.dtype)}{list(x.shape)} strides {steps}" + (f" {x.tolist()}" if x.size <= 8 else "")
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+
+def check_gradient(name, device, s, order=1):
+    """Draws a call in f64, away from special values, and holds its gradients to central differences.
+
+    order 2: those of the gradients. Returns how many derivatives were compared; 0 if the call has none.
+    """
+    op = name if not isinstance(name, str) else OPS[name]
+    args, kwargs = draw(op, s)
+    flat = [x for x in _flat([args, kwargs]) if isinstance(x, np.ndarray) and x.dtype == np.float64]
+    where = [i for i, x in enumerate(flat) if differentiable(op, args, kwargs, x)]
+
+    def function(*inputs):
+        values = iter(inputs)
+        slots = {id(flat[i]): next(values) for i in where}
+        put = lambda x: _replace(x, slots)  # noqa: E731
+        given, options = put(args), put(kwargs)
+        if writes(op.name):
+            given[0] = given[0].clone()
+        out = FUNCTIONS[op.name](*given, **options)
+        out = noise.several(given[0] if writes(op.name) else out)
+        return tuple(o for o in out if isinstance(o, Array) and o.dtype.kind == "f")
+
+    inputs = [np.array(flat[i]) for i in where]
+    if not inputs:
+        return 0
+    check = gradients.gradcheck if order == 1 else gradients.gradgradcheck
+    return check(function, inputs)
+
+
+def _replace(x, slots):
+    if isinstance(x, (list, tuple)):
+        return type(x)(_replace(v, slots) for v in x)
+    if isinstance(x, dict):
+        return {k: _replace(v, slots) for k, v in x.items()}
+    found = slots.get(id(x)) if isinstance(x, np.ndarray) else None
+    return tensors(x) if found is None else found
+
+
+def differentiable(op, args, kwargs, x):
+    """Whether the row names a gradient for the operand that is (or holds) x; composites have one for every float."""
+    if op.kind == "composite":
+        return True
+    names = {n for key in (op.vjp or {}) for n in (key if isinstance(key, tuple) else (key,))}
+    bound = tape._bind(tape.parameters(_wrapped(op.name)), args, kwargs)
+    return any(n in names for n, v in bound.items() if any(w is x for w in _flat([v])))
+
+
+__all__ = ["GradError", "cases", "check_call", "check_gradient", "check_op", "missing", "rows"]
