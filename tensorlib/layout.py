@@ -121,13 +121,13 @@ class Layout(namedtuple("Layout", ("shape", "strides", "offset"), defaults=(0,))
 
     def overlaps_itself(self) -> bool:
         """True unless it is certain that no two indices share an element (writing to such a view is refused)."""
-        step = 1
+        reach = 1
         if 0 in self.shape:
             return False
         for stride, size in sorted((abs(s), n) for n, s in zip(self.shape, self.strides, strict=True) if n > 1):
-            if stride < step:
+            if stride < reach:
                 return True
-            step = stride * size if stride * size > step else step
+            reach += stride * (size - 1)
         return False
 
     def permute(self, dims) -> Layout:

@@ -218,10 +218,7 @@ def meshgrid(*tensors, indexing="ij"):
         movement.broadcast_to(movement.reshape(x, [-1 if d == i else 1 for d in range(n)]), shape)
         for i, x in enumerate(tensors)
     ]
-    if not swap:
-        return tuple(grids)
-    grids = [movement.transpose(x, 0, 1) for x in grids]
-    return (grids[1], grids[0], *grids[2:])
+    return (grids[1], grids[0], *grids[2:]) if swap else tuple(grids)
 
 
 @_composite(None, 2)
