@@ -165,7 +165,13 @@ def _special(name, *more):
     def ref(np, x):
         import math
 
-        return np.vectorize(lambda v: getattr(math, name)(float(v)), otypes=[np.float64])(x)
+        def value(v):
+            try:
+                return getattr(math, name)(float(v))
+            except (ValueError, OverflowError):  # a pole
+                return math.inf
+
+        return np.vectorize(value, otypes=[np.float64])(x)
 
     return ref
 

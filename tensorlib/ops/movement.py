@@ -138,6 +138,10 @@ def _squeeze_ref(np, x, dim=None):
     return np.squeeze(x, tuple(d for d in axes("squeeze", dim, x.ndim) if x.shape[d] == 1))
 
 
+def _squeeze_ref(np, x, dim=None):
+    return np.squeeze(x, tuple(d for d in axes("squeeze", dim, x.ndim) if x.shape[d] == 1))
+
+
 @_view(lambda np, x, dim: np.expand_dims(x, dim), _reshaped)
 def unsqueeze(x, dim):
     """A new dim of size 1 at `dim`: a view."""

@@ -147,11 +147,12 @@ def _centred(x, dim):
 
 
 def _degrees(x, dim, correction):
-    return _prod(x.shape[d] for d in axes("var", dim, x.ndim)) - correction
+    degrees = _prod(x.shape[d] for d in axes("var", dim, x.ndim)) - correction
+    return degrees if degrees > 0 else 0
 
 
 def _var_vjp(g, x, dim, correction, keepdim):
-    return spread(g * (2 / _degrees(x, dim, correction)), x.shape, dim, keepdim) * _centred(x, dim)
+    return spread(g * 2 / _degrees(x, dim, correction), x.shape, dim, keepdim) * _centred(x, dim)
 
 
 def _std_vjp(g, x, out, dim, correction, keepdim):
@@ -317,10 +318,17 @@ def _extreme(x, dim, keepdim, values, indices, pairwise):
     return values(x) if dim is None else Extreme(values(x, dim, keepdim), indices(x, dim, keepdim))
 
 
+def _ddof(name):
+    def ref(np, x, dim=None, correction=1, keepdim=False):
+        return getattr(np, name)(x, dim, keepdims=keepdim, ddof=correction)
+
+    return ref
+
+
 @define(
     "reduce",
     FLOAT_ONLY,
-    lambda np, x, dim, keepdim: np.var(x, dim, keepdims=keepdim, ddof=1),
+    _ddof("var"),
     vjp={"x": _var_vjp},
     wrap=memoised,
 )
@@ -335,7 +343,7 @@ def var(x, dim=None, correction=1, keepdim=False):
     return movement.reshape(out, tuple(1 if d in dims else n for d, n in enumerate(x.shape))) if keepdim else out
 
 
-@define("reduce", FLOAT_ONLY, lambda np, x, dim, keepdim: np.std(x, dim, keepdims=keepdim, ddof=1), vjp={"x": _std_vjp})
+@define("reduce", FLOAT_ONLY, _ddof("std"), vjp={"x": _std_vjp})
 def std(x, dim=None, correction=1, keepdim=False):
     """Square root of `var`."""
     return elementwise.sqrt(var(x, dim, correction, keepdim))

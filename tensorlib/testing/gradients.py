@@ -11,15 +11,16 @@ shows in the function alone, nothing is compared.
 
 import numpy as np
 
-import tensorlib
+from tensorlib import autograd
 from tensorlib.device import Array
+from tensorlib.tensor import from_numpy
 
 STEP = 2.0**-17  # near eps ** (1/3): truncation and rounding cost about the same
 EPS = 2.0**-52
 
 
 def _tensor(x):
-    return tensorlib.from_numpy(np.array(x, np.float64))
+    return from_numpy(np.array(x, np.float64))
 
 
 def _results(function, inputs):
@@ -48,10 +49,10 @@ def gradcheck(function, inputs, seed=0, most=24):
     found = [None] * len(leaves)  # a result that depends on nothing has a slope of 0: that is compared, too
     if live:
         given = [_tensor(w) for _, w in live]
-        found = tensorlib.autograd.grad([o for o, _ in live], leaves, given, allow_unused=True)
+        found = autograd.grad([o for o, _ in live], leaves, given, allow_unused=True)
 
     def value(changed):
-        with tensorlib.no_grad():
+        with autograd.no_grad():
             out = [o.numpy().astype(np.float64) for o in _results(function, [_tensor(x) for x in changed])]
         terms = [w * o for w, o in zip(weights, out)]
         return sum(float(np.sum(t)) for t in terms), sum(float(np.sum(np.abs(t))) for t in terms)
@@ -102,17 +103,17 @@ def _compare(value, inputs, k, i, slope):
 def gradgradcheck(function, inputs, seed=0, most=8):
     """`gradcheck` of the gradient: of d(sum w f(inputs)) / d(inputs) with respect to the inputs and to w."""
     inputs = [np.array(x.numpy() if isinstance(x, Array) else x, np.float64) for x in inputs]
-    with tensorlib.no_grad():
+    with autograd.no_grad():
         shapes = [o.shape for o in _results(function, [_tensor(x) for x in inputs])]
     rng = np.random.default_rng(seed)
     weights = [rng.uniform(0.5, 1.5, shape) for shape in shapes]
 
     def gradient(*given):
         leaves, w = [x if x.requires_grad else x.requires_grad_() for x in given[: len(inputs)]], given[len(inputs) :]
-        with tensorlib.enable_grad():
+        with autograd.enable_grad():
             results = _results(function, leaves)
             pairs = [(o, v) for o, v in zip(results, w) if o.requires_grad]
-            found = tensorlib.autograd.grad(
+            found = autograd.grad(
                 [o for o, _ in pairs], leaves, [v for _, v in pairs], create_graph=True, allow_unused=True
             )
         return tuple(g for g in found if g is not None)

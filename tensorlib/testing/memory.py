@@ -1,6 +1,7 @@
 """Memory that shows what a kernel does outside its operands: canaries, pages that must not be touched, poison.
 
 >>> import numpy as np
+>>> import tensorlib
 >>> with watched(0xA5) as seen:
 ...     out = tensorlib.zeros(3) + 1
 >>> seen.count > 0  # every buffer's canaries are whole
@@ -16,7 +17,7 @@ import mmap
 
 import numpy as np
 
-import tensorlib
+from tensorlib import backend
 from tensorlib.device import CPU, Buffer
 
 CANARY = 64  # bytes on either side of a buffer; kernels may expect its own 64 to be aligned
@@ -110,8 +111,6 @@ def bits(results):
 @contextlib.contextmanager
 def threads(count):
     """Within it, kernels run on so many threads."""
-    from tensorlib import backend
-
     before = backend.threads()
     backend.set_num_threads(count)
     try:
@@ -120,4 +119,4 @@ def threads(count):
         backend.set_num_threads(before)
 
 
-__all__ = ["Watch", "bits", "guarded", "tensorlib", "threads", "watched"]
+__all__ = ["Watch", "bits", "guarded", "threads", "watched"]

@@ -12,12 +12,12 @@ import pkgutil
 
 import numpy as np
 
-import tensorlib
 from tensorlib import dtype as _dtype
 from tensorlib import tape
 from tensorlib.device import Array, Device
 from tensorlib.errors import DTypeError, GradError, NoKernel
 from tensorlib.registry import FUNCTIONS, OPS
+from tensorlib.tensor import from_numpy
 from tensorlib.testing import compare, gradients, noise
 
 ELEMENTWISE = ("unary", "binary", "ternary")
@@ -152,7 +152,7 @@ def tensors(x, cls=None):
     """Tensors over the memory of NumPy arrays, also of those in lists and tuples."""
     if isinstance(x, (list, tuple)):
         return type(x)(tensors(v) for v in x)
-    return tensorlib.from_numpy(x) if isinstance(x, np.ndarray) else x
+    return from_numpy(x) if isinstance(x, np.ndarray) else x
 
 
 def call(op, args, kwargs, function=None):
