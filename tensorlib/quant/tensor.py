@@ -3,16 +3,22 @@
 A product with a QTensor quantises the activations to 8 bits per 32 (their rounding, at most 1/254 of a block's largest
 value each, is the only error beside f32's); weights are exact. Formats without a kernel of their own are dequantised
 once, which gives the same or better accuracy, takes four bytes per weight, and is said in the log.
+
+Gradients flow through a product to the activations, as if those had not been rounded; blocks themselves have none.
 """
 
 from math import prod
 
 from tensorlib import backend
 from tensorlib.device import CPU, Array, Buffer
-from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.errors import DTypeError, GradError, ShapeError
+from tensorlib.ops import elementwise, linalg, movement
+from tensorlib.ops._launch import fill
 from tensorlib.quant import formats, source
+from tensorlib.registry import FLOAT_ONLY, define
 
 MATVEC_ROWS = 16  # up to so many rows packing panels of weights costs more than it saves (measured: equal at 24)
+DENSE_BYTES = 4 << 20  # of weights that a product with the blocks themselves (not transposed) dequantises at a time
 _told = set()
 
 
@@ -23,6 +29,7 @@ class QTensor:
     """
 
     __slots__ = ("_dense", "buffer", "format", "offset", "shape")
+    node, requires_grad = None, False
 
     def __init__(self, buffer, offset, shape, format):
         self.buffer, self.offset, self.shape, self.format = buffer, offset, tuple(shape), formats.get(format)
@@ -33,6 +40,13 @@ class QTensor:
 
     def __repr__(self):
         return f"QTensor(shape={self.shape}, format={self.format.name}, {self.nbytes} bytes)"
+
+    def requires_grad_(self, requires_grad=True):
+        """Itself for False; blocks have no gradient: GradError."""
+        if requires_grad:
+            fix = "train a dense copy, .dequantize(cls=Tensor), or weights beside it"
+            raise GradError("requires_grad_", f"a weight in blocks of {self.format.name}", "a float tensor", fix)
+        return self
 
     @property
     def ndim(self):
@@ -79,16 +93,13 @@ class QTensor:
 
     def linear(self, x, residual=None):
         """x [..., K] f32 times this [N, K] weight, transposed: [..., N] f32, plus `residual` (same shape,
-        contiguous).
+        contiguous). Differentiable in both. ShapeError, DTypeError.
         """
-        n, k = self.shape if self.ndim == 2 else (0, 0)
-        if self.ndim != 2 or not x.ndim or x.shape[-1] != k:
-            got = f"x {x.shape} and weight {self.shape}"
-            raise ShapeError("linear", got, "x [..., K] and weight [N, K]", "transpose or reshape x")
-        if x.dtype.name != "f32":
-            raise DTypeError("linear", f"x of {x.dtype}", "f32 with a quantised weight", "call x.to('f32')")
-        if not x.is_contiguous():
-            x = x.contiguous()
+        return quantized_linear(x, self, residual)
+
+    def _linear(self, x, residual):
+        n, k = self._check("linear", x, 1)
+        x = movement.contiguous(x)
         plan = backend.backend().quant
         if self.format.name not in plan.BIAS:
             return self._linear_dense(x, residual)
@@ -97,6 +108,20 @@ class QTensor:
         if rows:
             (self._matvec if rows <= MATVEC_ROWS else self._matmul)(plan, x, out, residual, rows, n, k)
         return out
+
+    def _check(self, op, x, dim):
+        """This weight's sizes, if it is a matrix whose size at `dim` is x's last."""
+        if self.ndim != 2 or not x.ndim or x.shape[-1] != self.shape[dim]:
+            got, expected = f"x {x.shape} and weight {self.shape}", f"x [..., {'NK'[dim]}] and weight [N, K]"
+            raise ShapeError(op, got, expected, "transpose or reshape x")
+        if x.dtype.name != "f32":
+            raise DTypeError(op, f"x of {x.dtype}", "f32 with a quantised weight", "call x.to('f32')")
+        return self.shape
+
+    def rows(self, start, count):
+        """Some of the rows of a matrix, over the same memory."""
+        offset = self.offset + start * self.format.row_bytes(self.shape[-1])
+        return QTensor(self.buffer, offset, (count, *self.shape[1:]), self.format)
 
     def _matvec(self, plan, x, out, residual, rows, n, k):
         def pack():
@@ -140,8 +165,6 @@ class QTensor:
         backend.launch(kernel, args, 2 * rows * n * k, reads, (out, scratch))
 
     def _linear_dense(self, x, residual):
-        from tensorlib.ops import linalg
-
         name = self.format.name
         if name not in _told:
             _told.add(name)
@@ -149,7 +172,38 @@ class QTensor:
         if self._dense is None:
             self._dense = self.dequantize("f32", type(x))
         out = linalg.linear(x, self._dense)
-        return out if residual is None else out + residual
+        return out if residual is None else elementwise.add(out, residual)
+
+
+# ---- products on the tape --------------------------------------------------------------------------------------------
+
+
+@define(
+    "linalg",
+    FLOAT_ONLY,
+    None,
+    arity=3,
+    vjp={"x": lambda g, weight: quantized_product(g, weight), "residual": lambda g: g},
+)
+def quantized_linear(x, weight, residual=None):
+    """x [..., K] times a quantised weight [N, K], transposed, plus residual: what `QTensor.linear` calls."""
+    return weight._linear(x, residual)
+
+
+@define("linalg", FLOAT_ONLY, None, arity=2, vjp={"x": lambda g, weight: quantized_linear(g, weight)})
+def quantized_product(x, weight):
+    """x [..., N] f32 times a quantised weight [N, K]: [..., K] f32, with the weights as f32. ShapeError, DTypeError.
+
+    Not more than 4 MiB of weights are dequantised at a time.
+    """
+    n, k = weight._check("quantized_product", x, 0)
+    out = type(x).empty((*x.shape[:-1], k), "f32", x.device)
+    flat, rows = movement.reshape(x, (prod(x.shape[:-1]), n)), max(1, DENSE_BYTES // (4 * k)) if k else 1
+    total = movement.reshape(out, (flat.shape[0], k))
+    for start in range(0, n, rows):
+        some = weight.rows(start, min(rows, n - start))
+        linalg._product(total, movement.narrow(flat, 1, start, some.shape[0]), some.dequantize(), None, start > 0)
+    return out if n else fill(out, 0)
 
 
 def from_bytes(data, shape, format):
