@@ -205,7 +205,8 @@ def _scatter(op, x, dim, index, src, dtype=None):
         src = movement.narrow(src, d, 0, n)
     src = movement.contiguous(cast(separate(src, x), x.dtype))
     if ids.numel():
-        launch(op, op, x, ids, _along_words(x, dim, ids, src), 0, (x, src), (x,), dtype)
+        work = 4 * ids.numel() if x.ndim > 1 else 0  # one row is one thread's
+        launch(op, op, x, ids, _along_words(x, dim, ids, src), work, (x, src), (x,), dtype)
     return x
 
 
@@ -223,7 +224,8 @@ def _along(op, x, dim, index):
 def _along_words(x, dim, ids, y):
     if not x.shape:
         return [y.ptr, 1, 0, 1, 0, 1, 0]
-    steps = [0 if d == dim else s for d, s in enumerate(x.strides)]
+    # to a kernel that writes, 0 is the picked dim: another one of step 0 has size 1
+    steps = [0 if d == dim else s or int(x.shape[d] == 1) for d, s in enumerate(x.strides)]
     words = [y.ptr, x.shape[dim], x.strides[dim], ids.shape[-1], steps[-1], prod(ids.shape[:-1]), ids.ndim - 1]
     for d in reversed(range(ids.ndim - 1)):
         words += [ids.shape[d], steps[d]]
@@ -241,6 +243,8 @@ def nonzero(x):
     """
     flat = places(x)
     out = type(x).empty((flat.shape[0], x.ndim), _dtype.i64, x.device)
+    if x.ndim == 1:
+        return movement.reshape(flat, out.shape)
     for d, ids in enumerate(coordinates(flat, x.shape)):
         copy_into(movement.select(out, 1, d), ids)
     return out
@@ -252,7 +256,7 @@ def places(mask):
     out = type(mask).empty((item(reduce.sum(mask)) if mask.numel() else 0,), _dtype.i64, mask.device)
     if out.numel():
         kernel = backend.kernel("index", "nonzero", device=mask.device.type)
-        backend.launch(kernel, [mask.ptr, out.ptr, mask.numel()], reads=(mask,), writes=(out,))
+        backend.launch(kernel, [mask.ptr, out.ptr, mask.numel()], mask.numel(), (mask,), (out,))
     return out
 
 
@@ -267,11 +271,16 @@ def coordinates(flat, shape):
 def _unselected(g, x_shape, mask):
     shape = broadcast_shapes("masked_select", x_shape, mask.shape)
     whole = create.zeros(type(g), shape, dtype=g.dtype, device=g.device)
-    whole[movement.broadcast_to(mask, shape)] = g
+    movement.reshape(whole, -1)[movement.reshape(movement.broadcast_to(mask, shape), -1)] = g
     return whole
 
 
-@define("index", SAME, lambda np, x, mask: np.broadcast_arrays(x, mask)[0][np.broadcast_arrays(x, mask)[1]], arity=2, vjp={"x": _unselected})
+def _masked_ref(np, x, mask):
+    x, mask = np.broadcast_arrays(x, mask, subok=True)
+    return x[mask]
+
+
+@define("index", SAME, _masked_ref, arity=2, vjp={"x": _unselected})
 def masked_select(x, mask):
     """The elements where `mask` (bool) is true, as one row; the two broadcast."""
     shape = broadcast_shapes("masked_select", x.shape, mask.shape)
