@@ -128,6 +128,7 @@ _FUNCTIONS = (
     "fft",
     "grids",
     "windows",
+    "varlen",
 )
 _MODULES = {"linalg": "lapack", "fft": "fft"}  # torch's modules, where tensorlib.ops has functions of their names
 

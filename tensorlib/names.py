@@ -156,6 +156,7 @@ one_hot | one_hot | nn.functional.one_hot
 gumbel_softmax | gumbel_softmax | nn.functional.gumbel_softmax
 rope, rope_i, rope_thd | rope | -
 sdpa, flash_attn, run_flash_attn_cpu | scaled_dot_product_attention | nn.functional.scaled_dot_product_attention
+flash_attn_varlen, flash_attn_varlen_windowed, flash_attn_varlen_alibi | varlen_attn | nn.attention.varlen.varlen_attn
 nll | nll_loss | nn.functional.nll_loss
 cross_entropy | cross_entropy | nn.functional.cross_entropy
 mse | mse_loss | nn.functional.mse_loss

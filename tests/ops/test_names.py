@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 import torch
+import torch.nn.attention.varlen
 
 import tensorlib
 from tensorlib import names
