@@ -283,15 +283,27 @@ class Pullback:
         for name, version in self.versions.items():
             if self.saved[name].buffer.version != version:
                 _changed(self.op, name, version, self.saved[name].buffer.version)
-        if is_array(values.get("out")):
-            values["out"] = values["out"].handle()
-            values["out"].node = node
+        if "out" in values:
+            values["out"] = _attached(values["out"], node)
         pairs = []
         for names, rule, parameters in self.rules:
             found = rule(*(values[n] for n in parameters))
             for name, gradient in zip(names, found) if type(names) is tuple else ((names, found),):
                 pairs += _pairs(self.live.get(name), gradient)
         return pairs
+
+
+def _attached(out, node):
+    """The saved result, as what the node made: gradients of gradients pass through it."""
+    if is_array(out):
+        out = out.handle()
+        out.node = node
+        return out
+    found = tuple(o.handle() if is_array(o) else o for o in out)
+    for i, o in enumerate(found):
+        if _differentiable(o):
+            o.node = Pick(node, i, o)
+    return found
 
 
 def _kind(x):

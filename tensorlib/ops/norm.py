@@ -51,7 +51,7 @@ def _width(x):
 
 def _adjacent(op, *arrays):
     for x in arrays:
-        if _width(x) > 1 and x.strides[-1] != 1:
+        if _width(x) > 1 and x.strides[-1] != 1 and x.numel():
             raise ShapeError(op, f"strides {x.strides}", "a last dim of stride 1", "call .contiguous() first")
 
 

@@ -156,7 +156,8 @@ def _var_vjp(g, x, dim, correction, keepdim):
 
 
 def _std_vjp(g, x, out, dim, correction, keepdim):
-    g = elementwise.where(elementwise.eq(out, 0), 0.0, g / (out * _degrees(x, dim, correction)))
+    flat = elementwise.eq(out, 0)  # a slope of 0 there, whose own gradient must not divide by 0 either
+    g = elementwise.where(flat, 0.0, g / (elementwise.where(flat, 1.0, out) * _degrees(x, dim, correction)))
     return spread(g, x.shape, dim, keepdim) * _centred(x, dim)
 
 
@@ -165,7 +166,8 @@ def _norm_vjp(g, x, out, p, dim, keepdim):
         return _extreme_vjp(g, elementwise.abs(x), out, dim, keepdim) * elementwise.sign(x)
     if p == 1:
         return spread(g, x.shape, dim, keepdim) * elementwise.sign(x)
-    g = elementwise.where(elementwise.eq(out, 0), 0.0, g * elementwise.pow(out, 1 - p))
+    flat = elementwise.eq(out, 0)
+    g = elementwise.where(flat, 0.0, g * elementwise.pow(elementwise.where(flat, 1.0, out), 1 - p))
     size = elementwise.abs(x)
     slope = x if p == 2 else elementwise.sign(x) * elementwise.where(elementwise.eq(x, 0), 0.0, size ** (p - 1))
     return spread(g, x.shape, dim, keepdim) * slope

@@ -7,8 +7,8 @@ is Monte Carlo arithmetic (Parker, UCLA CSD-970002, 1997; Vignes, Math. Comput. 
 constants per test, and a reference that only moves elements asks for equality.
 
 >>> import numpy as np
->>> found = spread(lambda np, x, y: (x + y) - x, [np.float64(1e6), np.float64(1.0)], {}, "f32")
->>> bool(0.01 < found.bounds[0] < 1), found.exact  # 1e6 * 2**-24 is 0.06
+>>> found = spread(lambda np, x, y: (x + y) - x, [np.array([1e6]), np.array([1.0])], {}, "f32")
+>>> bool(0.01 < found.bounds[0][0] < 1), found.exact  # 1e6 * 2**-24 is 0.06
 (True, False)
 >>> spread(lambda np, x: np.flip(x), [np.arange(3.0)], {}, "f32").exact
 True

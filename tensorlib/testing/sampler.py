@@ -36,7 +36,7 @@ class Sampler:
 
     def __init__(self, draw, dtype="f32", smooth=False, place=None):
         self._draw, self.dtype, self.smooth = draw, _dtype.get(dtype).name, smooth
-        self._place = place or (lambda row: row)
+        self._place, self._seeds = place or (lambda row: row), 0
 
     # ---- numbers and choices -----------------------------------------------------------------------------------------
 
@@ -60,7 +60,8 @@ class Sampler:
 
     def generator(self):
         """A NumPy generator with a drawn seed, for many values at once."""
-        return np.random.default_rng(self._draw(0, 2**32 - 1))
+        self._seeds += 1  # the simplest draw gives every array a seed of 0: they shall differ all the same
+        return np.random.default_rng((self._draw(0, 2**32 - 1), self._seeds))
 
     # ---- shapes ------------------------------------------------------------------------------------------------------
 

@@ -80,7 +80,7 @@ def dense(x):
 def test_memory(name, data):
     """Operands end at pages that must not be touched; fresh memory is poisoned, twice; nothing beside it is written.
 
-    The bits are those of contiguous operands, and of a second run.
+    Elementwise ops and those that move elements give the bits that contiguous operands do.
     """
     op, end = ROWS[name], data.draw(st.booleans())
     (args, kwargs), made = recorded(name, data, place=lambda row: guarded(row, end))
@@ -91,6 +91,8 @@ def test_memory(name, data):
         if writes(name):
             args, kwargs = redrawn(name, made)
     assert found[0] == found[1], "what was in fresh memory shows in the result"
+    if op.kind not in (*ELEMENTWISE, "movement"):
+        return  # sums are taken in an order that fits the strides
     args, kwargs = redrawn(name, made)
     with watched(0x3C):
         assert bits(call(op, dense(args), dense(kwargs))) == found[0], "strides change the result"
@@ -115,7 +117,7 @@ def test_results_do_not_depend_on_threads(name, data):
     assert found[0] == found[1] == found[2]
 
 
-INTO = [n for n in READY if ROWS[n].kind in ELEMENTWISE and "out" in tape.parameters(FUNCTIONS[n].__wrapped__)[0]]
+INTO = [n for n in READY if ROWS[n].kind in ELEMENTWISE and n != "where" and "out" in tape.parameters(FUNCTIONS[n].__wrapped__)[0]]
 
 
 @pytest.mark.parametrize("name", INTO)
@@ -134,11 +136,9 @@ def test_in_place(name, data):
         try:
             want = FUNCTIONS[name](x.narrow(0, 1, n), *map(_tensor, others))
             out = x.narrow(0, start, n)
-            if want.dtype.kind == "f" and out.dtype.kind != "f":
-                return
             FUNCTIONS[name](x.narrow(0, 1, n), *map(_tensor, others), out=out)
         except (NoKernel, DTypeError) as e:
-            assert "where" in str(e) or out.dtype.kind != want.dtype.kind, e
+            assert out.dtype.kind != want.dtype.kind, e
             return
         assert np.array_equal(out.numpy(), want.to(out.dtype).numpy(), equal_nan=True)
 
