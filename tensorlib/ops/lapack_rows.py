@@ -237,7 +237,8 @@ def _solve_domain(s, dtype):
     n, k = A.shape[-1], s.integer(1, 3)
     if left and s.boolean():
         return (A, s.array(A.shape[:-1] if s.boolean() else (n,), low=-2, high=2)), {}
-    return (A, s.array((n, k) if left else (k, n), low=-2, high=2)), {"left": left}
+    shape = (n, k) if left else (*A.shape[:-2], k, n)  # a B that is no batch might be taken for vectors
+    return (A, s.array(shape, low=-2, high=2)), {"left": left}
 
 
 def _triangular_domain(s, dtype):
@@ -272,7 +273,7 @@ def _triangular_ref(np, A, B, upper, left=True, unitriangular=False):
     a = np.triu(A) if upper else np.tril(A)
     if unitriangular:
         a = np.where(np.eye(A.shape[-1], dtype=bool), 1.0, a)
-    return _solve_ref(np, a, B, left) if not left else np.linalg.solve(a, B)
+    return np.linalg.solve(a, B) if left else np.linalg.solve(a.mT, B.mT).mT
 
 
 def _lstsq_ref(np, A, B, rcond=None):

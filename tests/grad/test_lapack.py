@@ -1,5 +1,7 @@
 """Gradients of linear algebra: finite differences, PyTorch's, degenerate matrices, rows against their references."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -77,8 +79,10 @@ CASES = {
 }
 CASES |= {f"matrix_norm {o}": (pair("matrix_norm", o), TALL) for o in ("fro", "nuc", 1, -1, 2, -2, INF, -INF)}
 CASES |= {f"vector_norm {o}": (pair("vector_norm", o, -1), TALL) for o in (2, 1, 3, 0.5, -1, INF, -INF)}
-CASES |= {f"triangular {u} {left} {d}": (pair("solve_triangular", upper=u, left=left, unitriangular=d), SQUARE, SQUARE / 3)
-          for u in (True, False) for left in (True, False) for d in (True, False)}  # fmt: skip
+BOOLS = (True, False)
+for u, left, unit in product(BOOLS, BOOLS, BOOLS):
+    both = pair("solve_triangular", upper=u, left=left, unitriangular=unit)
+    CASES[f"triangular upper={u} left={left} unit={unit}"] = both, SQUARE, SQUARE / 3
 
 
 @pytest.mark.parametrize("name", CASES)
