@@ -20,7 +20,7 @@ from tensorlib.errors import DeviceError, NoKernel
 SHORT_WORK = 1 << 14  # elementary operations, some 4 us, below which giving the GIL away costs more than it helps
 PARALLEL_WORK = 1 << 16  # elementary operations below which waking the team costs more than it saves (some 10 us)
 recorders = 0  # how many threads have somebody told of their launches
-_state = threading.local()
+_state, _lock = threading.local(), threading.Lock()
 
 
 def cache_root() -> str:
@@ -50,7 +50,7 @@ class CpuBackend:
             known = ", ".join(levels.LEVELS)
             raise DeviceError("cpu", f"level {self.level!r}", f"one of {known}", "see kernels_numba/levels.py")
         self.tokens = levels.LEVELS[self.level].tokens
-        self._kernels, self._unwritable = {}, False
+        self._kernels, self._retired, self._unwritable = {}, [], False
         self.call = driver.direct_call(cache.from_memory)
         self._folders = cache.folders(self.level, cache_root())
         threads = os.environ.get("TENSORLIB_THREADS")
@@ -75,6 +75,7 @@ class CpuBackend:
 
     def store_under(self, destination):
         """Writes kernels to `destination`/<level> from now on, and looks nowhere else."""
+        self._retired.append(self._kernels)  # their code may be in use
         self._folders, self._kernels = [os.path.join(destination, self.level)], {}
 
     def kernel(self, room, name, *params, source=None, source_key=""):
@@ -240,6 +241,7 @@ def set_recorder(recorder):
     """Makes `recorder` (None: nobody) be told of every launch in this thread; returns the one before."""
     global recorders
     before = getattr(_state, "recorder", None)
+    with _lock:
+        recorders += (recorder is not None) - (before is not None)
     _state.recorder = recorder
-    recorders += (recorder is not None) - (before is not None)
     return before
