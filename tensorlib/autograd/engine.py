@@ -191,7 +191,7 @@ def _ways_to(roots, inputs):
 
 
 def _root(op, tensor, g):
-    node = tape.node_of(tensor)
+    node = tape.node_of(tensor) if tape.is_array(tensor) else None  # blocks of a quantised weight have none
     if node is None:
         fix = "make an operand with requires_grad=True, outside of no_grad()"
         raise GradError(op, "a tensor that requires no gradient", "one that was computed from a leaf that does", fix)
