@@ -20,8 +20,8 @@ from math import prod
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import axes
 from tensorlib.ops import create, elementwise, movement
+from tensorlib.ops._numpy import array, back
 from tensorlib.ops.elementwise import cos, div, mul, sin
-from tensorlib.ops.lapack import _array, _back
 from tensorlib.ops.pixels import pad
 from tensorlib.registry import FLOAT_ONLY, define
 
@@ -31,8 +31,8 @@ from tensorlib.registry import FLOAT_ONLY, define
 def _complex_array(op, x):
     import numpy as np
 
-    array = np.ascontiguousarray(_array(op, x))
-    return array.view(np.complex64 if array.itemsize == 4 else np.complex128)[..., 0]
+    pairs = np.ascontiguousarray(array(op, x))
+    return pairs.view(np.complex64 if pairs.itemsize == 4 else np.complex128)[..., 0]
 
 
 def _pairs(x, z):
@@ -40,7 +40,7 @@ def _pairs(x, z):
     import numpy as np
 
     z = np.ascontiguousarray(z)
-    return _back(x, z.view(x.dtype.numpy_dtype()).reshape(*z.shape, 2))
+    return back(x, z.view(x.dtype.numpy_dtype()).reshape(*z.shape, 2))
 
 
 def _c2c_vjp(g, dims, inverse, scale):
@@ -69,7 +69,7 @@ def r2c(x, scale):
     """The first n // 2 + 1 numbers of the transform of the last dim, real to complex."""
     import numpy as np
 
-    z = np.fft.rfft(_array("rfft", x))
+    z = np.fft.rfft(array("rfft", x))
     return _pairs(x, z if scale == 1 else z * z.real.dtype.type(scale))
 
 
@@ -88,7 +88,7 @@ def c2r(x, n, scale):
     import numpy as np
 
     z = np.fft.irfft(_complex_array("irfft", x), n, norm="forward")
-    return _back(x, z if scale == 1 else z * z.dtype.type(scale))
+    return back(x, z if scale == 1 else z * z.dtype.type(scale))
 
 
 # ---- sizes, dims and norms -------------------------------------------------------------------------------------------

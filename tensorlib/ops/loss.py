@@ -132,7 +132,7 @@ def binary_cross_entropy(input, target, weight=None, reduction="mean"):
     ShapeError, DTypeError.
     """
     _pair("binary_cross_entropy", input, target)
-    yes, no = (clamp(log(clamp(p, 3.8e-44)), -100) for p in (input, sub(1, input)))
+    yes, no = (clamp(log(clamp(p, 3.65e-44)), -100) for p in (input, sub(1, input)))
     loss = neg(add(mul(target, yes), mul(sub(1, target), no)))
     return _reduced("binary_cross_entropy", loss if weight is None else mul(loss, weight), reduction)
 
@@ -225,9 +225,11 @@ def gaussian_nll_loss(input, target, var, full=False, eps=1e-6, reduction="mean"
 @_composite()
 def cosine_similarity(x1, x2, dim=1, eps=1e-8):
     """x1 . x2 / (max(|x1|, eps) max(|x2|, eps)) along a dim; the shapes broadcast. ShapeError, DTypeError."""
+    shape = broadcast_shapes("cosine_similarity", x1.shape, x2.shape)
+    x1, x2 = movement.broadcast_to(x1, shape), movement.broadcast_to(x2, shape)
     norms = [clamp(reduce.norm(x, 2, dim, True), eps) for x in (x1, x2)]
     product = mul(div(x1, norms[0]), div(x2, norms[1]))
-    return reduce.sum(product, axis("cosine_similarity", dim, product.ndim))
+    return reduce.sum(product, dim)
 
 
 @_composite(None, 1)
@@ -259,7 +261,8 @@ def margin_ranking_loss(input1, input2, target, margin=0.0, reduction="mean"):
 @_composite()
 def hinge_embedding_loss(input, target, margin=1.0, reduction="mean"):
     """input where target is 1, max(margin - input, 0) where it is -1."""
-    loss = where(elementwise.eq(target, 1), input, elementwise.relu(sub(margin, input)))
+    near = where(elementwise.ne(target, -1), input, 0.0)
+    loss = add(near, where(elementwise.ne(target, 1), elementwise.relu(sub(margin, input)), 0.0))
     return _reduced("hinge_embedding_loss", loss, reduction)
 
 

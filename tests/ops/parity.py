@@ -80,7 +80,7 @@ def agree_gradients(ours, theirs, *args, **kwargs):
     for leaf, peer in zip(leaves, peers):
         if isinstance(leaf, Array) and leaf.requires_grad:
             expected = np.zeros(leaf.shape) if peer.grad is None else peer.grad.numpy()
-            error = np.abs(leaf.grad.numpy() - expected)
+            error = np.abs((np.zeros(leaf.shape) if leaf.grad is None else leaf.grad.numpy()) - expected)
             # a few thousand roundings of f64 at most, relative to the largest derivative
             assert error.max(initial=0) <= 2.0**-40 * (1 + np.abs(expected).max(initial=0)), (leaf.grad, peer.grad)
 
