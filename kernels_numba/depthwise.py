@@ -1,8 +1,8 @@
 """Convolutions with one input channel per group: sums over the taps of a window, without packing weights.
 
-`planes`, for square windows of up to 7 x 7 at stride 1 or 2 without dilation: a vector of outputs in each of 7 rows at a
-time, straight from the input, whose edges are masked loads. `depthwise` does the rest: the rows that a chunk of output
-rows meets are copied, zeros around them, so that every tap is one offset from a position; then four vectors of
+`planes`, for square windows of up to 7 x 7 at stride 1 or 2 without dilation: a vector of outputs in each of 7 rows at
+a time, straight from the input, whose edges are masked loads. `depthwise` does the rest: the rows that a chunk of
+output rows meets are copied, zeros around them, so that every tap is one offset from a position; then four vectors of
 positions sum their taps at a time. The words are those of conv.py; every output is one chain of multiply-adds over the
 taps in order.
 """

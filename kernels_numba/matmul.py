@@ -210,11 +210,14 @@ def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last
     for b in range(blocks):
         k0 = b * deep
         kk = min(deep, k - k0)
-        for j in range(many):
-            for v in range(0, {nr}, {lanes}):
-                at = column + j * {nr} + v
-                src = w + {w_size} * (at * w_n + k0 * w_k)
-                pack_lanes(src, w_n, w_k, n - at, {lanes}, kk, packed + {size} * (j * deep * {nr} + v), {nr} * {size})
+        if {by_rows} and w_n == 1 and column + many * {nr} <= n:
+            pack_rows(w + {w_size} * (column + k0 * w_k), w_k * {w_size}, kk, many, packed, deep * {nr} * {size})
+        else:
+            for j in range(many):
+                for v in range(0, {nr}, {lanes}):
+                    at = column + j * {nr} + v
+                    src, to = w + {w_size} * (at * w_n + k0 * w_k), packed + {size} * (j * deep * {nr} + v)
+                    pack_lanes(src, w_n, w_k, n - at, {lanes}, kk, to, {nr} * {size})
         for t0 in range(first, last, {block}):
             for j in range(many):
                 for t in range(t0, min(last, t0 + {block})):
@@ -224,10 +227,14 @@ def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last
                     if blocks > 1:
                         p += ((t - first) * many + j) * {mr} * {nr} * {size}
                     x = pa + {size} * (t * (k * {mr} + {pad}) + k0 * h)
+                    at = column + j * {nr}
+                    to = c + {c_size} * (t * {mr} * c_row + at)
+                    if b == blocks - 1:
+                        for i in range(rows):
+                            for v in range(0, {nr} * {c_size}, 64):
+                                prefetch(to + {c_size} * i * c_row + v)
                     tiles(h, kk, x, packed + j * deep * {nr} * {size}, p, b > 0)
                     if b == blocks - 1:
-                        at = column + j * {nr}
-                        to = c + {c_size} * (t * {mr} * c_row + at)
                         store(p, rows, n - at, to, c_row, code, bias + at * step, step, add)
 """
 _GEMM = """
@@ -271,6 +278,29 @@ def gemm(a, tid, nth):
 """
 
 
+_PACK_ROWS = """
+def pack_rows(src, step, k, panels, dst, panel):
+    # `k` rows of `panels` panels that lie side by side, `step` bytes apart
+    for i in range(k):
+        p = src + i * step
+        for j in range(panels):
+            for v in range({vectors}):
+                prefetch(p + {ahead} * step + {w_size} * {lanes} * v)
+                st_{v}(dst + j * panel + 64 * (i * {vectors} + v), ld_{w}x{lanes}(p + {w_size} * {lanes} * v))
+            p += {w_size} * {nr}
+"""
+AHEAD = 8  # rows
+
+
+def _pack_rows(w, words):
+    """pack_rows where vectors of w can be loaded as what is computed in; else never to be called."""
+    lanes, compute = words["lanes"], "f32" if words["size"] == 4 else "f64"
+    if not _by_vector(w, compute) or w not in SIZES:
+        return compiled("def pack_rows(src, step, k, panels, dst, panel):\n    pass", "pack_rows")
+    scope = {**words, "w": w, "v": f"{compute}x{lanes}", "vectors": words["nr"] // lanes, "ahead": AHEAD}
+    return compiled(_PACK_ROWS.format(**scope), "pack_rows")
+
+
 def _gemm(w, c, compute):
     if w not in scalar.BITS or c not in (("f32", "f16", "bf16") if compute == "f32" else ("f64",)):
         return None
@@ -278,7 +308,9 @@ def _gemm(w, c, compute):
     lanes = 64 // SIZES[compute]
     words = {"mr": mr, "nr": vectors * lanes, "lanes": lanes, "block": BLOCK_ROWS // mr, "pad": PAD}
     words |= {"size": SIZES[compute], "w_size": scalar.BITS[w] // 8, "c_size": SIZES[c]}
+    words["by_rows"] = _by_vector(w, compute) and w in SIZES
     parts = {"pack_lanes": _packer(w, compute), "tiles": _tiles(compute), "height": _height()}
+    parts["pack_rows"] = _pack_rows(w, words)
     block = compiled(_BLOCK.format(**words), "block", store=_store(c, compute), **parts)
     return kernel(_GEMM.format(**words), "gemm", block=block)
 

@@ -6,6 +6,7 @@ f64 for f64; a result is within (terms + 1) u sum |x||w| of the exact one, u = 2
 rounded to its dtype.
 """
 
+from collections.abc import Callable
 from itertools import product
 from math import gcd, prod
 from typing import NamedTuple
@@ -24,6 +25,8 @@ CHUNK = 24 << 10  # bytes of input that a thread sums windows over at a time
 FEW = 4  # output channels per group up to which a group of one input channel is summed without packing
 SQUARES = (3, 5, 7)  # windows that have kernels of their own there
 FLOATS = ("f32", "f16", "bf16", "f64")
+KNOWN = 1 << 12  # calls that are remembered at most
+_known = {}  # by layouts and arguments: (shape of the output, Call)
 
 
 class Window(NamedTuple):
@@ -186,17 +189,32 @@ def _batched(out, x, dims):
 
 
 def _conv(op, dims, x, weight, bias, stride, padding, dilation, groups):
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    options = (tuple(v) if isinstance(v, list) else v for v in (stride, padding, dilation, groups))
+    key = (op, backend.threads(x.device.type), *options, *((a.layout, a.dtype, a.device) for a in operands))
+    known = _known.get(key)
+    if known is None:
+        if len(_known) >= KNOWN:
+            _known.clear()
+        known = _known[key] = _prepared(op, dims, x, weight, bias, stride, padding, dilation, groups)
+    shape, call = known
+    out = type(x).empty(shape, x.dtype, x.device)
+    _launch(call, out, x, weight, bias)
+    return out
+
+
+def _prepared(op, dims, x, weight, bias, stride, padding, dilation, groups):
+    """The output's shape and the call that fills it."""
     batch, outputs = _operands(op, dims, x, weight, bias, groups, False)
     kernel = weight.shape[2:]
     stride, dilation = per_dim(op, "stride", stride, dims, 1), per_dim(op, "dilation", dilation, dims, 1)
     before, total = _padding(op, padding, kernel, stride, dilation)
     extent = zip(batch.shape[2:], total, dilation, kernel, stride)
     size = _sized(op, x, weight, [(n + t - d * (k - 1) - 1) // s + 1 for n, t, d, k, s in extent])
-    out = type(x).empty((batch.shape[0], outputs, *size), x.dtype, x.device)
     window = Window(_deep(size, 1), _deep(stride, 1), _deep(before, 0), _deep(dilation, 1))
-    taps = weight.view(_volume(weight.layout))
-    _run(out, batch.view(_volume(batch.layout)), weight, taps, ("conv", groups), bias, window, groups)
-    return _batched(out, x, dims)
+    volume, taps = batch.view(_volume(batch.layout)), _volume(weight.layout)
+    call = _call((batch.shape[0], outputs, *window.size), volume, taps, ("conv", groups), bias, window, groups)
+    return (*batch.shape[: x.ndim - dims - 1], outputs, *size), call
 
 
 # ---- the transposed convolution as one convolution per phase --------------------------------------------------------
@@ -238,8 +256,8 @@ def _transpose(op, dims, x, weight, bias, stride, padding, output_padding, group
         window = Window(counts, (1, 1, 1), pads, steps)
         key = ("conv_transpose", groups, stride, starts, before, dilation)
         target = out.view(part) if part.is_contiguous() else Array.empty(part.shape, out.dtype, out.device)
-        rows = weight.view(_swapped(mine, groups))
-        _run(target, source, weight, rows, key, bias, window, groups)
+        call = _call(target.shape, source, _swapped(mine, groups), key, bias, window, groups)
+        _launch(call, target, source, weight, bias)
         if target.ptr != out.ptr + (part.offset - out.offset) * out.dtype.itemsize:
             copy_into(out.view(part), target)
     return _batched(out, x, dims)
@@ -256,24 +274,50 @@ def _swapped(layout, groups):
 # ---- launches -------------------------------------------------------------------------------------------------------
 
 
-def _run(out, x, weight, taps, key, bias, window, groups):
-    """The convolution of x (N, C, D, H, W) with taps (..., C / groups, KD, KH, KW), a view of `weight`, into `out`."""
+class Call(NamedTuple):
+    """A launch without its operands' addresses: the kernel, the words between those of the operands and of the scratch
+    memory, its bytes, the words behind it; how the weights are laid out for the kernel, and under which key.
+    """
+
+    kernel: backend.Kernel
+    words: tuple
+    scratch: int
+    rest: tuple
+    key: tuple
+    laid_out: Callable
+    work: int
+
+
+def _launch(call, out, x, weight, bias):
     if 0 in out.shape:
         return
-    m, channels, kernel = out.shape[1] // groups, x.shape[1] // groups, taps.shape[-3:]
-    terms = channels * prod(kernel)
-    if not terms or 0 in x.shape:
+    if call is None:
         _only_bias(out, bias)
         return
+    first = weight.derived(call.key, lambda: call.laid_out(weight))
+    words = [first.ptr, x.ptr, out.ptr, 0 if bias is None else bias.ptr, *call.words]
+    reads, writes = [x, first] if bias is None else [x, first, bias], [out]
+    if call.scratch:
+        writes.append(Array.empty((call.scratch,), "u8", x.device))
+        words += [writes[1].ptr, *call.rest]
+    backend.launch(call.kernel, words, call.work, reads, writes)
+
+
+def _call(shape, x, taps, key, bias, window, groups):
+    """The Call for an output of `shape` (N, O, D, H, W), x (N, C, D, H, W), taps (layout of (..., C / groups, KD, KH,
+    KW) in the weight); None if no input is met.
+    """
+    m, channels, kernel = shape[1] // groups, x.shape[1] // groups, taps.shape[-3:]
+    terms = channels * prod(kernel)
+    if not terms or 0 in x.shape or 0 in shape:
+        return None
     window, layout = _flat(window, x.layout, kernel)
-    words = [out.ptr, *((0, 0) if bias is None else (bias.ptr, bias.strides[0]))]
+    words = [0 if bias is None else bias.strides[0]]
     words += [x.shape[0], groups, m, channels, *layout.strides, *layout.shape[2:]]
     words += [*window.size, *kernel, *window.stride, *window.padding, *window.dilation]
-    reads = [x, *([] if bias is None else [bias])]
+    work = prod(shape) * terms
     if channels == 1 and groups > 1 and m <= FEW:
-        _depthwise(out, weight, taps, key, words, window, reads)
-        return
-    packed = weight.derived(("packed", *key), lambda: _packed(taps, groups, m, terms))
+        return _depthwise(x, taps, key, words, window, work)
     size, positions = 8 if x.dtype.name == "f64" else 4, prod(window.size)
     threads, blocks = backend.threads(x.device.type), -(-terms // DEPTH)
     deep, group = -(-terms // (16 * blocks)) * 16, min(GROUP, -(-positions // 32) * 32)
@@ -281,20 +325,19 @@ def _run(out, x, weight, taps, key, bias, window, groups):
     held = (m + 16) * group if blocks > 1 else 16 * 32
     per_thread = size * (group * deep + 32) + 128 * group + size * held
     per_thread = -(-per_thread // 64) * 64
-    scratch = Array.empty((threads * per_thread,), "u8", x.device)
     parts = min(-(-m // 64), max(1, 2 * threads // (-(-positions // 32) * x.shape[0] * groups)))
-    words = [packed.ptr, x.ptr, *words, parts, group, deep, scratch.ptr, per_thread, threads]
     found = backend.kernel("conv", "conv", x.dtype.name, device=x.device.type)
-    backend.launch(found, words, out.numel() * terms // 8, (*reads, packed), (out, scratch))
+    words, rest, key = (*words, parts, group, deep), (per_thread, threads), ("packed", *key)
+    packed = lambda weight: _packed(weight.view(taps), groups, m, terms)  # noqa: E731
+    return Call(found, words, threads * per_thread, rest, key, packed, work // 8)
 
 
-def _depthwise(out, weight, taps, key, words, window, reads):
-    x, kernel = reads[0], taps.shape[-3:]
-    size, rows = 8 if x.dtype.name == "f64" else 4, weight.derived(("rows", *key), lambda: _contiguous(taps))
+def _depthwise(x, taps, key, words, window, work):
+    kernel, key = taps.shape[-3:], ("rows", *key)
+    size, rows = 8 if x.dtype.name == "f64" else 4, lambda weight: _contiguous(weight.view(taps))
     if _small(x, kernel, window):
         found = backend.kernel("depthwise", "planes", x.dtype.name, kernel[1], window.stride[2], device=x.device.type)
-        backend.launch(found, [rows.ptr, x.ptr, *words], out.numel() * prod(kernel), (*reads, rows), (out,))
-        return
+        return Call(found, tuple(words), 0, (), key, rows, work)
     reach = [(k - 1) * abs(d) for k, d in zip(kernel, window.dilation)]
     phases = kernel[0] * prod(min(s, r + 1) for s, r in zip(window.stride[1:], reach[1:]))
     pitch, more = window.size[2] + reach[2] // window.stride[2], reach[1] // window.stride[1]
@@ -302,10 +345,8 @@ def _depthwise(out, weight, taps, key, words, window, reads):
     chunk = max(1, min(window.size[1], CHUNK // (size * phases * pitch) - more))
     per_thread = 16 * prod(kernel) + size * (phases * (chunk + more) * pitch + 256)
     per_thread, threads = -(-per_thread // 64) * 64, backend.threads(x.device.type)
-    scratch = Array.empty((threads * per_thread,), "u8", x.device)
     found = backend.kernel("depthwise", "depthwise", x.dtype.name, device=x.device.type)
-    words = [rows.ptr, x.ptr, *words, chunk, 0, 0, scratch.ptr, per_thread, threads]
-    backend.launch(found, words, out.numel() * prod(kernel), (*reads, rows), (out, scratch))
+    return Call(found, (*words, chunk, 0, 0), threads * per_thread, (per_thread, threads), key, rows, work)
 
 
 def _small(x, kernel, window):

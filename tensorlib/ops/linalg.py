@@ -20,7 +20,7 @@ from tensorlib.registry import NUMBER, define
 
 FEW = 4  # rows up to which W is read directly instead of being packed
 DEPTH = 768  # elements of K per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
-GROUP = 256  # columns that one thread packs at a time
+GROUP = 128  # columns that one thread packs at a time
 PACKED_BYTES = 16 << 20  # packed A at most: a larger one is cut, so that it stays in the L3 and memory stays bounded
 TINY = 1 << 10  # products up to which one plain loop is the quickest: packing takes several launches
 _FLOATS = {"f16", "bf16", "f32", "f64"}
