@@ -10,6 +10,7 @@ from . import functions
 from .elementwise import expression
 from .scalar import BITS, FLOATS, caster, loader, storer
 from .simd import _I1, _I64, _call, _const, _make, arg, argf, ld_i8x64, ldn_i8x64, sti_i64
+from .transpose import turner
 
 CHECK = """
 def inside(ids, place, size):
@@ -120,7 +121,7 @@ def kernel(a, tid, nth):
         store(out, i, start + i * step)
 """
 
-# out[o, i, j] = x[o, i, j] where j is adjacent in out and i is adjacent in x: tiles of 32 x 32 stay in the L1 cache
+# out[o, i, j] = x[o, i, j] where j is adjacent in out and i is adjacent in x: tiles of 32 x 64 stay in the L1 cache
 TRANSPOSE = """
 def kernel(a, tid, nth):
     x, out, ni, nj, step_out, step_x, outer, nd = (
@@ -137,11 +138,9 @@ def kernel(a, tid, nth):
             w += 3
         first = (p - p // strips * strips) * 32
         last = min(first + 32, ni)
-        for j0 in range(0, nj, 32):
-            j1 = min(j0 + 32, nj)
-            for i in range(first, last):
-                for j in range(j0, j1):
-                    store(target, i * step_out + j, load(source, i + j * step_x))
+        for j in range(0, nj, 64):
+            turn(source + (first + j * step_x) * {width}, step_x * {width}, target + (first * step_out + j) * {width},
+                 step_out * {width}, last - first, min(64, nj - j))
 """
 
 # places of what is true, in order; `out` has room for all of them. A thread counts what is before its part
@@ -201,7 +200,7 @@ def build(name, *params, source=None):
     elif name == "nonzero":
         scope, text = scope | _BITS, NONZERO
     elif name == "transpose":
-        scope |= {"load": loader(params[0]), "store": storer(params[0])}
+        scope["turn"] = turner(BITS[params[0]] // 8)
         text = TRANSPOSE.replace("{width}", str(BITS[params[0]] // 8))
     elif name in BY_INDEX:
         dtype, ids = params

@@ -1,8 +1,9 @@
 """Reductions, softmax and scans over rows.
 
 Elements are combined in an order that depends on shapes only, never on the number of threads. Float sums run over
-blocks of 512 elements in the computing dtype, in at least 4 partial sums (64 for AVX-512), and the blocks add up in
-f64: for any length, |error| <= (512 / 4 + 8) eps sum |x|. Maxima and minima are NaN if any element is.
+blocks of 512 elements in the computing dtype, in at least 4 partial sums (128 for f32 and smaller floats, `parts.py`),
+and the blocks add up in f64: for any length, |error| <= (512 / 4 + 8) eps sum |x|. Maxima and minima are NaN if any
+element is.
 
 All strides are in elements; dims are listed innermost first, each its size and x's stride.
 """
@@ -10,7 +11,8 @@ All strides are in elements; dims are listed innermost first, each its size and 
 import ast
 
 from . import functions, simd
-from .scalar import BITS, caster, loader, storer
+from .parts import parts
+from .scalar import BITS, FLOATS, caster, loader, storer
 
 BLOCK = 512
 # (start, step) for floats, integers and bools; sums and products continue in f64 from block to block
@@ -37,6 +39,13 @@ def kernel(a, tid, nth):
     x, out, outputs, splits, per, length = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
     count, nk, nr = argf(a, 6), arg(a, 7), arg(a, 8)
     n0, step = arg(a, 9 + 2 * nk), arg(a, 10 + 2 * nk)
+    if splits == 1 and nk == 1 and nr == 1 and step == 1:
+        for p in range(outputs * tid // nth, outputs * (tid + 1) // nth):
+            total = wide_start()
+            for b in range(0, length, {block}):
+                total = wide_step(total, part(x, p * arg(a, 10) + b, min({block}, length - b)))
+            store(out, p, end_of(total, count))
+        return
     for p in range(outputs * splits * tid // nth, outputs * splits * (tid + 1) // nth):
         o = p // splits{decode}
         pos = (p - o * splits) * per
@@ -58,33 +67,55 @@ def kernel(a, tid, nth):
         store(out, p, end_of(total, count))
 """
 
-# The innermost kept dim is adjacent in memory: tiles of columns, summed up in scratch memory row after row.
+# The innermost kept dim is adjacent in memory: tiles of columns, summed up in scratch memory, eight rows at a time (in
+# the computing dtype: three more roundings). out[o, s, column]: part s of the rows.
 COLUMNS = """
 def kernel(a, tid, nth):
     x, out, outer, n, scratch, length = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
-    count, nk, nr = argf(a, 6), arg(a, 7), arg(a, 8)
-    n0, step = arg(a, 9 + 2 * nk), arg(a, 10 + 2 * nk)
+    count, nk, nr, splits, per = argf(a, 6), arg(a, 7), arg(a, 8), arg(a, 9), arg(a, 10)
+    n0, step = arg(a, 11 + 2 * nk), arg(a, 12 + 2 * nk)
     tiles = (n + {tile} - 1) // {tile}
     acc = scratch + tid * {tile} * 8
-    for p in range(outer * tiles * tid // nth, outer * tiles * (tid + 1) // nth):
-        o = p // tiles{decode}
-        first = (p - o * tiles) * {tile}
+    for p in range(outer * splits * tiles * tid // nth, outer * splits * tiles * (tid + 1) // nth):
+        q = p // tiles
+        o = q // splits{decode}
+        first = (p - q * tiles) * {tile}
         m = min({tile}, n - first)
         for t in range(m):
-            keep(acc, t, start())
-        for row in range(length // n0):
-            at, left, w = base + first, row, 11 + 2 * nk
+            keep(acc, t, wide_start())
+        pos = (q - o * splits) * per
+        end = min(pos + per, length)
+        while pos < end:
+            row = pos // n0
+            j = pos - row * n0
+            rows = min(n0 - j, end - pos)
+            at, left, w = base + first + j * step, row, 13 + 2 * nk
             for d in range(1, nr):
                 up = left // arg(a, w)
                 at += (left - up * arg(a, w)) * arg(a, w + 1)
                 left = up
                 w += 2
-            for i in range(n0):
+            pos += rows
+            for i in range(0, rows & -8, 8):
+                eight(x, at, step, acc, m)
+                at += 8 * step
+            for i in range(rows & 7):
                 for t in range(m):
-                    keep(acc, t, step_of(kept(acc, t), cast(load(x, at + t))))
+                    keep(acc, t, wide_step(kept(acc, t), cast(load(x, at + t))))
                 at += step
         for t in range(m):
-            store(out, o * n + first + t, end_of(kept(acc, t), count))
+            store(out, q * n + first + t, end_of(kept(acc, t), count))
+"""
+EIGHT = """
+def eight(x, at, step, acc, m):
+    at2 = at + 4 * step
+    for t in range(m):
+        x0, x1 = cast(load(x, at + t)), cast(load(x, at + step + t))
+        x2, x3 = cast(load(x, at + 2 * step + t)), cast(load(x, at + 3 * step + t))
+        x4, x5 = cast(load(x, at2 + t)), cast(load(x, at2 + step + t))
+        x6, x7 = cast(load(x, at2 + 2 * step + t)), cast(load(x, at2 + 3 * step + t))
+        low, high = pair(pair(x0, x1), pair(x2, x3)), pair(pair(x4, x5), pair(x6, x7))
+        keep(acc, t, wide_step(kept(acc, t), pair(low, high)))
 """
 TILE = 512
 
@@ -129,11 +160,17 @@ def row(x, at, n, out, p, extra):
         found = part(x, at + b, min({block}, n - b))
         if found {better} best or (found != found and best == best):
             best, where = found, b
-    for t in range(where, min(where + {block}, n)):
+    store(out, p, where + find(x, at + where, min({block}, n - where), best))
+"""
+
+# the first of n elements that is `best` (NaN for NaN); one of them is
+FIND = """
+def find(x, at, n, best):
+    for t in range(n):
         v = cast(load(x, at + t))
         if v == best or (v != v and best != best):
-            store(out, p, t)
-            return
+            return t
+    return n - 1
 """
 
 VAR = """
@@ -197,15 +234,6 @@ def row(x, at, n, out, p, extra):
         store(out, p * n + t, total)
 """
 
-KEEP = """
-def keep(acc, t, v):
-    {store}(acc, t, v)
-
-
-def kept(acc, t):
-    return {load}(acc, t){test}
-"""
-
 
 def _steps(name, compute):
     """Scope with start(), step_of(acc, x), and the same from block to block; None if there is no such row."""
@@ -227,6 +255,9 @@ def _steps(name, compute):
         "end_of": functions.inline(f"def end_of(acc, count):\n    return {end}", wide),
         "cast": caster(compute),
         "widen": caster(wide),
+        "pair": functions.inline(f"def pair(acc, x):\n    return {exact}", compute),
+        "keep": storer(wide),
+        "kept": loader(wide, written=True),
         "wide_log": functions.scope("f64")["log"],
     }
 
@@ -234,12 +265,9 @@ def _steps(name, compute):
 def _sources(name, compute):
     """(row of STEPS that a kernel is made from, its template, the texts of its helpers)"""
     if name.endswith("_columns"):
-        e = "u8" if compute == "bool" else compute
-        return name.removesuffix("_columns"), COLUMNS, [
-            KEEP.format(store=f"sti_{e}", load=f"ldi_{e}", test=" != 0" if compute == "bool" else "")
-        ]  # fmt: skip
+        return name.removesuffix("_columns"), COLUMNS, [EIGHT]
     if name in ("argmax", "argmin"):
-        return "a" + name[3:], EACH, [PART, ARG.replace("{better}", ">" if name == "argmax" else "<")]
+        return "a" + name[3:], EACH, [PART, FIND, ARG.replace("{better}", ">" if name == "argmax" else "<")]
     if name == "var":
         return "sum", EACH, [PART, VAR]
     if name in ("cumsum", "cumprod"):
@@ -263,11 +291,15 @@ def build(name, *params, source=None):
         return None
     scope = {k: v for k, v in vars(simd).items() if k.startswith(("ldi_", "sti_", "arg"))}
     scope |= functions.scope(compute) | steps | {"load": loader(given), "store": storer(out)}
-    decode = DECODE.format(index="p" if kernel is EACH else "o", word=6 if kernel is EACH else 9).rstrip()
+    vectors = parts(row, given) if compute == FLOATS.get(given) == "f32" else {}
+    if row == "prod" and kernel is COLUMNS:  # what overflows in f32 need not in f64
+        compute = "f64" if compute == "f32" else compute
+        scope |= {k: v for k, v in _steps(row, compute).items() if k in ("cast", "pair")}
+    decode = DECODE.format(index="p" if kernel is EACH else "o", word={ROWS: 9, COLUMNS: 11, EACH: 6}[kernel]).rstrip()
     for text in (*helpers, kernel):
         text = text.replace("{decode}", decode).replace("{block}", str(BLOCK)).replace("{tile}", str(TILE))
         for node in ast.parse(text).body:
             exec(compile(ast.Module([node], []), f"<reduce {name}>", "exec"), scope)
             if node.name != "kernel":
-                scope[node.name] = functions.jitted(scope[node.name])
+                scope[node.name] = vectors.get(node.name) or functions.jitted(scope[node.name])
     return scope["kernel"]

@@ -2,9 +2,12 @@
 cycle.
 """
 
-from numba import types
+import functools
 
-from .simd import _I64, _const, _make, _pointer, _shuffle
+from numba import njit, types
+
+from . import simd
+from .simd import _I64, _const, _make, _pointer, _shuffle, ld_i32x16
 
 
 def quads(*inside):
@@ -43,3 +46,36 @@ def _store_transposed(b, t, address, step, *rows):
 
 
 store_transposed = _make("store_transposed", lambda *a: types.void, _store_transposed, 18)
+
+
+# target[i, j] = source[j, i] for i < ni, j < nj; steps are in bytes, elements adjacent along i in source, j in target
+TURN = """
+def turn(source, step, target, row, ni, nj):
+    for i in range(ni):
+        for j in range(nj):
+            sti(target + i * row, j, ldi(source + j * step, i))
+"""
+TURN_WORDS = """
+def turn_words(source, step, target, row, ni, nj):
+    whole_i, whole_j = ni & -16, nj & -16
+    for j in range(0, whole_j, 16):
+        for i in range(0, whole_i, 16):
+            x = source + j * step + 4 * i
+            store_transposed(target + i * row + 4 * j, row, {rows})
+        turn(source + j * step + 4 * whole_i, step, target + whole_i * row + 4 * j, row, ni - whole_i, 16)
+    turn(source + whole_j * step, step, target + 4 * whole_j, row, ni, nj - whole_j)
+""".format(rows=", ".join(f"ld_i32x16(x + {k} * step)" for k in range(16)))
+
+
+@functools.cache
+def turner(width):
+    """f(source, step, target, row, ni, nj): a matrix of elements of `width` bytes transposed (TURN)."""
+    scope = {"sti": getattr(simd, f"sti_u{8 * width}"), "ldi": getattr(simd, f"ldi_u{8 * width}")}
+    plain = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    exec(TURN, scope)
+    scope["turn"] = njit(**plain)(scope["turn"])
+    if width != 4:
+        return scope["turn"]
+    scope |= {"ld_i32x16": ld_i32x16, "store_transposed": store_transposed}
+    exec(TURN_WORDS, scope)
+    return njit(**plain)(scope["turn_words"])

@@ -24,7 +24,7 @@ from tensorlib.ops._launch import fill
 from tensorlib.registry import ACC, BOOL, FLOAT_ONLY, INDEX, SAME, define
 
 PART = 1 << 15  # elements that one thread reduces at least, where there are few outputs
-TILE_BYTES = 512 * 8  # kernels_numba/reduce.py: scratch per thread
+TILE = 512  # kernels_numba/reduce.py: columns at a time, 8 bytes of scratch each
 _START = {"sum": 0, "mean": float("nan"), "prod": 1, "any": False, "all": True}
 
 
@@ -89,12 +89,21 @@ def _wide(kernel, compute):
 
 def _columns(kernel, x, out, compute, length, count, dims):
     (keep_sizes, keep_steps), (rest_sizes, rest_steps) = dims
-    compute = _wide(kernel, compute)
-    scratch = type(x).empty((backend.threads(x.device.type) * TILE_BYTES,), _dtype.u8, x.device)
-    words = [x.ptr, out.ptr, _prod(keep_sizes[:-1]), keep_sizes[-1], scratch.ptr, length]
-    words += [count, len(keep_sizes) - 1, len(rest_sizes)]
+    outer, n = _prod(keep_sizes[:-1]), keep_sizes[-1]
+    # few columns: threads share the rows out as well
+    wanted = sorted((16, length // 8, length * n // PART))[0] if outer * n < 16 * TILE else 1
+    per = -(-length // (wanted or 1))
+    splits = -(-length // per)
+    wide = _wide(kernel, compute)
+    target = out if splits == 1 else type(x).empty((outer, splits, n), wide, x.device)
+    scratch = type(x).empty((backend.threads(x.device.type) * TILE * 8,), _dtype.u8, x.device)
+    words = [x.ptr, target.ptr, outer, n, scratch.ptr, length, count if splits == 1 else 1.0]
+    words += [len(keep_sizes) - 1, len(rest_sizes), splits, per]
     words += _table(keep_sizes[:-1], keep_steps[:-1]) + _table(rest_sizes, rest_steps)
-    _launch(f"{kernel}_columns", compute, out, x, words, out.numel() * length, (scratch,))
+    _launch(f"{kernel}_columns", compute, target, x, words, outer * n * length, (scratch,))
+    if splits > 1:
+        parts = [((outer, n), (splits * n, 1)), ((splits,), (n,))]
+        _columns(kernel, target, out, wide, splits, count, parts)
 
 
 def _launch(name, compute, out, x, words, work, scratch=()):
@@ -327,14 +336,8 @@ def _ddof(name):
     return ref
 
 
-@define(
-    "reduce",
-    FLOAT_ONLY,
-    _ddof("var"),
-    vjp={"x": _var_vjp},
-    wrap=memoised,
-)
-def var(x, dim=None, correction=1, keepdim=False):
+@define("reduce", FLOAT_ONLY, _ddof("var"), vjp={"x": _var_vjp}, wrap=memoised)
+def _var(x, dim=None, correction=1, keepdim=False):
     """Variance: sum (x - mean)^2 / (n - correction), in two passes. NaN for n = correction."""
     FLOAT_ONLY.apply("var", x.dtype)
     dims = axes("var", dim, x.ndim)
@@ -346,9 +349,26 @@ def var(x, dim=None, correction=1, keepdim=False):
 
 
 @define("reduce", FLOAT_ONLY, _ddof("std"), vjp={"x": _std_vjp})
-def std(x, dim=None, correction=1, keepdim=False):
+def _std(x, dim=None, correction=1, keepdim=False):
     """Square root of `var`."""
-    return elementwise.sqrt(var(x, dim, correction, keepdim))
+    return elementwise.sqrt(_var(x, dim, correction, keepdim))
+
+
+def _older(dim, correction, unbiased):
+    """(dim, correction) of var(x, unbiased) and var(x, dim, unbiased=...), PyTorch's older spelling."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    return dim, int(unbiased) if unbiased is not None else 1 if correction is None else int(correction)
+
+
+def var(x, dim=None, correction=1, keepdim=False, unbiased=None):
+    """Variance: sum (x - mean)^2 / (n - correction), in two passes; unbiased=False is correction 0. NaN for n = it."""
+    return _var(x, *_older(dim, correction, unbiased), keepdim)
+
+
+def std(x, dim=None, correction=1, keepdim=False, unbiased=None):
+    """Square root of `var`."""
+    return _std(x, *_older(dim, correction, unbiased), keepdim)
 
 
 def _norm_ref(np, x, p=2, dim=None, keepdim=False):
@@ -359,7 +379,7 @@ def _norm_ref(np, x, p=2, dim=None, keepdim=False):
 
 
 @define("reduce", FLOAT_ONLY, _norm_ref, vjp={"x": _norm_vjp})
-def norm(x, p=2, dim=None, keepdim=False):
+def _norm(x, p=2, dim=None, keepdim=False):
     """(sum |x| ** p) ** (1 / p); p may be inf and -inf."""
     size = elementwise.abs(x)
     if p in (float("inf"), float("-inf")):
@@ -367,3 +387,12 @@ def norm(x, p=2, dim=None, keepdim=False):
     if p == 2:
         return elementwise.sqrt(sum(elementwise.square(x), dim, keepdim))
     return sum(size, dim, keepdim) if p == 1 else elementwise.pow(sum(elementwise.pow(size, p), dim, keepdim), 1 / p)
+
+
+def norm(x, p=2, dim=None, keepdim=False):
+    """(sum |x| ** p) ** (1 / p); p may be inf and -inf, 0 (how many are not 0), and "fro", which is 2. DTypeError."""
+    if p == 0:
+        return sum(elementwise.ne(x, 0), dim, keepdim).to(x.dtype)
+    if isinstance(p, str) and p != "fro":
+        raise DTypeError("norm", f"p={p!r}", "a number or 'fro'", "use tensorlib.linalg.svdvals(x).sum() for 'nuc'")
+    return _norm(x, 2 if p in ("fro", None) else p, dim, keepdim)
