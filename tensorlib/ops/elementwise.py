@@ -304,13 +304,19 @@ lerp = _ternary("lerp", FLOAT_ONLY, "x + z * (y - x)", lambda np, x, y, w: x + w
 addcmul = _ternary("addcmul", NUMBER, "x + y * z", lambda np, x, y, z: x + y * z)
 
 
-def where(condition, x, y, out=None):
+def where(condition, x=None, y=None, out=None):
     """x where `condition` (bool) is true, else y: any shapes that broadcast, promoted dtype of x and y. DTypeError.
+
+    Without x and y: the indices of what is not 0 in `condition`, a tensor for each of its dims.
 
     >>> import tensorlib
     >>> where(tensorlib.tensor([True, False]), 1.5, tensorlib.tensor([7, 8]))
     tensor([1.5000, 8.0000])
     """
+    if x is None and y is None:
+        from tensorlib.ops import index, movement
+
+        return movement.unbind(index.nonzero(condition if condition.ndim else movement.reshape(condition, 1)), 1)
     if getattr(condition, "dtype", None) is None or condition.dtype.kind != "b":
         got = f"a condition of dtype {getattr(condition, 'dtype', type(condition).__name__)}"
         raise DTypeError("where", got, "a bool tensor", "compare first, as in where(x > 0, ...)")

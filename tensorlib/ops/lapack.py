@@ -13,7 +13,10 @@ tensor([1., 1.])
 """
 
 from tensorlib.errors import LinAlgError
+from tensorlib.ops import contract
+from tensorlib.ops.contract import vecdot
 from tensorlib.ops.decompositions import QR, SVD, Eigh, cholesky, eigh, eigvalsh, qr, svd, svdvals
+from tensorlib.ops.linalg import matmul
 from tensorlib.ops.magnitudes import (
     Slogdet,
     det,
@@ -24,10 +27,21 @@ from tensorlib.ops.magnitudes import (
     slogdet,
     vector_norm,
 )
+from tensorlib.ops.movement import diagonal as _diagonal
 from tensorlib.ops.systems import Lstsq, inv, lstsq, pinv, solve, solve_triangular
 
 __all__ = [
     "QR", "SVD", "Eigh", "LinAlgError", "Lstsq", "Slogdet", "cholesky", "det", "eigh", "eigvalsh", "inv", "lstsq",
     "matrix_norm", "matrix_power", "matrix_rank", "norm", "pinv", "qr", "slogdet", "solve", "solve_triangular", "svd",
-    "svdvals", "vector_norm",
+    "svdvals", "vector_norm", "cross", "diagonal", "matmul", "vecdot",
 ]  # fmt: skip
+
+
+def cross(A, B, *, dim=-1):
+    """Cross product of vectors of 3 along a dim; the others broadcast. ShapeError."""
+    return contract.cross(A, B, dim)
+
+
+def diagonal(A, *, offset=0, dim1=-2, dim2=-1):
+    """The diagonals of matrices as a new last dim: a view. ShapeError."""
+    return _diagonal(A, offset, dim1, dim2)

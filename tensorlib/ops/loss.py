@@ -10,7 +10,7 @@ from math import log as _log
 from math import pi
 
 from tensorlib.errors import DTypeError, ShapeError
-from tensorlib.layout import axis
+from tensorlib.layout import broadcast_shapes
 from tensorlib.ops import elementwise, movement, reduce
 from tensorlib.ops.elementwise import abs, add, cast, clamp, div, exp, log, mul, neg, softplus, square, sub, where
 from tensorlib.ops.exchange import item
