@@ -12,7 +12,7 @@ import sysconfig
 import threading
 
 from . import control
-from .memory import Arena
+from .memory import Arena  # noqa: F401 (part of the device)
 
 NAME = "cpu"
 _libc = ctypes.CDLL(None)

@@ -226,6 +226,32 @@ def each(x, at, n, out, to, top, last):
 """
 VALUES = {"softmax": "exp(v) * last", "log_softmax": "v - last"}
 
+# where the output holds what is computed, the exponentials are written there first
+SOFTMAX = """
+def exponentials(x, at, n, out, to, top):
+    s = zero()
+    for t in range(n):
+        e = exp(cast(load(x, at + t)) - top)
+        store(out, to + t, e)
+        s = radd(s, e)
+    return s
+
+
+def scale(out, to, n, factor):
+    for t in range(n):
+        store(out, to + t, written(out, to + t) * factor)
+
+
+def row(x, at, n, out, p, extra):
+    top = start()
+    for b in range(0, n, {block}):
+        top = step_of(top, part(x, at + b, min({block}, n - b)))
+    total = 0.0
+    for b in range(0, n, {block}):
+        total += exponentials(x, at + b, min({block}, n - b), out, p * n + b, top)
+    scale(out, p * n, n, cast(1 / total))
+"""
+
 SCAN = """
 def row(x, at, n, out, p, extra):
     total = wide_start()
@@ -262,7 +288,7 @@ def _steps(name, compute):
     }
 
 
-def _sources(name, compute):
+def _sources(name, compute, out):
     """(row of STEPS that a kernel is made from, its template, the texts of its helpers)"""
     if name.endswith("_columns"):
         return name.removesuffix("_columns"), COLUMNS, [EIGHT]
@@ -272,6 +298,8 @@ def _sources(name, compute):
         return "sum", EACH, [PART, VAR]
     if name in ("cumsum", "cumprod"):
         return {"cumsum": "sum", "cumprod": "prod"}[name], EACH, [SCAN]
+    if name == "softmax" and out == compute:
+        return "amax", EACH, [PART, SOFTMAX]
     if name in FINISH:
         write = [EACH_ELEMENT.replace("{value}", VALUES[name])] if name in VALUES else []
         return "amax", EACH, [PART, EXPONENTIALS.replace("{finish}", FINISH[name]), *write]
@@ -285,12 +313,13 @@ def build(name, *params, source=None):
     cumsum, cumprod.
     """
     compute, out, given = params
-    row, kernel, helpers = _sources(name, compute)
+    row, kernel, helpers = _sources(name, compute, out)
     steps = _steps(row, compute)
     if steps is None:
         return None
     scope = {k: v for k, v in vars(simd).items() if k.startswith(("ldi_", "sti_", "arg"))}
     scope |= functions.scope(compute) | steps | {"load": loader(given), "store": storer(out)}
+    scope["written"] = loader(out, written=True)
     vectors = parts(row, given) if compute == FLOATS.get(given) == "f32" else {}
     if row == "prod" and kernel is COLUMNS:  # what overflows in f32 need not in f64
         compute = "f64" if compute == "f32" else compute
