@@ -23,7 +23,7 @@ NUMBERS = frozenset((bool, int, float))
 # `quick` is made from this text, once per op: arguments by name cost less than *args, and loops less when unrolled.
 _QUICK = """
 def quick({signature}):
-    if {out}(tape.used and tape.mode.recording) or backend.recorders:
+    if {out}(tape.used and tape.mode.recording and ({live})) or backend.recorders:
         return recorded({call}{out_too})
     try:
         plan = plans[{key}]{mixed_key}
@@ -44,6 +44,7 @@ def quick({signature}):
 def _text(function, names, operands):
     """The source of `quick` for a function: `names` are its parameters, the first `operands` Arrays or numbers."""
     call, arrays = [n for n in names if n != "out"], names[:operands]
+    live = " or ".join(f"tape.live({n})" for n in arrays)
     plain = [f"{n}.layout, {n}.dtype, {n}.buffer.device" for n in arrays]
     rest = [f"{n}, {n}.__class__" for n in call[operands:]]
     texts = {"key": ", ".join(plain + rest), "pointers": ", ".join(f"{n}.buffer.ptr" for n in arrays)}
@@ -57,7 +58,7 @@ def _text(function, names, operands):
         texts["mixed_pointers"] = f" if {same} else {packed}"
     texts["out"], texts["out_too"] = ("out is not None or ", ", out") if "out" in names else ("", "")
     signature = str(inspect.signature(function))[1:-1]
-    return _QUICK.format(signature=signature, call=", ".join(call), **texts)
+    return _QUICK.format(signature=signature, call=", ".join(call), live=live, **texts)
 
 
 class Plan:
@@ -98,7 +99,8 @@ def memoised(op, function, operands=1):
     Its first `operands` parameters are Arrays; a call with a number among them is kept under that number.
     """
     names = tape.parameters(function)[0]
-    plans, recorded = {}, tape.recorded(op, function)
+    plans, scope = {}, {"tape": tape, "backend": backend, "Buffer": Buffer, "NUMBERS": NUMBERS}
+    recorded = tape.recorded(op, function, quick=lambda: scope["quick"])
 
     def watched(args):
         if any(isinstance(a, Array) for a in args[operands:]):  # a key would keep it alive
@@ -119,7 +121,6 @@ def memoised(op, function, operands=1):
             plans[key] = plan
         return out
 
-    scope = {"tape": tape, "backend": backend, "Buffer": Buffer, "NUMBERS": NUMBERS}
     exec(_text(function, names, operands), scope | {"plans": plans, "recorded": recorded, "watched": watched}, scope)
     quick = scope["quick"]
     quick.__defaults__, quick.__wrapped__ = function.__defaults__, function
@@ -197,15 +198,23 @@ _PLAIN = frozenset((int, type(None), type(Ellipsis)))
 
 def view_memoised(op, function):
     """The op `function(x, *arguments)` of row `op`, which gives views, quick where x's layout and arguments repeat."""
-    layouts, recorded = {}, tape.recorded(op, function)
+    layouts, recorded = {}, tape.recorded(op, function, quick=lambda: quick)
 
     def quick(x, *args, **kwargs):
         if kwargs or (tape.used and tape.mode.recording):
-            return recorded(x, *args, **kwargs)
+            return recorded(x, *args, **kwargs) if kwargs or tape.live(x) else marked(x, args)
         try:
             return x.__class__(x.buffer, layouts[x.layout, args, tuple(map(type, args))], x.dtype)
         except (KeyError, TypeError):
             return watched(x, args)
+
+    def marked(x, args):
+        layout = layouts.get((x.layout, args, tuple(map(type, args)))) if _hashable(args) else None
+        if layout is None:
+            return watched(x, args)
+        out = x.__class__(x.buffer, layout, x.dtype)
+        tape.mark_view(out, x, op, args, {})
+        return out
 
     def watched(x, args):
         out = recorded(x, *args)
@@ -224,17 +233,19 @@ def view_memoised(op, function):
 
 def getitem_memoised(op, function):
     """`view_memoised` for x[key], where keys hold slices, which have no hash."""
-    layouts, recorded = {}, tape.recorded(op, function)
+    layouts, recorded = {}, tape.recorded(op, function, quick=lambda: quick)
 
     def quick(x, key):
-        if tape.used and tape.mode.recording:
-            return recorded(x, key)
-        known = _known(key)
+        recording = tape.used and tape.mode.recording
+        known = None if recording and tape.live(x) else _known(key)
         if known is None:
             return recorded(x, key)
         layout = layouts.get((x.layout, known))
         if layout is not None:
-            return x.__class__(x.buffer, layout, x.dtype)
+            out = x.__class__(x.buffer, layout, x.dtype)
+            if recording:
+                tape.mark_view(out, x, op, (key,), {})
+            return out
         out = recorded(x, key)
         if out.buffer is x.buffer:
             if len(layouts) >= LIMIT:
@@ -245,6 +256,10 @@ def getitem_memoised(op, function):
     quick.__wrapped__, quick.__name__, quick.__doc__ = function, function.__name__, function.__doc__
     quick.__module__ = function.__module__
     return quick
+
+
+def _hashable(args):
+    return all(type(a) in _PLAIN or (type(a) is tuple and _hashable(a)) for a in args)
 
 
 def _known(key):

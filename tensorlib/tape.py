@@ -109,6 +109,12 @@ def node_of(array):
     return array.node
 
 
+def live(x):
+    """Whether what is computed from x is to be recorded: x, or what it views, came from something with a gradient."""
+    origin = getattr(x, "origin", None)
+    return getattr(x, "node", None) is not None or (origin is not None and origin.root.node is not None)
+
+
 def guard(name, arrays):
     """Raises if an array that requires a gradient is read where nothing records it."""
     for x in arrays:
@@ -117,13 +123,16 @@ def guard(name, arrays):
             raise GradError(name, f"a tensor that requires a gradient ({x.node.name})", "an op that records", fix)
 
 
-def recorded(op, function, writes=False):
-    """`function` as the op of row `op` that takes part in differentiation; `writes`: into its first argument."""
+def recorded(op, function, writes=False, quick=None):
+    """`function` as the op of row `op` that takes part in differentiation; `writes`: into its first argument.
+
+    `quick()` gives what to call in its place while recording, where that is faster.
+    """
     names = parameters(function)
 
     def wrapped(*args, **kwargs):
         if used and mode.recording:
-            return record(op, function, names, args, kwargs, writes)
+            return record(op, quick() if quick else function, names, args, kwargs, writes)
         return function(*args, **kwargs)
 
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
@@ -176,7 +185,7 @@ def record(op, function, signature, args, kwargs, writes=False):
     if is_array(out):
         first = args[0] if args else None
         if is_array(first) and out is not first and out.buffer is first.buffer:
-            _mark_view(out, first, op, args[1:], kwargs)
+            mark_view(out, first, op, args[1:], kwargs)
         if live and _differentiable(out) and not any(out is v for v in bound.values()):
             out.node = Node(op.name, _flat(live.values()), Pullback(op, bound, live, out, versions), out)
             if out.origin is not None:
@@ -206,7 +215,7 @@ def _flat(nodes):
     return tuple(n for entry in nodes for n in (entry if type(entry) is list else (entry,)) if n is not None)
 
 
-def _mark_view(out, x, op, args, kwargs):
+def mark_view(out, x, op, args, kwargs):
     """Remembers how a view was made, so that a write to it or to what it views reaches the other's gradient."""
     step = (FUNCTIONS[op.name], args, kwargs)
     root, chain = (x, ()) if x.origin is None else (x.origin.root, x.origin.chain)

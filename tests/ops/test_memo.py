@@ -124,6 +124,20 @@ def test_quick_calls_are_recorded_when_a_gradient_is_asked_for():
     assert (x * w).view(7, 1).requires_grad and (x * w)[2:].requires_grad
 
 
+def test_after_a_gradient_was_asked_for_once():
+    w = fresh().requires_grad_()
+    z, x = tensorlib.zeros(3, 7), fresh(7, 1)
+    for _ in range(2):
+        assert not (x * x).requires_grad and not z[0].requires_grad and not z.view(21)[:7].requires_grad
+    for _ in range(2):
+        z = tensorlib.zeros(3, 7)
+        row, flat = z[1], z.view(21)
+        row.copy_(w * 2)
+        assert z.requires_grad and flat.requires_grad and row.requires_grad and z[1].requires_grad
+        (flat * flat).sum().backward()
+    assert np.allclose(w.grad.numpy(), 16 * w.detach().numpy(), rtol=1e-6)
+
+
 def test_plans_do_not_pile_up(monkeypatch):
     monkeypatch.setattr(memo, "LIMIT", 8)
     x = fresh()
