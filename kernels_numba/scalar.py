@@ -108,8 +108,7 @@ def convert(b, x, source, dtype):
     if dtype in INTS:
         want = ir.IntType(BITS[dtype])
         if is_float:
-            kind = "si" if dtype[0] == "i" else "ui"
-            return _call(b, f"llvm.fpto{kind}.sat.{_suffix(want)}.{_suffix(x.type)}", want, [x])
+            return _saturated(b, x, want, dtype[0] == "i")
         if x.type.width >= want.width:
             return x if x.type == want else b.trunc(x, want)
         return b.sext(x, want) if signed else b.zext(x, want)
@@ -122,6 +121,25 @@ def convert(b, x, source, dtype):
     if dtype == "f32":
         return x if x.type == _F32 else b.fptrunc(x, _F32)
     return _NARROW[dtype](b, _f64_to_odd_f32(b, x) if x.type == _F64 else x)
+
+
+def _saturated(b, x, want, signed):
+    """A float truncated to an integer type: its limits for what is outside, 0 for NaN. LLVM's own is not vectorised."""
+    numpy = np.float32 if x.type == _F32 else np.float64
+    low, limit = -(1 << want.width - 1) if signed else 0, 1 << want.width - signed
+    below = float(np.nextafter(numpy(limit), numpy(0)))
+    floor, wide = ir.Constant(x.type, float(low)), max(want.width, 32)
+    y = b.select(b.fcmp_ordered(">", x, floor), x, floor)
+    y = b.select(b.fcmp_ordered("<", y, ir.Constant(x.type, below)), y, ir.Constant(x.type, below))
+    # what fits 31 bits is converted as signed: no CPU but AVX-512 has the other conversion
+    unsigned = not signed and want.width >= 32
+    value = (b.fptoui if unsigned else b.fptosi)(y, ir.IntType(wide))
+    if int(below) != limit - 1:
+        above = b.fcmp_ordered(">=", x, ir.Constant(x.type, float(limit)))
+        value = b.select(above, ir.Constant(value.type, limit - 1), value)
+    if signed:
+        value = b.select(b.fcmp_unordered("uno", x, x), ir.Constant(value.type, 0), value)
+    return value if value.type == want else b.trunc(value, want)
 
 
 def _scope(b):
