@@ -16,6 +16,7 @@ MEMORY = {k: v for k, v in vars(simd).items() if k in ("arg", "argf") or k.start
 INFINITY = {"f8e4m3": 0x7E, "f8e5m2": 0x7C, "f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF << 52}
 TABLES = 256 * 8  # bytes of counters in front of a thread's pairs
 SHORT = 64  # rows up to this length (up to 2 SHORT where keys differ in more than 4 bytes) are merged
+LOOK = 64  # elements that are passed over together where none is among the k smallest so far
 RUN = 6  # from runs of this length, sorted by insertion
 
 KEY_FLOAT = """
@@ -126,19 +127,31 @@ def choose(front, back, counts, n, k):
         put(back, taken + i, key_at(front, i), index_at(front, i))
 
 
+def lowest(x, first, flip):
+    low = key_of(x, first) ^ flip
+    for i in range(first + 1, first + {look}):
+        low = min(low, key_of(x, i) ^ flip)
+    return low
+
+
 def smallest(x, front, back, counts, n, k, flip, room):
-    full, limit, count = False, 0, 0
-    for i in range(n):
-        key = key_of(x, i) ^ flip
-        if key < limit or not full:
-            put(front, count, key, i)
-            count += 1
-            if count == room:
-                choose(front, back, counts, count, k)
-                front, back = back, front
-                full, limit, count = True, key_at(front, 0), k
-                for j in range(1, k):
-                    limit = max(limit, key_at(front, j))
+    full, limit, count, i = False, 0, 0, 0
+    while i < n:
+        last = min(i + {look}, n)
+        if full and last == i + {look} and lowest(x, i, flip) >= limit:
+            i = last
+        while i < last:
+            key = key_of(x, i) ^ flip
+            if key < limit or not full:
+                put(front, count, key, i)
+                count += 1
+                if count == room:
+                    choose(front, back, counts, count, k)
+                    front, back = back, front
+                    full, limit, count = True, key_at(front, 0), k
+                    for j in range(1, k):
+                        limit = max(limit, key_at(front, j))
+            i += 1
     if count > k:
         choose(front, back, counts, count, k)
         return back
@@ -316,7 +329,9 @@ def _sort(dtype, words):
     raw = f"u{bits}"
     scope = {**MEMORY, "cast": caster("i64"), "select": select, "load": loader(raw), "store": storer(raw)}
     for text in (key, PAIR[words], DIGITS, CHOOSE, ORDER):
-        _define(scope, text.replace("{run}", str(RUN)).replace("{short}", str(SHORT)), True)
+        _define(
+            scope, text.replace("{run}", str(RUN)).replace("{short}", str(SHORT)).replace("{look}", str(LOOK)), True
+        )
     return _define(scope, SORT.format(tables=TABLES, words=words, bytes=bits // 8), False)["kernel"]
 
 
