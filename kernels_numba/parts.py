@@ -89,6 +89,18 @@ _ROWS = {
 }
 
 
+def memory(nbytes):
+    """Intrinsic f(): the address of memory in the caller's frame."""
+
+    def lower(b, t):
+        with b.goto_entry_block():
+            room = b.alloca(_I64, _const(_I64, nbytes // 8))
+            room.align = 64
+        return b.ptrtoint(room, _I64)
+
+    return _make("memory", lambda: types.int64, lower, 0)
+
+
 def parts(name, dtype):
     """{"part": f(x, at, n), "find": f(x, at, n, best)} for a row of the table and elements of dtype; {} if there is no
     such row.

@@ -11,7 +11,7 @@ All strides are in elements; dims are listed innermost first, each its size and 
 import ast
 
 from . import functions, simd
-from .parts import parts
+from .parts import memory, parts
 from .scalar import BITS, FLOATS, caster, loader, storer
 
 BLOCK = 512
@@ -67,20 +67,20 @@ def kernel(a, tid, nth):
         store(out, p, end_of(total, count))
 """
 
-# The innermost kept dim is adjacent in memory: tiles of columns, summed up in scratch memory, eight rows at a time (in
+# The innermost kept dim is adjacent in memory: tiles of columns, summed up on the stack, eight rows at a time (in
 # the computing dtype: three more roundings). out[o, s, column]: part s of the rows.
 COLUMNS = """
 def kernel(a, tid, nth):
-    x, out, outer, n, scratch, length = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
-    count, nk, nr, splits, per = argf(a, 6), arg(a, 7), arg(a, 8), arg(a, 9), arg(a, 10)
+    x, out, outer, n, length = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4)
+    count, nk, nr, splits, per, tile = argf(a, 5), arg(a, 6), arg(a, 7), arg(a, 8), arg(a, 9), arg(a, 10)
     n0, step = arg(a, 11 + 2 * nk), arg(a, 12 + 2 * nk)
-    tiles = (n + {tile} - 1) // {tile}
-    acc = scratch + tid * {tile} * 8
+    tiles = (n + tile - 1) // tile
+    acc = stack()
     for p in range(outer * splits * tiles * tid // nth, outer * splits * tiles * (tid + 1) // nth):
         q = p // tiles
         o = q // splits{decode}
-        first = (p - q * tiles) * {tile}
-        m = min({tile}, n - first)
+        first = (p - q * tiles) * tile
+        m = min(tile, n - first)
         for t in range(m):
             keep(acc, t, wide_start())
         pos = (q - o * splits) * per
@@ -117,7 +117,7 @@ def eight(x, at, step, acc, m):
         low, high = pair(pair(x0, x1), pair(x2, x3)), pair(pair(x4, x5), pair(x6, x7))
         keep(acc, t, wide_step(kept(acc, t), pair(low, high)))
 """
-TILE = 512
+TILE = 512  # columns at a time, at most
 
 # one row of n adjacent elements per output or output row
 EACH = """
@@ -319,7 +319,7 @@ def build(name, *params, source=None):
         return None
     scope = {k: v for k, v in vars(simd).items() if k.startswith(("ldi_", "sti_", "arg"))}
     scope |= functions.scope(compute) | steps | {"load": loader(given), "store": storer(out)}
-    scope["written"] = loader(out, written=True)
+    scope |= {"written": loader(out, written=True), "stack": memory(8 * TILE)}
     vectors = parts(row, given) if compute == FLOATS.get(given) == "f32" else {}
     if row == "prod" and kernel is COLUMNS:  # what overflows in f32 need not in f64
         compute = "f64" if compute == "f32" else compute

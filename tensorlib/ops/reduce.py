@@ -24,7 +24,7 @@ from tensorlib.ops._launch import fill
 from tensorlib.registry import ACC, BOOL, FLOAT_ONLY, INDEX, SAME, define
 
 PART = 1 << 15  # elements that one thread reduces at least, where there are few outputs
-TILE = 512  # kernels_numba/reduce.py: columns at a time, 8 bytes of scratch each
+TILE = 512  # kernels_numba/reduce.py: columns at a time at most
 _START = {"sum": 0, "mean": float("nan"), "prod": 1, "any": False, "all": True}
 
 
@@ -90,25 +90,25 @@ def _wide(kernel, compute):
 def _columns(kernel, x, out, compute, length, count, dims):
     (keep_sizes, keep_steps), (rest_sizes, rest_steps) = dims
     outer, n = _prod(keep_sizes[:-1]), keep_sizes[-1]
+    tile = TILE if outer * n >= 16 * TILE else TILE // 4
     # few columns: threads share the rows out as well
-    wanted = sorted((16, length // 8, length * n // PART))[0] if outer * n < 16 * TILE else 1
-    per = -(-length // (wanted or 1))
+    few = outer * -(-n // tile) < 4 and length * n >= 16 * PART
+    per = -(-length // 16) if few else length
     splits = -(-length // per)
     wide = _wide(kernel, compute)
     target = out if splits == 1 else type(x).empty((outer, splits, n), wide, x.device)
-    scratch = type(x).empty((backend.threads(x.device.type) * TILE * 8,), _dtype.u8, x.device)
-    words = [x.ptr, target.ptr, outer, n, scratch.ptr, length, count if splits == 1 else 1.0]
-    words += [len(keep_sizes) - 1, len(rest_sizes), splits, per]
+    words = [x.ptr, target.ptr, outer, n, length, count if splits == 1 else 1.0]
+    words += [len(keep_sizes) - 1, len(rest_sizes), splits, per, tile]
     words += _table(keep_sizes[:-1], keep_steps[:-1]) + _table(rest_sizes, rest_steps)
-    _launch(f"{kernel}_columns", compute, target, x, words, outer * n * length, (scratch,))
+    _launch(f"{kernel}_columns", compute, target, x, words, outer * n * length)
     if splits > 1:
         parts = [((outer, n), (splits * n, 1)), ((splits,), (n,))]
         _columns(kernel, target, out, wide, splits, count, parts)
 
 
-def _launch(name, compute, out, x, words, work, scratch=()):
+def _launch(name, compute, out, x, words, work):
     kernel = backend.kernel("reduce", name, compute.name, out.dtype.name, x.dtype.name, device=x.device.type)
-    backend.launch(kernel, words, work=work, reads=(x,), writes=(out, *scratch))
+    backend.launch(kernel, words, work=work, reads=(x,), writes=(out,))
     return out
 
 
@@ -358,7 +358,7 @@ def _older(dim, correction, unbiased):
     """(dim, correction) of var(x, unbiased) and var(x, dim, unbiased=...), PyTorch's older spelling."""
     if isinstance(dim, bool):
         dim, unbiased = None, dim
-    return dim, int(unbiased) if unbiased is not None else 1 if correction is None else int(correction)
+    return dim, int(unbiased) if unbiased is not None else 1 if correction is None else correction
 
 
 def var(x, dim=None, correction=1, keepdim=False, unbiased=None):
