@@ -28,7 +28,7 @@ def axis(op: str, dim: int, ndim: int) -> int:
 
 
 def axes(op: str, dims, ndim: int) -> tuple[int, ...]:
-    """Normalised, distinct dims: `None` means all, an int one. Raises ShapeError for repeated ones."""
+    """Normalised, distinct dims: `None` means all, an int one; none of a 0-d tensor. ShapeError for repeated ones."""
     if dims is None:
         return tuple(range(ndim))
     if isinstance(dims, int):
@@ -36,7 +36,7 @@ def axes(op: str, dims, ndim: int) -> tuple[int, ...]:
     found = tuple(axis(op, d, ndim) for d in dims)
     if len(set(found)) != len(found):
         raise ShapeError(op, f"dims {tuple(dims)}", "each dim once", "remove the repeated dim")
-    return found
+    return found if ndim else ()
 
 
 def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:

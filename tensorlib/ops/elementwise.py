@@ -235,7 +235,7 @@ erf = _unary("erf", FLOAT, "error function", _erf, (-5, 5))
 erfc = _unary("erfc", FLOAT, "1 - erf(x), accurate where erf is near 1", _special("erfc"), (-5, 10))
 sigmoid = _unary("sigmoid", FLOAT, "1 / (1 + e ** -x)", _sigmoid, (-90, 90))
 logsigmoid = _unary("logsigmoid", FLOAT, "log(sigmoid(x))", lambda np, x: -_softplus(np, -x), (-90, 90))
-softplus = _unary("softplus", FLOAT, "log(1 + e ** x)", _softplus, (-90, 90))
+_softplus_row = _unary("softplus", FLOAT, "log(1 + e ** x)", _softplus, (-90, 90))
 silu = _unary("silu", FLOAT, "x * sigmoid(x)", lambda np, x: x * _sigmoid(np, x), (-80, 80))
 gelu_erf = _unary("gelu", FLOAT, "x times the normal distribution's P(X < x)", lambda np, x: x * _phi(np, x), (-12, 12))
 gelu_tanh = _unary("gelu_tanh", FLOAT, "GELU's tanh approximation", _gelu_tanh, (-8, 12))
@@ -295,8 +295,8 @@ bitwise_left_shift = _binary(
 bitwise_right_shift = _binary(
     "bitwise_right_shift", SHIFT, "x / 2 ** y rounded down", lambda np, x, y: np.right_shift(x, y)
 )
-leaky_relu = _binary("leaky_relu", FLOAT, "x, or x * y below 0", lambda np, x, y: np.where(x > 0, x, x * y))
-elu = _binary("elu", FLOAT, "x, or y * (e ** x - 1) below 0", lambda np, x, y: np.where(x > 0, x, y * np.expm1(x)))
+_leaky_relu = _binary("leaky_relu", FLOAT, "x, or x * y below 0", lambda np, x, y: np.where(x > 0, x, x * y))
+_elu = _binary("elu", FLOAT, "x, or y * (e ** x - 1) below 0", lambda np, x, y: np.where(x > 0, x, y * np.expm1(x)))
 
 _where = _ternary("where", SAME, "y where x is true, else z", lambda np, c, x, y: np.where(c, x, y))
 _clamp = _ternary("clamp", NUMBER, "min(max(x, y), z)", lambda np, x, lo, hi: np.minimum(np.maximum(x, lo), hi))
@@ -363,6 +363,22 @@ def pow(x, y, out=None):
     if type(y) in (int, float) and y == 2 and kind == "f":
         return square(x, out=out)
     return _pow(x, y, out=out)
+
+
+def leaky_relu(x, negative_slope=0.01, out=None):
+    """x, or x * negative_slope below 0 (a number or an Array). FLOAT dtypes."""
+    return _leaky_relu(x, negative_slope, out=out)
+
+
+def elu(x, alpha=1.0, out=None):
+    """x, or alpha * (e ** x - 1) below 0 (arXiv:1511.07289). FLOAT dtypes."""
+    return _elu(x, alpha, out=out)
+
+
+def softplus(x, beta=1.0, threshold=None, out=None):
+    """log(1 + e ** (beta x)) / beta; x where beta x is above `threshold`, if one is given: the function needs none."""
+    found = _softplus_row(x, out=out) if beta == 1 else div(_softplus_row(mul(x, beta)), beta, out=out)
+    return found if threshold is None else where(gt(mul(x, beta), threshold), x, found)
 
 
 def round(x, decimals=0, out=None):

@@ -68,7 +68,8 @@ def index_select(x, dim, index):
     ids = _ids("index_select", x, index)
     if ids.ndim > 1:
         raise ShapeError("index_select", f"an index of shape {ids.shape}", "at most 1 dim", "use x[index]")
-    return taken(x, axis("index_select", dim, x.ndim), movement.reshape(ids, -1))
+    dim, ids = axis("index_select", dim, x.ndim), movement.reshape(ids, -1)
+    return taken(x, dim, ids) if x.ndim else movement.reshape(taken(movement.reshape(x, 1), dim, ids), ())
 
 
 def taken(x, dim, ids):
@@ -233,14 +234,8 @@ def _along_words(x, dim, ids, y):
 
 
 @define("index", INDEX, lambda np, x: np.argwhere(x))
-def nonzero(x):
-    """Indices of the elements that are not 0, in order: i64 of shape (count, dims of x).
-
-    >>> import tensorlib
-    >>> nonzero(tensorlib.tensor([[0, 3], [5, 0]]))
-    tensor([[0, 1],
-            [1, 0]])
-    """
+def _nonzero(x):
+    """Indices of the elements that are not 0, in order: i64 of shape (count, dims of x)."""
     flat = places(x)
     out = type(x).empty((flat.shape[0], x.ndim), _dtype.i64, x.device)
     if x.ndim == 1:
@@ -248,6 +243,18 @@ def nonzero(x):
     for d, ids in enumerate(coordinates(flat, x.shape)):
         copy_into(movement.select(out, 1, d), ids)
     return out
+
+
+def nonzero(x, as_tuple=False):
+    """Indices of the elements that are not 0, in order: i64 of shape (count, dims of x), or as_tuple a row per dim.
+
+    >>> import tensorlib
+    >>> nonzero(tensorlib.tensor([[0, 3], [5, 0]]), as_tuple=True)
+    (tensor([0, 1]), tensor([1, 0]))
+    """
+    if not as_tuple:
+        return _nonzero(x)
+    return movement.unbind(_nonzero(x if x.ndim else movement.reshape(x, 1)), 1)
 
 
 def places(mask):

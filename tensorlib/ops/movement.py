@@ -212,12 +212,17 @@ def unflatten(x, dim, shape):
 
 
 @_view(lambda np, x, *dims: np.flip(x, dims), lambda g, dims: flip(g, *dims))
-def flip(x, *dims):
+def _flip(x, *dims):
     """Dims reversed: a view (negative strides)."""
     layout = x.layout
     for d in axes("flip", sizes(dims), x.ndim):
         layout = layout.slice(d, slice(None, None, -1))
     return Array.view(x, layout)
+
+
+def flip(x, *args, dims=None):
+    """Dims reversed, flip(x, 0, 1) or flip(x, dims=(0, 1)): a view (negative strides)."""
+    return _flip(x, *sizes(args if dims is None else (dims,)))
 
 
 @_view(

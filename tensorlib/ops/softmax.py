@@ -8,7 +8,7 @@
 """
 
 from tensorlib import dtype as _dtype
-from tensorlib.layout import axis
+from tensorlib.layout import axes, axis
 from tensorlib.memo import memoised
 from tensorlib.ops import elementwise, movement, reduce
 from tensorlib.ops._launch import cast
@@ -71,10 +71,22 @@ def log_softmax(x, dim=-1, dtype=None):
     vjp={"x": lambda g, x, dim, keepdim: reduce.spread(g, x.shape, dim, keepdim) * softmax(x, dim)},
     wrap=memoised,
 )
-def logsumexp(x, dim, keepdim=False):
+def _logsumexp(x, dim, keepdim=False):
     """log of the sum of e ** x along one dim, without overflow."""
     x = x if x.dtype.kind == "f" else cast(x, _dtype.f32)
     d = axis("logsumexp", dim, x.ndim)
     return reduce.kept_dim(
         reduce.each("logsumexp", x, d, lambda kept, n: kept, x.dtype, x.dtype.compute), x, dim, keepdim
     )
+
+
+def logsumexp(x, dim, keepdim=False):
+    """log of the sum of e ** x along a dim, or along several in a tuple, without overflow. FLOAT dtypes."""
+    if isinstance(dim, int):
+        return _logsumexp(x, dim, keepdim)
+    dims = axes("logsumexp", dim, x.ndim)
+    if not dims:
+        return _logsumexp(movement.unsqueeze(x, -1), -1)
+    rows = movement.movedim(x, dims, tuple(range(-len(dims), 0)))
+    out = _logsumexp(movement.flatten(rows, -len(dims), -1), -1)
+    return movement.reshape(out, tuple(1 if d in dims else n for d, n in enumerate(x.shape))) if keepdim else out

@@ -231,8 +231,8 @@ def relu2(x):
 
 @_composite(lambda np, x, low=-1.0, high=1.0: np.clip(x, low, high))
 def hardtanh(x, min_val=-1.0, max_val=1.0):
-    """x limited to [min_val, max_val]."""
-    return clamp(x, min_val, max_val)
+    """x limited to [min_val, max_val], in x's dtype."""
+    return clamp(x, min_val, max_val) if x.dtype.kind == "f" else clamp(x, int(min_val), int(max_val))
 
 
 @_composite(lambda np, x: x / (1 + np.abs(x)), FLOAT)
