@@ -4,15 +4,13 @@ Both operands are brought to the promoted dtype; a Python number takes the array
 computed in float32, the default dtype. Where an op here has PyTorch's special cases, the standard's replace them.
 """
 
-from math import log
-
 from tensorlib import device as _device
 from tensorlib import dtype as D
 from tensorlib.array_api import _dtypes
 from tensorlib.array_api._array import NDArray, array, wrap
 from tensorlib.array_api._creation import _fitting
 from tensorlib.errors import DTypeError, ShapeError
-from tensorlib.ops import create, elementwise, movement
+from tensorlib.ops import create, elementwise, movement, special
 
 # ---- operands --------------------------------------------------------------------------------------------------------
 
@@ -40,16 +38,6 @@ def pair(op, x1, x2):
 def floats(x):
     """x, integers and bool as float32."""
     return x if x.dtype.kind == "f" else elementwise.cast(x, D.f32)
-
-
-def number(value, x):
-    """A 0-d array of x's dtype."""
-    return create.full(NDArray, (), value, dtype=x.dtype)
-
-
-def bits(x):
-    """A float array's bits, as integers over the same memory."""
-    return movement.view(x, {4: D.i32, 8: D.i64}[x.dtype.itemsize])
 
 
 def _unary(name, function, doc, only="buif"):
@@ -81,10 +69,6 @@ def _sign(x):
     return elementwise.where(elementwise.isnan(x), x, found) if x.dtype.kind == "f" else found
 
 
-def _signbit(x):
-    return elementwise.lt(bits(x), 0)
-
-
 def _floor_divide(x, y):
     if x.dtype.kind != "f":
         return elementwise.floor_divide(x, y)
@@ -96,34 +80,6 @@ def _remainder(x, y):
     if x.dtype.kind != "f":
         return found
     return elementwise.where(elementwise.eq(found, 0), elementwise.copysign(found, y), found)  # 0 has the sign of y
-
-
-def _logaddexp(x, y):
-    x, y = floats(x), floats(y)
-    apart = elementwise.log1p(elementwise.exp(elementwise.neg(elementwise.abs(elementwise.sub(x, y)))))
-    equal = elementwise.eq(x, y)  # infinities of one sign have no distance
-    return elementwise.add(elementwise.maximum(x, y), elementwise.where(equal, number(log(2), x), apart))
-
-
-def _hypot(x, y):
-    x, y = elementwise.abs(floats(x)), elementwise.abs(floats(y))
-    high, low = elementwise.maximum(x, y), elementwise.minimum(x, y)
-    ratio = elementwise.div(low, elementwise.where(elementwise.eq(high, 0), number(1.0, x), high))
-    length = elementwise.mul(high, elementwise.sqrt(elementwise.add(elementwise.square(ratio), 1)))
-    endless = elementwise.logical_or(elementwise.isinf(x), elementwise.isinf(y))
-    return elementwise.where(endless, number(float("inf"), x), length)
-
-
-def _nextafter(x, y):
-    x, y = floats(x), floats(y)
-    away = elementwise.eq(elementwise.lt(x, y), elementwise.gt(x, 0))  # from zero: the next bits up
-    ones = elementwise.where(away, number(1, bits(x)), number(-1, bits(x)))
-    found = movement.view(elementwise.add(bits(x), ones), x.dtype)
-    tiny = elementwise.copysign(number(2.0 ** (-149 if x.dtype is D.f32 else -1074), x), y)
-    found = elementwise.where(elementwise.eq(x, 0), tiny, found)
-    found = elementwise.where(elementwise.eq(x, y), y, found)
-    missing = elementwise.logical_or(elementwise.isnan(x), elementwise.isnan(y))
-    return elementwise.where(missing, elementwise.add(x, y), found)
 
 
 def _rounding(function):
@@ -175,7 +131,7 @@ _UNARY = {
     "real": (lambda x: x, "The real part: x itself", "uif"),
     "round": (_rounding(elementwise.round), "Nearest integer, halves to even", "uif"),
     "sign": (_sign, "-1, 0 or 1; NaN stays", "uif"),
-    "signbit": (_signbit, "Whether the sign bit is set, of -0.0 and NaN as well", "f"),
+    "signbit": (special.signbit, "Whether the sign bit is set, of -0.0 and NaN as well", "f"),
     "square": (elementwise.square, "x * x", "uif"),
     "trunc": (_rounding(elementwise.trunc), "x without its fraction", "uif"),
 }
@@ -193,17 +149,17 @@ _BINARY = {
     "floor_divide": (_floor_divide, "x1 / x2 rounded down"),
     "greater": (elementwise.gt, "x1 > x2"),
     "greater_equal": (elementwise.ge, "x1 >= x2"),
-    "hypot": (_hypot, "sqrt(x1 ** 2 + x2 ** 2), without overflow"),
+    "hypot": (_float_op(special.hypot), "sqrt(x1 ** 2 + x2 ** 2), without overflow"),
     "less": (elementwise.lt, "x1 < x2"),
     "less_equal": (elementwise.le, "x1 <= x2"),
-    "logaddexp": (_logaddexp, "log(e ** x1 + e ** x2), without overflow"),
+    "logaddexp": (_float_op(special.logaddexp), "log(e ** x1 + e ** x2), without overflow"),
     "logical_and": (_bool_op(elementwise.logical_and), "x1 and x2"),
     "logical_or": (_bool_op(elementwise.logical_or), "x1 or x2"),
     "logical_xor": (_bool_op(elementwise.logical_xor), "Either but not both"),
     "maximum": (elementwise.maximum, "The larger; NaN if either is"),
     "minimum": (elementwise.minimum, "The smaller; NaN if either is"),
     "multiply": (elementwise.mul, "x1 * x2"),
-    "nextafter": (_nextafter, "The next float after x1 towards x2"),
+    "nextafter": (_float_op(special.nextafter), "The next float after x1 towards x2"),
     "not_equal": (elementwise.ne, "x1 != x2"),
     "pow": (elementwise.pow, "x1 ** x2"),
     "remainder": (_remainder, "x1 - x2 * floor(x1 / x2), Python's %"),

@@ -393,3 +393,11 @@ def test_eye_meshgrid_and_triangles():
     for arrays, indexing in (([xp.ones((2, 2))], "xy"), ([xp.ones(2)], "yx")):
         with pytest.raises(ShapeError):
             xp.meshgrid(*arrays, indexing=indexing)
+
+
+def test_prebuild_calls_what_one_dtype_allows():
+    from tensorlib.array_api.__main__ import _whole, prebuild
+
+    made, refused = prebuild(["float32"])
+    assert refused == sum(name.startswith(("bitwise", "logical")) for name in xp.FUNCTIONS)
+    assert made == len(xp.FUNCTIONS) - refused + len(list(_whole(xp.ones((3, 4))))) + 1
