@@ -10,6 +10,7 @@ from `tensorlib.registry`. Names of the three: `Tensor.x` is a method, `x` a fun
 """
 
 import importlib
+import pkgutil
 
 # candle | tensorlib | torch (where it differs); `...` stands for the arguments that all three take
 CANDLE = """
@@ -182,11 +183,11 @@ def lookup(candle):
 
 def own_rows():
     """All op rows, by kind: {kind: [Op]}."""
-    import tensorlib
+    from tensorlib import ops
     from tensorlib.registry import OPS
 
-    for module in tensorlib._FUNCTIONS:
-        importlib.import_module(f"tensorlib.ops.{module}")
+    for module in pkgutil.iter_modules(ops.__path__):
+        importlib.import_module(f"tensorlib.ops.{module.name}")
     kinds = {}
     for op in sorted(OPS.values(), key=lambda op: op.name):
         kinds.setdefault(op.kind, []).append(op)

@@ -35,8 +35,8 @@ mode = _Mode()
 class Node:
     """Where a value came from: the op's name, the nodes of its operands, and the function that sends gradients there.
 
-    `backward(node, g)` gives [(input node, gradient or None)]. `order` rises with time: inputs come before what is made
-    of them. A leaf has no inputs, and accumulates `grad`.
+    `backward(node, g, ways)` gives [(input node, gradient or None)], of the inputs in `ways` alone unless that is None.
+    `order` rises with time: inputs come before what is made of them. A leaf has no inputs, and accumulates `grad`.
     """
 
     __slots__ = ("backward", "device", "dtype", "grad", "hooks", "inputs", "name", "order", "retains", "shape")
@@ -118,7 +118,7 @@ def live(x):
 def guard(name, arrays):
     """Raises if an array that requires a gradient is read where nothing records it."""
     for x in arrays:
-        if x.node is not None:
+        if getattr(x, "node", None) is not None:
             fix = "call it under tensorlib.no_grad() or on x.detach(), or give its row a vjp"
             raise GradError(name, f"a tensor that requires a gradient ({x.node.name})", "an op that records", fix)
 
@@ -260,7 +260,7 @@ def _write_through(origin, written):
     """The root of a view that was written to gets a Node: gradients go to the write there, elsewhere to before it."""
     root, before = origin.root, origin.root.node
 
-    def backward(node, g):
+    def backward(node, g, ways=None):
         inside = origin.replay(g)
         pairs = [(written, inside)]
         if before is not None:
@@ -284,11 +284,12 @@ class Pullback:
         if "out" in wanted and is_array(out):
             self.versions["out"] = out.buffer.version
 
-    def __call__(self, node, g):
+    def __call__(self, node, g, ways=None):
+        live = self.live if ways is None else {k: n for k, n in self.live.items() if _on_way(n, ways)}
         if type(g) is tuple:
             g += (None,) * (len(self.results) - len(g))
             g = tuple(FUNCTIONS["zeros_of"](*of) if x is None and of else x for x, of in zip(g, self.results))
-        values = {**self.saved, "g": g, "needs": self.live.keys()}
+        values = {**self.saved, "g": g, "needs": live.keys()}
         for name, version in self.versions.items():
             if self.saved[name].buffer.version != version:
                 _changed(self.op, name, version, self.saved[name].buffer.version)
@@ -296,10 +297,16 @@ class Pullback:
             values["out"] = _attached(values["out"], node)
         pairs = []
         for names, rule, parameters in self.rules:
+            if not any(n in live for n in (names if type(names) is tuple else (names,))):
+                continue
             found = rule(*(values[n] for n in parameters))
             for name, gradient in zip(names, found) if type(names) is tuple else ((names, found),):
-                pairs += _pairs(self.live.get(name), gradient)
+                pairs += _pairs(live.get(name), gradient)
         return pairs
+
+
+def _on_way(node, ways):
+    return any(n in ways for n in node) if type(node) is list else node in ways
 
 
 def _attached(out, node):

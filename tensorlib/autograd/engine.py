@@ -142,7 +142,7 @@ def _run(roots, inputs, retain, create):
             if node.backward is None:
                 fix = "pass retain_graph=True to the first backward"
                 raise GradError("backward", f"{node.name}, whose saved values are gone", "a graph used once", fix)
-            for source, gradient in node.backward(node, g):
+            for source, gradient in node.backward(node, g, ways):
                 if gradient is not None and (ways is None or source in ways):
                     pending.add(source, _fit(gradient, source))
             if not retain:

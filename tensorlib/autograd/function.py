@@ -33,7 +33,7 @@ def checkpoint(function, *args, **kwargs):
     outputs = out if isinstance(out, (tuple, list)) else (out,)
     live = {i: tape.node_of(a) for i, a in enumerate(args) if tape.is_array(a) and tape.node_of(a) is not None}
 
-    def again(node, g):
+    def again(node, g, ways=None):
         if tape.mode.recording:
             raise GradError("checkpoint", "create_graph=True", "a first derivative", "call the function directly")
         after = random.get_rng_state()
@@ -133,7 +133,7 @@ class Function:
         single = not isinstance(out, tuple)
         outputs = tuple(o.handle() if any(o is a for a in args) else o for o in ((out,) if single else out))
 
-        def run(node, g):
+        def run(node, g, ways=None):
             gradients = g if type(g) is tuple else (g,)
             gradients += (None,) * (len(outputs) - len(gradients))
             found = cls.backward(ctx, *map(_or_zeros, gradients, outputs))

@@ -134,8 +134,10 @@ def _composed(q, k, v, mask, dropout, causal, scale, gqa):
         mask = index.tril(create.ones(type(q), scores.shape[-2:], dtype="bool", device=q.device))
     if mask is not None:
         scores = elementwise.add(scores, cast(_additive(mask), compute))
+    masked = mask is not None and scores.shape[-1]
+    if masked:  # rows that see nothing: 0, and no NaN in their gradient
+        hidden = elementwise.le(reduce.amax(scores.handle(), -1, keepdim=True), HIDDEN)
+        scores = elementwise.masked_fill(scores, hidden, 0.0)
     weights = softmax.softmax(scores, -1) if scores.shape[-1] else scores
-    if mask is not None and scores.shape[-1]:
-        hidden = elementwise.le(reduce.amax(scores, -1, keepdim=True), HIDDEN)
-        weights = elementwise.masked_fill(weights, hidden, 0.0)
+    weights = elementwise.masked_fill(weights, hidden, 0.0) if masked else weights
     return cast(linalg.matmul(random.dropout(weights, dropout), v), dtype)
