@@ -10,7 +10,7 @@ import ctypes
 from tensorlib import backend
 from tensorlib.device import Array
 from tensorlib.errors import ContextError, DTypeError, ShapeError
-from tensorlib.ops import create, elementwise, index, movement
+from tensorlib.ops import attention_vjp, create, elementwise, index, movement
 from tensorlib.ops.norm import (  # noqa: F401
     FLOATS,
     _adjacent,
@@ -137,23 +137,10 @@ def rope(x, cos, sin, start=0, interleaved=False, out=None, out_start=False):
     return out
 
 
-def _append_ref(np, cache, x, start):
-    found = cache.copy()
-    rows = found[:, start : start + x.shape[0]]
-    rows[...] = np.swapaxes(x, 0, 1)[:, : rows.shape[1]]
-    return found
-
-
-def _cache_domain(s, dtype):
-    heads, rows, width, t = s.integer(1, 3), s.integer(1, 5), s.integer(1, 40), s.integer(1, 3)
-    return s.array((heads, rows, width)).copy(), adjacent_array(s, (t, heads, width), "f32"), s.integer(0, rows)
-
-
-@define("fused", FLOAT_ONLY, _append_ref, 2, lambda s, dtype: (_cache_domain(s, dtype), {}), writes=True)
 def append(cache, x, start):
     """Writes x [T, H, D] (f32) to rows start to start + T - 1 of a cache [H, rows, D] (f32, f16, bf16); returns that.
 
-    Rows outside the cache are not written. Raises ShapeError, DTypeError; GradError if a gradient is asked for.
+    Rows outside the cache are not written. Raises ShapeError, DTypeError; GradError if an operand requires a gradient.
     """
     out = _cache_rows("append", cache, x)
     (t, heads, width) = x.shape
@@ -163,24 +150,8 @@ def append(cache, x, start):
     return cache
 
 
-def _rope_append_domain(s, dtype):
-    cache, x, start = _cache_domain(s, dtype)
-    tables = (s.array((9, x.shape[2] // 2), "f32", -1, 1).copy() for _ in range(2))
-    return (cache, x, *tables, start, s.boolean()), {}
-
-
-@define(
-    "fused",
-    FLOAT_ONLY,
-    lambda np, cache, x, cos, sin, start, interleaved=False: _append_ref(
-        np, cache, _rope_ref(np, x, cos, sin, start, interleaved), start
-    ),
-    arity=2,
-    domain=_rope_append_domain,
-    writes=True,
-)
 def rope_append(cache, x, cos, sin, start, interleaved=False):
-    """`append` of `rope(x, ...)` in one pass. Returns the cache."""
+    """`append` of `rope(x, ...)` in one pass. Returns the cache. Raises as the two do."""
     rope(x, cos, sin, start, interleaved, _cache_rows("rope_append", cache, x), out_start=True)
     return cache
 
@@ -230,6 +201,47 @@ def _reads(*operands):
 # ---- attention ------------------------------------------------------------------------------------------------------
 
 
+def _attention_vjp(g, q, k, v, out, start, scale, causal, window, softcap, length):
+    if 0 in q.shape:
+        return (create.zeros(type(g), x.shape, dtype=g.dtype, device=g.device) for x in (q, k, v))
+    start, length = _positions(start, length, q.shape[0], k.shape[1], causal or window)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    return attention_vjp.vjp(g, q, k, v, out, start, scale, causal, window, softcap, length)
+
+
+def _attention_ref(np, q, k, v, start=None, scale=None, causal=True, window=0, softcap=0.0, length=None):
+    t, rows = q.shape[0], k.shape[1]
+    start, length = _positions(start, length, t, rows, True)
+    at, keys = np.arange(t)[:, None] + start, np.arange(rows)
+    seen = (keys < (start + t if length is None else length)) & (at >= keys if causal else True)
+    if window:
+        seen = seen & (keys > at - window) & (keys < at + window)
+    k, v = (np.repeat(x, q.shape[1] // k.shape[0], 0) for x in (k, v))
+    scores = np.einsum("thd,hrd->htr", q, k) * (q.shape[2] ** -0.5 if scale is None else scale)
+    scores = softcap * np.tanh(scores / softcap) if softcap else scores
+    e = np.where(seen, np.exp(scores - np.max(scores, -1, keepdims=True)), 0)
+    total = np.sum(e, -1, keepdims=True)
+    return np.einsum("htr,hrd->thd", e / np.where(total == 0, 1, total), v)
+
+
+def _attention_domain(s, dtype):
+    t, groups, width, rows = s.integer(1, 3), s.integer(1, 2), s.integer(1, 3 if s.smooth else 40), s.integer(3, 5)
+    shapes = [(t, groups * s.integer(1, 2), width)] + [(groups, rows, width)] * 2
+    options = {"causal": s.boolean(), "window": s.pick([0, 0, 2]), "softcap": s.pick([0.0, 0.0, 2.0])}
+    return (
+        *(adjacent_array(s, shape, low=-2, high=2) for shape in shapes),
+        s.pick([None, s.integer(0, rows - t)]),
+    ), options
+
+
+@define(
+    "fused",
+    FLOAT_ONLY,
+    _attention_ref,
+    arity=3,
+    domain=_attention_domain,
+    vjp={("q", "k", "v"): _attention_vjp},
+)
 def attention(q, k, v, start=None, scale=None, causal=True, window=0, softcap=0.0, length=None):
     """softmax(q k^T * scale) v per head: q [T, H, D] f32, k and v caches [G, rows, D] of one dtype -> [T, H, D] f32.
 
@@ -240,15 +252,19 @@ def attention(q, k, v, start=None, scale=None, causal=True, window=0, softcap=0.
     start and length are ints or i64 Arrays of one element. scale is 1 / sqrt(D) by default.
     Raises ShapeError, DTypeError, ContextError if start + T is known to exceed the rows.
 
-    Flash attention (Dao et al., arXiv:2205.14135) for many queries, ranges of keys read once for few.
+    Flash attention (Dao et al., arXiv:2205.14135) for many queries, ranges of keys read once for few. q may be f64,
+    and then k and v, too: that is computed from the definition, as gradients are.
     """
     _check_attention(q, k, v)
     (t, heads, width), rows = q.shape, k.shape[1]
-    out = type(q).empty(q.shape, "f32", q.device)
+    out = type(q).empty(q.shape, q.dtype, q.device)
     if 0 in q.shape:
         return out
-    first, count = _span(start, length, t, rows, causal or window)
+    start, length = _positions(start, length, t, rows, causal or window)
     scale = width**-0.5 if scale is None else scale
+    if q.dtype.name == "f64":
+        return attention_vjp.composed(q, k, v, start, scale, causal, window, softcap, length)
+    first, count = _position("attention", start), (0, -1) if length is None else _position("attention", length)
     words = [t, heads, k.shape[0], width, *first, *count, rows, int(causal), window, float(scale), float(softcap)]
     reads = _reads(q, k, v, start, length)
     few = t <= FEW_QUERIES and rows >= 16
@@ -257,8 +273,9 @@ def attention(q, k, v, start=None, scale=None, causal=True, window=0, softcap=0.
 
 
 def _check_attention(q, k, v):
-    _only_f32("attention", q)
-    _name("attention", k)
+    if q.dtype.name != "f64":
+        _only_f32("attention", q)
+        _name("attention", k)
     if k.dtype is not v.dtype:
         raise DTypeError("attention", f"k of {k.dtype}, v of {v.dtype}", "one dtype", "convert one of them")
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
@@ -271,8 +288,8 @@ def _check_attention(q, k, v):
     _adjacent("attention", q, k, v)
 
 
-def _span(start, length, t, rows, ordered):
-    """The words of start and of length."""
+def _positions(start, length, t, rows, ordered):
+    """start and length by default; a length of None is start + t."""
     if start is None:
         if ordered and length is not None and not isinstance(length, int):
             got = "a length in memory and no start"
@@ -282,7 +299,7 @@ def _span(start, length, t, rows, ordered):
     if isinstance(start, int) and length is None and start + t > rows:
         got = f"{t} queries from position {start}"
         raise ContextError("attention", got, f"at most {rows}, the cache's rows", "allocate a longer cache")
-    return _position("attention", start), (0, -1) if length is None else _position("attention", length)
+    return start, length
 
 
 def _scratch(nbytes, device):

@@ -253,9 +253,14 @@ def _gated_vjp(op, g, gate, up):
     return found
 
 
-def _gated_domain(s, dtype):
-    shape = s.shape(min_dims=1)
-    return tuple(adjacent_array(s, shape, low=-50, high=50) for _ in range(2)), {}
+def _gated_domain(low, high):
+    """Gates in bounds where the activation is not lost among denormals."""
+
+    def domain(s, dtype):
+        shape = s.shape(min_dims=1)
+        return (adjacent_array(s, shape, low=low, high=high), adjacent_array(s, shape, low=-50, high=50)), {}
+
+    return domain
 
 
 @define(
@@ -263,7 +268,7 @@ def _gated_domain(s, dtype):
     FLOAT_ONLY,
     lambda np, gate, up: OPS["silu"].ref(np, gate) * up,
     arity=2,
-    domain=_gated_domain,
+    domain=_gated_domain(-50, 50),
     vjp={("gate", "up"): lambda g, gate, up: _gated_vjp("swiglu", g, gate, up)},
 )
 def swiglu(gate, up):
@@ -276,7 +281,7 @@ def swiglu(gate, up):
     FLOAT_ONLY,
     lambda np, gate, up: OPS["gelu_tanh"].ref(np, gate) * up,
     arity=2,
-    domain=_gated_domain,
+    domain=_gated_domain(-8, 12),
     vjp={("gate", "up"): lambda g, gate, up: _gated_vjp("geglu", g, gate, up)},
 )
 def geglu(gate, up):

@@ -9,13 +9,13 @@ Gradients flow through a product to the activations, as if those had not been ro
 
 from math import prod
 
-from tensorlib import backend
+from tensorlib import backend, tape
 from tensorlib.device import CPU, Array, Buffer
 from tensorlib.errors import DTypeError, GradError, ShapeError
 from tensorlib.ops import elementwise, linalg, movement
 from tensorlib.ops._launch import fill
 from tensorlib.quant import formats, source
-from tensorlib.registry import FLOAT_ONLY, define
+from tensorlib.registry import FLOAT_ONLY, Op
 
 MATVEC_ROWS = 16  # up to so many rows packing panels of weights costs more than it saves (measured: equal at 24)
 DENSE_BYTES = 4 << 20  # of weights that a product with the blocks themselves (not transposed) dequantises at a time
@@ -178,19 +178,23 @@ class QTensor:
 # ---- products on the tape --------------------------------------------------------------------------------------------
 
 
-@define(
-    "linalg",
-    FLOAT_ONLY,
-    None,
-    arity=3,
-    vjp={"x": lambda g, weight: quantized_product(g, weight), "residual": lambda g: g},
-)
+def _recorded(**vjp):
+    """Decorator: on the tape, but not among the rows, since a weight in blocks is no operand that tests can draw."""
+
+    def decorate(function):
+        op = Op(function.__name__, "linalg", len(vjp), FLOAT_ONLY, None, function.__doc__, None, vjp)
+        return tape.recorded(op, function)
+
+    return decorate
+
+
+@_recorded(x=lambda g, weight: quantized_product(g, weight), residual=lambda g: g)
 def quantized_linear(x, weight, residual=None):
     """x [..., K] times a quantised weight [N, K], transposed, plus residual: what `QTensor.linear` calls."""
     return weight._linear(x, residual)
 
 
-@define("linalg", FLOAT_ONLY, None, arity=2, vjp={"x": lambda g, weight: quantized_linear(g, weight)})
+@_recorded(x=lambda g, weight: quantized_linear(g, weight))
 def quantized_product(x, weight):
     """x [..., N] f32 times a quantised weight [N, K]: [..., K] f32, with the weights as f32. ShapeError, DTypeError.
 

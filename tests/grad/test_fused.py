@@ -182,6 +182,7 @@ def test_a_position_that_moved_on_is_noticed():
 def test_caches_refuse_a_gradient(name):
     cache, x = tensorlib.zeros(2, 5, 4), tensorlib.ones(1, 2, 4, requires_grad=True)
     tables = fused.rope_tables([1.0, 0.5], 9) if name == "rope_append" else ()
-    getattr(fused, name)(cache, x, *tables, 0)
-    with pytest.raises(GradError, match=f"{name}: got a gradient asked for with respect to x"):
-        cache.sum().backward()
+    with pytest.raises(GradError, match=r"requires? a gradient"):
+        getattr(fused, name)(cache, x, *tables, 0)
+    with tensorlib.no_grad():
+        assert getattr(fused, name)(cache, x, *tables, 0) is cache
