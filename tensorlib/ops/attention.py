@@ -37,11 +37,13 @@ def scaled_dot_product_attention(
     (2, 8, 10, 64)
     """
     shape = _check(query, key, value, attn_mask, is_causal, enable_gqa)
-    scale = query.shape[-1] ** -0.5 if scale is None and query.shape[-1] else scale or 1.0
+    if scale is None:
+        scale = max(query.shape[-1], 1) ** -0.5
     operands = [x for x in (query, key, value, attn_mask) if x is not None]
     recording = tape.used and tape.mode.recording and any(tape.node_of(x) is not None for x in operands)
     narrow = query.shape[-1] == value.shape[-1] <= WIDEST and query.dtype.name in FLOATS
-    same = query.ndim > 2 and query.shape[:-3] == key.shape[:-3] == value.shape[:-3]
+    same = query.ndim > 2 and query.shape[:-3] == key.shape[:-3] and key.shape[:-2] == value.shape[:-2]
+    same = same and query.shape[:-2] == shape[:-2]
     if not (narrow and same) or recording or dropout_p or 0 in (*shape, key.shape[-2], *query.shape):
         return _composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     q = cast(_adjacent(query), "f32")

@@ -67,6 +67,30 @@ def test_shapes_groups_and_masks(data):
     check(q, k, v, mask, is_causal=kind == "causal", scale=draw(None, 0.3), enable_gqa=share > 1)
 
 
+def test_heads_and_batches_broadcast():
+    rng = np.random.default_rng(7)
+    for q, k, v in (
+        ((1, 9), (4, 9), (4, 9)),
+        ((4, 9), (1, 9), (1, 9)),
+        ((4, 9), (4, 9), (1, 9)),
+        ((4, 3), (1, 9), (4, 9)),
+    ):
+        x = [normal(rng, *shape, 16) for shape in (q, k, v)]
+        got = sdpa(*map(tensorlib.from_numpy, x)).numpy()
+        wide = [np.broadcast_to(y, (4, *y.shape[1:])) for y in x]
+        want, bound = reference(*wide)
+        assert got.shape == want.shape and (abs(got - want) <= bound).all()
+    # of 4 query heads, keys of 2 and values of 4
+    x = [normal(rng, heads, 9, 16) for heads in (4, 2, 4)]
+    want, bound = reference(x[0], np.repeat(x[1], 2, 0), x[2])
+    assert (abs(sdpa(*map(tensorlib.from_numpy, x), enable_gqa=True).numpy() - want) <= bound).all()
+
+
+def test_scale_zero_averages():
+    rng = np.random.default_rng(8)
+    check(*(normal(rng, 2, 9, 16) for _ in range(3)), scale=0.0)
+
+
 @pytest.mark.parametrize("d", [40, 264])  # in the kernels, composed
 @pytest.mark.parametrize("t", [2, 60])
 def test_who_sees_nothing_gives_zero(d, t):
