@@ -354,6 +354,8 @@ def chunk(x, chunks, dim=0):
 
 def unbind(x, dim=0):
     """The elements of a dim as a tuple of views without it."""
+    if not x.ndim:
+        raise ShapeError("unbind", "a 0-d tensor", "at least one dim", "use reshape(1) first")
     return tuple(select(x, dim, i) for i in range(x.shape[axis("unbind", dim, x.ndim)]))
 
 
@@ -363,7 +365,10 @@ def roll(x, shifts, dims=None):
     if dims is None:
         return reshape(roll(flatten(x), shifts, 0), x.shape)
     shifts, dims = ((v,) if isinstance(v, int) else tuple(v) for v in (shifts, dims))
-    for shift, dim in zip(shifts, axes("roll", dims, x.ndim), strict=True):
+    dims = axes("roll", dims, x.ndim)
+    if len(shifts) != len(dims):
+        raise ShapeError("roll", f"{len(shifts)} shifts for {len(dims)} dims", "one per dim", "pair them up")
+    for shift, dim in zip(shifts, dims):
         n = x.shape[dim]
         cut = -shift % n if n else 0
         x = cat([narrow(x, dim, cut, n - cut), narrow(x, dim, 0, cut)], dim)

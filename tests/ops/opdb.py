@@ -3,9 +3,15 @@
 A result is held to PyTorch's in float64, on the inputs as they are rounded. It may be off by the rounding of its dtype,
 by 8 times what moves when every input moves by one rounding, and by twice the largest error that PyTorch itself makes
 in that dtype. Integers, bools, shapes and dtypes are equal.
+
+`python -m tests.ops.opdb [SAMPLES OF EACH OP]` runs all of it and prints what does not agree, and why.
 """
 
+import collections
 import inspect
+import itertools
+import re
+import sys
 import warnings
 from collections import namedtuple
 
@@ -26,7 +32,7 @@ def resolve(name):
     found = tensorlib
     for part in name.split("."):
         found = getattr(found, part, None)
-        if found is None or inspect.ismodule(found) and part == name.rsplit(".")[-1]:
+        if found is None or (inspect.ismodule(found) and part == name.rsplit(".")[-1]):
             found = None
             break
     return found if callable(found) else getattr(tensorlib.Tensor, name, None)
@@ -52,7 +58,9 @@ def mapped(x, function):
     if isinstance(x, torch.Tensor):
         return function(x)
     if isinstance(x, (list, tuple)) and not isinstance(x, torch.Size):
-        return type(x)(mapped(v, function) for v in x) if not hasattr(x, "_fields") else [mapped(v, function) for v in x]
+        return (
+            type(x)(mapped(v, function) for v in x) if not hasattr(x, "_fields") else [mapped(v, function) for v in x]
+        )
     return {k: mapped(v, function) for k, v in x.items()} if isinstance(x, dict) else x
 
 
@@ -150,7 +158,8 @@ def compare(found, same, exact, spread):
         f, s, e = (x.astype(np.float64) for x in (found, same, exact))
         unit = UNIT[{"float64": "f64", "float32": "f32", "float16": "f16"}.get(str(found.dtype), "bf16")]
         own = np.max(np.abs(s - e), initial=0.0, where=np.isfinite(s) & np.isfinite(e))
-        bound = 8 * unit * np.abs(e) + 8 * spread + 2 * own + 2.0**-140
+        top = np.max(np.abs(e), initial=0.0, where=np.isfinite(e))
+        bound = 8 * unit * np.abs(e) + 8 * spread + 2 * own + 2 * unit * top + 2.0**-140
         fine = (np.abs(f - e) <= bound) | (f == s) | (np.isnan(f) & np.isnan(s))
     if np.all(fine):
         return ""
@@ -171,3 +180,77 @@ def errors(op, function):
         except Exception as e:
             found.append(Outcome("error", f"{type(e).__name__}: {e}"[:160]))
     return found
+
+
+# functions whose operands PyTorch's samples give in another order
+ADAPT = {
+    "nn.functional.embedding": lambda f: lambda weight, ids, **options: f(ids, weight, **options),
+    "nn.functional.embedding_bag": lambda f: lambda weight, ids, *rest, **options: f(ids, weight, *rest, **options),
+    "where": lambda f: lambda x, condition, y: f(condition, x, y),
+    "einsum": lambda f: lambda operands, equation: f(equation, *operands),
+    "T": lambda f: lambda x: x.T,
+    "mT": lambda f: lambda x: x.mT,
+}
+
+
+def function_of(op):
+    """Our function of an entry, with operands in the order of its samples; None if we have none of the name."""
+    found = resolve(op.name)
+    return ADAPT[op.name](found) if op.name in ADAPT else found
+
+
+def full_name(op):
+    """ "norm.nuc" of the entry norm with variant nuc."""
+    return op.name + (f".{op.variant_test_name}" if op.variant_test_name else "")
+
+
+def samples(op, most, everything=False):
+    """(dtype name, sample): f32, and what takes none in i64 or bool; `everything`: all of the three dtypes."""
+    names = [n for n in ("float32", "int64", "bool") if getattr(torch, n) in op.supported_dtypes("cpu")]
+    for name in names if everything else names[:1]:
+        torch.manual_seed(0)
+        yield from ((name, s) for s in itertools.islice(op.sample_inputs("cpu", getattr(torch, name)), most))
+
+
+def reason(rows, op, text):
+    """Why a difference is listed, or None."""
+    for name, pattern, why in rows:
+        if name in ("*", full_name(op), op.name) and re.search(pattern, text):
+            return why
+    return None
+
+
+def main(most=None):
+    """Runs every sample of every dtype (`most` of each op, if given) and prints a table in Markdown."""
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    from tests.ops.opdb_listed import ERRORS, LISTED
+
+    count, lines = collections.Counter(), []
+    for op in op_db:
+        function = function_of(op)
+        count["ops" if function else "ops without a function of ours"] += 1
+        if function is None:
+            continue
+        own, texts = collections.Counter(), {}
+        for name, sample in samples(op, most, True):
+            outcome = run(op, sample, function)
+            listed = outcome.kind in ("error", "differs") and reason(LISTED, op, outcome.text)
+            own["listed" if listed else outcome.kind] += 1
+            if outcome.kind in ("error", "differs"):
+                texts.setdefault(listed or f"NOT LISTED, {name}: {outcome.text[:90]}", None)
+        for outcome in errors(op, function) if op.error_inputs_func is not None else ():
+            known = outcome.kind == "passed" or reason(ERRORS, op, outcome.text)
+            count[
+                "inputs refused" if outcome.kind == "passed" else "refusals listed" if known else "refusals missing"
+            ] += 1
+        count.update(own)
+        if texts:
+            lines.append(f"| {full_name(op)} | {own['passed']} | {sum(own.values())} | {'; '.join(texts)} |")
+    print("| op | passed | samples | why not |\n|---|---|---|---|", *sorted(lines), sep="\n")
+    print("\n" + ", ".join(f"{n} {k}" for k, n in count.items()))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -1,0 +1,81 @@
+"""Where we differ from PyTorch's op_db on purpose, or not yet the same: op name, what the difference looks like, why.
+
+An op may be in several rows. A sample that differs in any other way is a failure; so is a row that nothing matches.
+"""
+
+LATER = "an option that nobody asked for yet: "
+RANDOM = "random numbers come from another generator"
+COMPLEX = "complex numbers are pairs of floats in a last dim"
+
+LISTED = [
+    ("addcmul", "keyword argument 'value'", LATER + "write x + value * y * z"),
+    ("index_add", "keyword argument 'alpha'", LATER + "write alpha * src"),
+    ("cdist", "positional arguments", LATER + "compute_mode"),
+    ("svd", "keyword argument 'some'", "linalg.svd's signature, full_matrices, is the only one"),
+    ("linalg.lstsq", "keyword argument 'driver'", LATER + "one driver"),
+    ("linalg.pinv.singular", "positional argument", "the sample multiplies two factors first"),
+    ("unique", "keyword argument 'dim'", LATER + "unique rows"),
+    ("unique_consecutive", "keyword argument 'dim'", LATER + "unique rows"),
+    ("scatter", "keyword argument 'reduce'", "scatter_reduce has it"),
+    ("repeat_interleave", "keyword argument 'output_size'", "a hint for the GPU"),
+    ("nn.functional.embedding", "padding_idx|max_norm|sparse|scale_grad", LATER + "options of training"),
+    ("nn.functional.embedding_bag", "max_norm|padding_idx|sparse|scale_grad|last_offset", LATER + "the same"),
+    ("nn.functional.triplet_margin_loss", "keyword argument 'swap'", LATER + "swap"),
+    ("var_mean", "keyword argument 'unbiased'|other|shape|NoneType|of ", "correction= is the only spelling"),
+    ("std_mean", "keyword argument 'unbiased'|other|shape|NoneType|of ", "correction= is the only spelling"),
+    ("var_mean.unbiased", "shape|of 1", "correction= is the only spelling"),
+    ("std_mean.unbiased", "shape|of 1", "correction= is the only spelling"),
+    ("nn.functional.layer_norm", "'tuple' object|multiple values", "of the last dim: layer_norm(x, weight, bias, eps)"),
+    ("nn.functional.rms_norm", "'tuple' object|multiple values", "of the last dim: rms_norm(x, weight, eps)"),
+    ("to", "memory_format", "one memory format"),
+    *((name, "memory_format", "one memory format") for name in "bfloat16 bool byte char double float half int".split()),
+    ("long", "memory_format", "one memory format"),
+    ("short", "memory_format", "one memory format"),
+    ("stft", "return_complex", COMPLEX),
+    *((f"fft.{name}", "real and imaginary|dim -2", COMPLEX) for name in ("irfft", "irfft2", "irfftn")),
+    ("norm.nuc", "p='nuc'", "tensorlib.linalg has the nuclear norm"),
+    ("cat", "dim 1 of a 1-d", "PyTorch skips 1-d tensors of no elements whatever the others are; we ask for one shape"),
+    ("gather", "got an index of shape", "an index of x's number of dims is asked for, even if it is empty"),
+    ("tensordot", r"sizes \[1, 1\]", "sizes of 1 do not broadcast"),
+    ("masked_scatter", "broadcast_to", "the mask broadcasts to x, not x to the mask"),
+    ("corrcoef", "shape", "one variable gives a 1 by 1 matrix"),
+    ("cov", "shape", "one variable gives a 1 by 1 matrix"),
+    ("nn.functional.pad.replicate_negative", "in mode 'replicate'", "negative pads crop with mode constant only"),
+    ("nn.functional.batch_norm", "at least 2 dims", "PyTorch takes a 1-d tensor of no elements"),
+    ("unfold", "", "tensorlib.unfold is nn.functional's; Tensor.unfold of PyTorch is sliding_windows"),
+    ("nn.functional.scaled_dot_product_attention", "of ", "dropout_p: " + RANDOM),
+    ("exponential", "", "exponential(size): " + RANDOM),
+    ("normal.in_place", "", RANDOM),
+    ("uniform", "", RANDOM),
+    *((name, "", RANDOM) for name in "randn randn_like rand_like randint multinomial normal".split()),
+    ("normal.number_mean", "", RANDOM),
+    ("nn.functional.dropout", "of ", RANDOM),
+    ("empty_like", "", "whatever memory held"),
+    ("empty", "", "whatever memory held"),
+]  # fmt: skip
+
+# inputs that PyTorch refuses: the same columns
+ERRORS = [
+    ("*", "keyword argument 'out'", "out= is taken by elementwise ops only; Python refuses it"),
+    ("*", "no error, PyTorch: Exception", "a number and a tensor are operands of every elementwise op here"),
+    ("*", "'int' object has no attribute 'dtype'", "a Python number as the first operand"),
+    ("*", "only tensors with up to 64 dims", "there is no such limit"),
+    ("arange", "", "no elements for a step that leads away; an infinite bound is Python's OverflowError"),
+    ("cov", "no error", "weights are taken as they are"),
+    ("diff", "no error", "n of 0 and less gives x"),
+    ("flipud", "no error", "a 0-d tensor is its own mirror image"),
+    ("isclose", "no error", "tolerances are taken as they are"),
+    ("linalg.cross", "no error", "shapes broadcast"),
+    ("masked_fill", "no error", "the value may be any tensor that broadcasts"),
+    ("narrow", "no error", "start may be any integer"),
+    ("nn.functional.hardtanh", "no error", "max_val wins"),
+    ("nn.functional.max_pool1d", "no error", "any leading dims, of size 0 too"),
+    ("nn.functional.max_pool3d", "no error", "any leading dims, of size 0 too"),
+    ("nn.functional.triplet_margin_loss", "no error", "the margin is taken as it is"),
+    ("nn.functional.rms_norm", "'tuple' object", "of the last dim: rms_norm(x, weight, eps)"),
+    ("scatter", "no error", "src is cast to x's dtype"),
+    ("scatter_add", "no error", "src is cast to x's dtype"),
+    ("cat", "'NoneType' object", "no tensor at all: Python's AttributeError"),
+    ("hsplit", "slice indices", "no integers at all: Python's TypeError"),
+    ("vsplit", "slice indices", "no integers at all: Python's TypeError"),
+]
