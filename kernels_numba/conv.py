@@ -153,28 +153,49 @@ def copy(address, x, many, width, stride, step, channel, count, to, room):
 """
 _PATCHES = """
 def patches(a, x, table, count, k0, kk, to):
-    # steps k0 ... of a panel, tap after tap. A run's vector may reach into the next run, which comes later, but not
-    # into the next step, which other runs have written.
+    # steps k0 ... of a panel, run after run, tap after tap. A run's vector may reach into the next run, which comes
+    # later, but not into the next step.
     depth, height, width, channels = arg(a, 14), arg(a, 15), arg(a, 16), arg(a, 8)
-    kh, kw, dd, dh, dw = arg(a, 21), arg(a, 22), arg(a, 29), arg(a, 30), arg(a, 31)
+    kd, kh, kw, dd, dh, dw = arg(a, 20), arg(a, 21), arg(a, 22), arg(a, 29), arg(a, 30), arg(a, 31)
     s_c, s_d, s_h, s_w, stride = arg(a, 10), arg(a, 11), arg(a, 12), arg(a, 13), arg(a, 25)
-    tap, c = k0 // channels, k0 % channels
-    while kk > 0:
-        many = min(kk, channels - c)
+    for r in range(count):
+        q = table + {run_bytes} * r
+        lane, n, z, y, at = ldi_i64(q, 0), ldi_i64(q, 1), ldi_i64(q, 2), ldi_i64(q, 3), ldi_i64(q, 4)
+        place, room, base = to + {c_size} * lane, min({lanes}, {nr} - lane), x + {size} * ldi_i64(q, 5)
+        easy = n == {lanes} and s_w == 1 and stride <= 2 and within(at, kw, dw, stride * {lanes}, width)
+        easy = easy and within(y, kh, dh, 1, height) and within(z, kd, dd, 1, depth)
+        tap, c, left = k0 // channels, k0 % channels, kk
         kx, ky, kz = tap % kw, tap // kw % kh, tap // kw // kh
-        corner = x + {size} * (c * s_c + kz * dd * s_d + ky * dh * s_h + kx * dw * s_w)
-        for r in range(count):
-            q = table + {run_bytes} * r
-            lane, n = ldi_i64(q, 0), ldi_i64(q, 1)
-            inside = 0 <= ldi_i64(q, 2) + kz * dd < depth and 0 <= ldi_i64(q, 3) + ky * dh < height
-            place, room = to + {c_size} * lane, min({lanes}, {nr} - lane)
-            address, at = corner + {size} * ldi_i64(q, 5), ldi_i64(q, 4) + kx * dw
-            n = n if inside else 0
-            copy(address, at, n, width, stride, stride * s_w, {size} * s_c, many, place, room)
-        to += {c_size} * {nr} * many
-        kk -= many
-        tap += 1
-        c = 0
+        while left > 0:
+            many = min(left, channels - c)
+            address = base + {size} * (c * s_c + kz * dd * s_d + ky * dh * s_h + kx * dw * s_w)
+            if easy and stride == 1:
+                for i in range(many):
+                    st_{v}(place + {row} * i, ld_{dtype}x{lanes}(address + {size} * s_c * i))
+            elif easy:
+                for i in range(many):
+                    p = address + {size} * s_c * i
+                    st_{v}(place + {row} * i, even(ld_{dtype}x{lanes}(p), ld_{dtype}x{lanes}(p + {size} * {lanes})))
+            else:
+                inside = 0 <= z + kz * dd < depth and 0 <= y + ky * dh < height
+                many_x = n if inside else 0
+                copy(address, at + kx * dw, many_x, width, stride, stride * s_w, {size} * s_c, many, place, room)
+            place += {row} * many
+            left -= many
+            c = 0
+            kx += 1
+            if kx == kw:
+                kx = 0
+                ky += 1
+                if ky == kh:
+                    ky = 0
+                    kz += 1
+"""
+_WITHIN = """
+def within(at, taps, dilation, reach, size):
+    # whether `reach` elements from each of the taps on exist
+    end = (taps - 1) * dilation
+    return at + min(0, end) >= 0 and at + max(0, end) + reach <= size
 """
 _STORE = """
 def store(p, rows, columns, to, stride, bias, bias_step, channel):
@@ -256,9 +277,10 @@ def _conv(dtype):
     words |= {"pad": PAD, "c_size": SIZES[compute], "run_bytes": RUN_BYTES}
     words["row"] = words["nr"] * words["c_size"]
     copy = compiled(_COPY.format(**words), "copy", **run_loads(dtype))
+    even, within = simd.shuffle(range(0, 2 * words["lanes"], 2)), compiled(_WITHIN, "within")
     parts = {
         "runs": compiled(_RUNS.format(**words), "runs"),
-        "patches": compiled(_PATCHES.format(**words), "patches", copy=copy),
+        "patches": compiled(_PATCHES.format(**words), "patches", copy=copy, even=even, within=within),
         "store": compiled(_STORE.format(**words), "store", put=put_of(dtype), bias_at=bias_of(dtype)),
         "tiles": matmul._tiles(compute),
         "height": matmul._height(),
