@@ -12,7 +12,7 @@ import ast
 
 from . import functions, simd
 from .parts import memory, parts
-from .scalar import BITS, FLOATS, caster, loader, storer
+from .scalar import BITS, FLOATS, caster, loader, storer, to_f64
 
 BLOCK = 512
 # (start, step) for floats, integers and bools; sums and products continue in f64 from block to block
@@ -118,6 +118,7 @@ def eight(x, at, step, acc, m):
         keep(acc, t, wide_step(kept(acc, t), pair(low, high)))
 """
 TILE = 512  # columns at a time, at most
+SOFTMAX_TILE = 128  # columns of a softmax at a time
 
 # one row of n adjacent elements per output or output row
 EACH = """
@@ -252,6 +253,39 @@ def row(x, at, n, out, p, extra):
     scale(out, p * n, n, cast(1 / total))
 """
 
+# The same over a middle dim: x[o, row, column] and the output are dense. Tiles of columns, so that what is read three
+# times stays in the cache.
+SOFTMAX_COLUMNS = """
+def kernel(a, tid, nth):
+    x, out, outer, n, length = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4)
+    tiles = (n + {columns} - 1) // {columns}
+    top, total = stack(), stack()
+    for p in range(outer * tiles * tid // nth, outer * tiles * (tid + 1) // nth):
+        o = p // tiles
+        first = (p - o * tiles) * {columns}
+        m, begin = min({columns}, n - first), o * length * n + first
+        end = begin + length * n
+        for t in range(m):
+            keep(top, t, start())
+            keep_wide(total, t, 0)
+        for at in range(begin, end, n):
+            for t in range(m):
+                keep(top, t, step_of(kept(top, t), cast(load(x, at + t))))
+        for at in range(begin, end, n):
+            for t in range(m):
+                e = exp(cast(load(x, at + t)) - kept(top, t))
+                keep_wide(total, t, kept_wide(total, t) + to_f64(e))
+                {early}
+        for t in range(m):
+            keep_wide(total, t, {last})
+        for at in range(begin, end, n):
+            for t in range(m):
+                last = cast(kept_wide(total, t))
+                {late}
+"""
+_DIFFERENCE = "v = cast(load(x, at + t)) - kept(top, t); "
+LAST = {"softmax": "1 / kept_wide(total, t)", "log_softmax": "wide_log(kept_wide(total, t))"}
+
 SCAN = """
 def row(x, at, n, out, p, extra):
     total = wide_start()
@@ -290,6 +324,14 @@ def _steps(name, compute):
 
 def _sources(name, compute, out):
     """(row of STEPS that a kernel is made from, its template, the texts of its helpers)"""
+    if name.removesuffix("_columns") in VALUES and name not in VALUES:
+        name = name.removesuffix("_columns")
+        kept = name == "softmax" and out == compute
+        early = "store(out, at + t, e)" if kept else ""
+        late = "written(out, at + t) * last)" if kept else VALUES[name] + ")"
+        late = ("" if kept else _DIFFERENCE) + "store(out, at + t, " + late
+        text = SOFTMAX_COLUMNS.replace("{early}", early).replace("{late}", late).replace("{last}", LAST[name])
+        return "amax", text, []
     if name.endswith("_columns"):
         return name.removesuffix("_columns"), COLUMNS, [EIGHT]
     if name in ("argmax", "argmin"):
@@ -309,8 +351,8 @@ def _sources(name, compute, out):
 def build(name, *params, source=None):
     """Kernel of that name for (computing dtype, output's, input's), or None.
 
-    Names: those of STEPS, with "_columns" behind for columns; argmax, argmin, var, softmax, log_softmax, logsumexp,
-    cumsum, cumprod.
+    Names: those of STEPS, with "_columns" behind for columns; argmax, argmin, var, softmax, log_softmax (both with
+    "_columns", too), logsumexp, cumsum, cumprod.
     """
     compute, out, given = params
     row, kernel, helpers = _sources(name, compute, out)
@@ -320,13 +362,14 @@ def build(name, *params, source=None):
     scope = {k: v for k, v in vars(simd).items() if k.startswith(("ldi_", "sti_", "arg"))}
     scope |= functions.scope(compute) | steps | {"load": loader(given), "store": storer(out)}
     scope |= {"written": loader(out, written=True), "stack": memory(8 * TILE)}
+    scope |= {"keep_wide": storer("f64"), "kept_wide": loader("f64", written=True), "to_f64": to_f64}
     vectors = parts(row, given) if compute == FLOATS.get(given) == "f32" else {}
     if row == "prod" and kernel is COLUMNS:  # what overflows in f32 need not in f64
         compute = "f64" if compute == "f32" else compute
         scope |= {k: v for k, v in _steps(row, compute).items() if k in ("cast", "pair")}
-    decode = DECODE.format(index="p" if kernel is EACH else "o", word={ROWS: 9, COLUMNS: 11, EACH: 6}[kernel]).rstrip()
+    decode = DECODE.format(index="p" if kernel is EACH else "o", word={ROWS: 9, COLUMNS: 11}.get(kernel, 6)).rstrip()
     for text in (*helpers, kernel):
-        text = text.replace("{decode}", decode).replace("{block}", str(BLOCK)).replace("{tile}", str(TILE))
+        text = text.replace("{decode}", decode).replace("{block}", str(BLOCK)).replace("{columns}", str(SOFTMAX_TILE))
         for node in ast.parse(text).body:
             exec(compile(ast.Module([node], []), f"<reduce {name}>", "exec"), scope)
             if node.name != "kernel":
