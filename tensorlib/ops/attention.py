@@ -4,11 +4,12 @@ Flash attention (kernels_numba/attention.py; attention_decode.py for few queries
 bits, heads of one width up to 256, no dropout, no gradient. The rest is composed of products and a softmax.
 """
 
+import functools
 from math import prod
 
 from tensorlib import random, tape
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
-from tensorlib.layout import broadcast_shapes
+from tensorlib.layout import Layout, broadcast_shapes
 from tensorlib.ops import create, elementwise, index, linalg, movement, reduce, softmax
 from tensorlib.ops.elementwise import cast
 from tensorlib.ops.fused import FEW_QUERIES, FLOATS, _decode, _prefill
@@ -36,10 +37,10 @@ def scaled_dot_product_attention(
     >>> scaled_dot_product_attention(q, k, k, enable_gqa=True).shape
     (2, 8, 10, 64)
     """
-    shape = _check(query, key, value, attn_mask, is_causal, enable_gqa)
+    operands = (query, key, value) if attn_mask is None else (query, key, value, attn_mask)
+    shape = _check(is_causal, enable_gqa, *((x.shape, x.dtype, x.device) for x in operands))
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
-    operands = [x for x in (query, key, value, attn_mask) if x is not None]
     recording = tape.used and tape.mode.recording and any(tape.node_of(x) is not None for x in operands)
     narrow = query.shape[-1] == value.shape[-1] <= WIDEST and query.dtype.name in FLOATS
     same = query.ndim > 2 and query.shape[:-3] == key.shape[:-3] and key.shape[:-2] == value.shape[:-2]
@@ -53,32 +54,38 @@ def scaled_dot_product_attention(
     return cast(out, query.dtype)
 
 
-def _check(q, k, v, mask, causal, gqa):
-    """The result's shape."""
-    shapes = f"query {q.shape}, key {k.shape}, value {v.shape}"
-    if any(x.device != q.device for x in (k, v) + (() if mask is None else (mask,))):
-        raise DeviceError(OP, "operands on several devices", f"all on {q.device}", "move them with .to(device)")
-    if not q.dtype is k.dtype is v.dtype or q.dtype.name not in (*FLOATS, "f64"):
-        raise DTypeError(OP, f"{q.dtype}, {k.dtype}, {v.dtype}", "one float dtype", "convert them with .to(dtype)")
-    fits = min(q.ndim, k.ndim, v.ndim) >= 2 and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
+@functools.lru_cache(1 << 12)
+def _check(causal, gqa, *operands):
+    """The result's shape. operands: (shape, dtype, device) of query, key, value and the mask, if there is one."""
+    (q, k, v), dtypes, devices = (tuple(column[:3]) for column in zip(*operands))
+    shapes = f"query {q}, key {k}, value {v}"
+    if {device for _, _, device in operands} != {devices[0]}:
+        raise DeviceError(OP, "operands on several devices", f"all on {devices[0]}", "move them with .to(device)")
+    if len(set(dtypes)) > 1 or dtypes[0].name not in (*FLOATS, "f64"):
+        raise DTypeError(OP, ", ".join(map(str, dtypes)), "one float dtype", "convert them with .to(dtype)")
+    fits = min(map(len, (q, k, v))) >= 2 and q[-1] == k[-1] and k[-2] == v[-2]
     if not fits:
         expected = "query (..., H, T, D), key (..., G, S, D), value (..., G, S, E)"
         raise ShapeError(OP, shapes, expected, "transpose or reshape them")
-    heads, others = q.shape[:-2], (k.shape[:-2], v.shape[:-2])
-    if gqa and q.ndim > 2:
-        if any(len(o) < 1 or o[-1] < 1 or q.shape[-3] % o[-1] for o in others):
+    heads, others = q[:-2], (k[:-2], v[:-2])
+    if gqa and len(q) > 2:
+        if any(len(o) < 1 or o[-1] < 1 or q[-3] % o[-1] for o in others):
             raise ShapeError(OP, shapes, "key heads that divide the query's", "repeat or split the heads")
-        others = [(*o[:-1], q.shape[-3]) for o in others]
+        others = [(*o[:-1], q[-3]) for o in others]
     batch = broadcast_shapes(OP, heads, *others)
-    if mask is not None:
-        full = (*batch, q.shape[-2], k.shape[-2])
-        if causal:
-            raise ShapeError(OP, "is_causal and a mask", "one of them", "put the causal part into the mask")
-        if mask.dtype.kind not in "bf":
-            raise DTypeError(OP, f"a mask of {mask.dtype}", "bool or a float", "convert it with .to(dtype)")
-        if broadcast_shapes(OP, mask.shape, full) != full:
-            raise ShapeError(OP, f"a mask of shape {mask.shape}", f"one that broadcasts to {full}", "reshape the mask")
-    return (*batch, q.shape[-2], v.shape[-1])
+    if len(operands) > 3:
+        _check_mask(operands[3], (*batch, q[-2], k[-2]), causal)
+    return (*batch, q[-2], v[-1])
+
+
+def _check_mask(operand, full, causal):
+    mask, dtype, _ = operand
+    if causal:
+        raise ShapeError(OP, "is_causal and a mask", "one of them", "put the causal part into the mask")
+    if dtype.kind not in "bf":
+        raise DTypeError(OP, f"a mask of {dtype}", "bool or a float", "convert it with .to(dtype)")
+    if broadcast_shapes(OP, mask, full) != full:
+        raise ShapeError(OP, f"a mask of shape {mask}", f"one that broadcasts to {full}", "reshape the mask")
 
 
 def _adjacent(x):
@@ -101,19 +108,27 @@ def _expanded(mask, shape):
 # ---- the kernels ----------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(1 << 12)
+def _folded(q, k, v):
+    """Layouts of q as (T, heads, D), of k and v as (heads, S, D), with batches among the heads; None where one has to
+    be moved for that.
+    """
+    found = [x.reshape((prod(x.shape[:-2]), *x.shape[-2:])) for x in (q, k, v)]
+    return None if None in found else (found[0].permute((1, 0, 2)), *found[1:])
+
+
 def _flash(out, q, k, v, mask, causal, scale):
-    """Heads and batches in one launch where their strides allow, else batch after batch."""
-    folded = [x.layout.reshape((prod(x.shape[:-2]), *x.shape[-2:])) for x in (out, q, k, v)]
+    """Heads and batches in one launch where their strides allow, else batch after batch. `out` is contiguous."""
+    folded, heads = _folded(q.layout, k.layout, v.layout), q.shape[-3]
     steps = None if mask is None else mask.layout.reshape((prod(q.shape[:-3]), *mask.shape[-3:]))
-    if None in folded or (mask is not None and steps is None):
+    if folded is None or (mask is not None and steps is None):
         for i in range(q.shape[0]):
             parts = [None if x is None else x.view(x.layout.select(0, i)) for x in (out, q, k, v, mask)]
             _flash(*parts, causal, scale)
         return
-    heads = q.shape[-3]
-    out, q, k, v = (x.view(layout) for x, layout in zip((out, q, k, v), folded))
-    out, q = (x.view(x.layout.permute((1, 0, 2))) for x in (out, q))
+    q, k, v = (x.view(layout) for x, layout in zip((q, k, v), folded))
     (t, all_heads, width), (groups, rows, _) = q.shape, k.shape
+    out = out.view(Layout((t, all_heads, width), (width, t * width, 1), out.layout.offset))
     words = [t, all_heads, groups, width, 0, 0, 0, rows, rows, int(causal), 0, scale, 0.0]
     if t <= FEW_QUERIES and rows >= 16 and mask is None:
         _decode(out, q, k, v, words, [q, k, v])
