@@ -6,6 +6,7 @@ wait for the page table.
 """
 
 import collections
+import contextlib
 import ctypes
 import mmap
 import os
@@ -36,7 +37,7 @@ class Arena:
         step = max(64, 1 << max(0, nbytes.bit_length() - 3))
         size = -(-max(nbytes, 1) // step) * step
         if size >= LARGE:
-            return self._large.allocate(size)
+            return self._large.allocate(size, nbytes)
         blocks = self._free.get(size)
         if blocks:
             self._kept -= size
@@ -73,9 +74,22 @@ def _none(nbytes):
     return MemoryError(f"allocate: {nbytes} bytes of host memory are not to be had")
 
 
+_lock = threading.Lock()
+
+
+def _unlocked():
+    """After a fork: the thread that holds the lock, if one does, is not in the child."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlocked)
+
+
 class Large:
     """Mapped blocks. Those not in use, oldest first, go back to the system as soon as all together are more than was in
-    use at once so far, or those not in use more than `part` of the machine's memory: a process never needs more than
+    use at once so far, or those not in use more than 1 / PART of the machine's memory: a process never needs more than
     with blocks of its own for everything, and one that did need much does not keep it all.
     """
 
@@ -83,11 +97,11 @@ class Large:
 
     def __init__(self):
         self._limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // self.PART
-        self._lock, self._returned = threading.Lock(), collections.deque()
-        self._idle, self._kept, self._used, self._most = [], 0, 0, 0
+        self._returned, self._idle = collections.deque(), []
+        self._kept = self._used = self._most = 0
 
-    def allocate(self, size):
-        with self._lock:
+    def allocate(self, size, nbytes=0):
+        with _lock:
             self._collect()
             for i in reversed(range(len(self._idle))):
                 if self._idle[i].size == size:
@@ -96,26 +110,27 @@ class Large:
                     break
             else:
                 self._trim(max(self._most - self._used - size, 0))
-                block = self._map(size)
+                block = self._map(size, nbytes)
             self._used += size
             self._most = max(self._most, self._used)
             return block.address, _Lease(self, block)
 
-    def _map(self, size):
+    def _map(self, size, nbytes):
         try:
-            return _Mapped(size)
+            return _Mapped(size, nbytes)
         except MemoryError:
             self._trim(0)
-            return _Mapped(size)
+            return _Mapped(size, nbytes)
 
     def release(self, block):
         """May be called at any time, in the middle of `allocate` too (by the garbage collector)."""
         self._returned.append(block)
-        if self._lock.acquire(blocking=False):
+        lock = _lock
+        if lock.acquire(blocking=False):
             try:
                 self._collect()
             finally:
-                self._lock.release()
+                lock.release()
 
     def _collect(self):
         while self._returned:
@@ -143,17 +158,22 @@ class _Lease:
 
 
 class _Mapped:
-    """A mapping of at least `size` bytes, `address` on a huge page's border; unmapped when dropped."""
+    """A mapping of at least `size` bytes, `address` on a huge page's border; unmapped when dropped.
+
+    The pages that the first `nbytes` fill are huge.
+    """
 
     __slots__ = ("_keep", "address", "size")
 
-    def __init__(self, size):
+    def __init__(self, size, nbytes):
         try:
             mapping = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, OverflowError, ValueError):
-            raise _none(size) from None
+            raise _none(nbytes or size) from None
         first = ctypes.c_char.from_buffer(mapping)
         base = ctypes.addressof(first)
         self.size, self.address, self._keep = size, -(-base // HUGE) * HUGE, (first, mapping)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            mapping.madvise(mmap.MADV_HUGEPAGE)
+        whole = nbytes // HUGE * HUGE
+        if whole and hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without them
+                mapping.madvise(mmap.MADV_HUGEPAGE, self.address - base, whole)
