@@ -180,7 +180,7 @@ def launch(kernel, out, operands, cost=1):
             words += [x.ptr, 1, x.dtype.itemsize, 0, 0] if isinstance(x, Array) else [0, 0, 0, 0, x]
     else:
         sizes, strides = collapse(out.layout, *(x.layout.expand(shape) for x in arrays))
-        if out.numel() >= SMALL and any(map(_turned, strides[1:])) and strides[0][-1] == 1:
+        if out.numel() >= SMALL and out.is_contiguous() and any(map(_turned, strides[1:])):
             steps = iter(strides[1:])  # a transposing copy is several times faster than strided reads
             operands = [clone(x) if isinstance(x, Array) and _turned(next(steps)) else x for x in operands]
             return launch(kernel, out, operands, cost)

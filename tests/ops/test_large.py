@@ -97,6 +97,16 @@ def test_transposed_operands(threads, dtype, shape):
     assert np.array_equal((x > x[..., :1]).numpy(), turned > turned[..., :1])
 
 
+def test_transposed_operands_in_place(threads):
+    array, other = RNG.standard_normal((2, 300, 300), np.float32)
+    x = tensorlib.from_numpy(array.copy())
+    assert np.array_equal(x.add_(x.T).numpy(), array + array.T)
+    x.T.add_(tensorlib.from_numpy(other))
+    assert np.array_equal(x.numpy(), array + array.T + other.T)
+    x.T[:, 5:].copy_(tensorlib.from_numpy(other)[:, 5:])
+    assert np.array_equal(x[5:].numpy(), other.T[5:])
+
+
 @pytest.mark.parametrize("k", [1, 40])
 @pytest.mark.parametrize("largest", [True, False])
 def test_topk_passes_over_nothing(largest, k):
