@@ -149,12 +149,12 @@ def where(s, dtype):
 
 def _extreme(s, dtype):
     """Of some elements at least."""
-    x = s.array(s.shape(empty=False))
+    x = s.array(s.shape(empty=False) if s.smooth or s.integer(0, 2) else s.long())
     return (x,), {"dim": s.dims(x.ndim), "keepdim": s.boolean()}
 
 
 def _arg(s, dtype):
-    x = s.array(s.shape(empty=False))
+    x = s.array(s.shape(empty=False) if s.smooth or s.integer(0, 2) else s.long())
     return (x,), {"dim": s.dims(x.ndim, several=False), "keepdim": s.boolean()}
 
 

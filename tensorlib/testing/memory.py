@@ -110,12 +110,16 @@ def bits(results):
 
 @contextlib.contextmanager
 def threads(count):
-    """Within it, kernels run on so many threads."""
-    before = backend.threads()
+    """Within it, every kernel is shared out over so many threads, however little there is to do."""
+    before, limits = backend.threads(), (backend.PARALLEL_WORK, backend.SHORT_WORK)
     backend.set_num_threads(count)
+    backend.PARALLEL_WORK = backend.SHORT_WORK = 0
+    backend.recorders += 1  # launches that are repeated from memory (tensorlib/memo.py) stay in one thread
     try:
         yield
     finally:
+        backend.recorders -= 1
+        backend.PARALLEL_WORK, backend.SHORT_WORK = limits
         backend.set_num_threads(before)
 
 

@@ -105,6 +105,7 @@ def _operands(op, s, dtype):
 def _along(op, s, dtype):
     names, defaults, _ = tape.parameters(_wrapped(op.name))
     shape = s.shape(min_dims=0 if defaults.get("dim", 0) is None else 1, empty=s.integer(0, 5) == 0)
+    shape = shape if s.smooth or s.integer(0, 2) else s.long()
     x = s.array(shape, dtype) if op.domain is None else s.within(shape, dtype, op.domain, not s.smooth and s.boolean())
     if defaults.get("dim", 0) is None:
         options = {"dim": s.dims(x.ndim)}

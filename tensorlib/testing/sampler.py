@@ -21,7 +21,7 @@ SIZES = (0, 1, 1, 2, 3, 5, 7, 17, 40)
 # around the widths of vectors, of blocks of elements and of tiles in the kernels, and their odd remainders
 EDGES = (15, 16, 31, 33, 63, 64, 65, 127, 129, 255, 257, 511, 512, 513, 1023, 1025, 4099)
 LIMIT = 5000  # elements of an array at most
-STRIDES = ("plain", "plain", "transposed", "stepped", "reversed", "offset", "expanded", "windows")
+STRIDES = "plain plain transposed stepped reversed transposed stepped offset expanded windows".split()
 VALUES = ("wide", "wide", "near zero", "halves", "equal")
 SPECIAL = (0.0, -0.0, 1.0, -1.0, float("inf"), -float("inf"), float("nan"), 1e-40, -1e-45, 0.5, -1.5, 2.5, 2.0, 1e5)
 
@@ -72,11 +72,15 @@ class Sampler:
         for _ in range(self.integer(min_dims, max(min_dims, min(max_dims, 3) if self.smooth else max_dims))):
             fit = [n for n in sizes if n * int(np.prod(shape)) <= limit and (n or empty)]
             shape.append(self.pick(fit or [1]))
-        if shape and not self.smooth and not self.integer(0, 7):
+        if shape and not self.smooth and not self.integer(0, 3):
             at = self.integer(0, len(shape) - 1)
             rest = int(np.prod(shape[:at] + shape[at + 1 :]))
             shape[at] = self.pick([n for n in EDGES if n * rest <= LIMIT] or [shape[at]])
         return tuple(shape)
+
+    def long(self):
+        """A shape of one long dim, over several blocks of most kernels, and at most two short ones."""
+        return tuple(self.order([self.pick(EDGES[4:]), *(self.pick((1, 2, 3)) for _ in range(self.integer(0, 2)))]))
 
     def broadcastable(self, count, max_dims=4):
         """Shapes that broadcast with each other: the first whole, of the others leading dims dropped and sizes of 1."""
