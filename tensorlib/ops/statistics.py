@@ -230,6 +230,8 @@ def diff(x, n=1, dim=-1, prepend=None, append=None):
     if not x.ndim:
         raise ShapeError("diff", "a 0-d tensor", "at least one dim", "add one with unsqueeze(0)")
     dim = axis("diff", dim, x.ndim)
+    if n == 0:
+        return x
     parts = [v for v in (prepend, x, append) if v is not None]
     x = movement.cat(parts, dim) if len(parts) > 1 else x
     for _ in range(min(n, x.shape[dim])):

@@ -7,6 +7,10 @@ LATER = "an option that nobody asked for yet: "
 RANDOM = "random numbers come from another generator"
 COMPLEX = "complex numbers are pairs of floats in a last dim"
 
+FLOATS_ONLY = "floats only: convert with .to('f32')"
+ORDER = "of equal elements PyTorch names any, we the first (a stable sort)"
+_MODES = ("circular", "reflect", "replicate")
+
 LISTED = [
     ("addcmul", "keyword argument 'value'", LATER + "write x + value * y * z"),
     ("index_add", "keyword argument 'alpha'", LATER + "write alpha * src"),
@@ -42,6 +46,33 @@ LISTED = [
     ("cov", "shape", "one variable gives a 1 by 1 matrix"),
     ("nn.functional.pad.replicate_negative", "in mode 'replicate'", "negative pads crop with mode constant only"),
     ("nn.functional.batch_norm", "at least 2 dims", "PyTorch takes a 1-d tensor of no elements"),
+    *((f"nn.functional.{name}", "i64", FLOATS_ONLY) for name in ("linear", "local_response_norm")),
+    *((f"nn.functional.conv{n}d", "i64", FLOATS_ONLY) for n in (1, 2, 3)),
+    *((f"nn.functional.conv_transpose{n}d", "i64", FLOATS_ONLY) for n in (1, 2, 3)),
+    *((f"nn.functional.avg_pool{n}d", "i64", FLOATS_ONLY) for n in (1, 2, 3)),
+    *((f"nn.functional.max_pool{n}d", "i64", FLOATS_ONLY) for n in (2, 3)),
+    ("nn.functional.poisson_nll_loss", "i64", FLOATS_ONLY),
+    ("nn.functional.cosine_embedding_loss", "bool", FLOATS_ONLY),
+    ("square", "bool", "use logical_and; bool has no squares"),
+    ("heaviside", "bool", "bool has no sign"),
+    ("cov", "i64", FLOATS_ONLY),
+    ("corrcoef", "i64", FLOATS_ONLY),
+    ("addr", "dtype int64", "bool is added as integers"),
+    *((name, "factors", "PyTorch cuts the factors down to integers") for name in "addbmm addmv baddbmm".split()),
+    ("max.reduction_with_dim", "dtype bool", "argmax takes no bool"),
+    ("min.reduction_with_dim", "dtype bool", "argmin takes no bool"),
+    ("arange", "shape", "PyTorch cuts start, end and step down to integers before it counts"),
+    ("linspace", "other integers", "rounded to the nearest, PyTorch cuts"),
+    ("linspace.tensor_overload", "other integers", "rounded to the nearest, PyTorch cuts"),
+    *((name, "other integers", ORDER) for name in "sort argsort topk kthvalue mode".split()),
+    ("einsum", "'ij' for an operand", "an operand's letters name all of its dims, or it has an ellipsis"),
+    ("linalg.vector_norm", "for 0 dims", "a 0-d tensor has no dim to reduce"),
+    ("nn.functional.gaussian_nll_loss", "expected one shape", "the target does not broadcast"),
+    *((f"nn.functional.pad.{mode}", "in mode", "negative pads crop with mode constant only") for mode in _MODES),
+    ("sinc", "-0.0|0.0", "exactly 0 at integers"),
+    ("add", "keyword argument 'alpha'", LATER + "write x + alpha * y"),
+    ("sub", "keyword argument 'alpha'", LATER + "write x - alpha * y"),
+    *((f"fft.{name}", "0 real numbers", COMPLEX) for name in ("irfft", "irfftn")),
     ("unfold", "", "tensorlib.unfold is nn.functional's; Tensor.unfold of PyTorch is sliding_windows"),
     ("nn.functional.scaled_dot_product_attention", "of ", "dropout_p: " + RANDOM),
     ("exponential", "", "exponential(size): " + RANDOM),
