@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections import namedtuple
 
-from tensorlib import domains, tape
 from tensorlib import dtype as _dtype
+from tensorlib import tape
 from tensorlib.dtype import DType
 from tensorlib.errors import DTypeError
 from tensorlib.tape import FUNCTIONS
@@ -71,10 +71,10 @@ class Op(namedtuple("Op", "name kind arity rule ref doc domain vjp", defaults=(N
     kind: "unary", "binary", "ternary", "reduce", "scan", "movement", "index", "fused", "conv", "linalg" or
     "composite". `ref(np, *arrays)` is the meaning in NumPy; tests call it with float64 where the op computes in floats.
     `domain` bounds the operands that tests draw (None: any; (low, high); a pair for each operand), or draws the whole
-    call: `domain(s, dtype)` gives the arguments, see `tensorlib.testing`; by default the function of the op's name in
-    `tensorlib.domains`, if it has one. `vjp` maps the names of operands to their gradients (see `tensorlib.tape`); {}
-    says that the result does not depend on them smoothly, None that nobody wrote one yet. A composite op has none: its
-    gradient is that of the ops in its body.
+    call: `domain(s, dtype)` gives the arguments, see `tensorlib.testing`. A row that leaves `ref` or `domain` out may
+    have them under its name in `tensorlib.testing.references` and `tensorlib.testing.domains`. `vjp` maps the names of
+    operands to their gradients (see `tensorlib.tape`); {} says that the result does not depend on them smoothly, None
+    that nobody wrote one yet. A composite op has none: its gradient is that of the ops in its body.
     """
 
     __slots__ = ()
@@ -85,7 +85,7 @@ def register(op: Op) -> Op:
     """Adds a row to `OPS`; a name may be taken once."""
     if op.name in OPS:
         raise ValueError(f"register: got a second row {op.name!r}; expected a new name")
-    OPS[op.name] = op = op if op.domain else op._replace(domain=getattr(domains, op.name, None))
+    OPS[op.name] = op
     return op
 
 

@@ -247,7 +247,7 @@ def tanhshrink(x):
     return sub(x, tanh(x))
 
 
-@_composite(lambda np, x, lambd=0.5: np.where(np.abs(x) > lambd, x, 0), FLOAT_ONLY)
+@_composite(lambda np, x, lambd=0.5: np.where(np.abs(x) <= lambd, 0, x), FLOAT_ONLY)
 def hardshrink(x, lambd=0.5):
     """x where |x| > lambd, else 0; NaN stays."""
     return where(le(abs(x), lambd), 0.0, x)
@@ -261,7 +261,7 @@ def softshrink(x, lambd=0.5):
     return sub(x, clamp(x, -lambd, lambd))
 
 
-@_composite(lambda np, x, threshold, value: np.where(x > threshold, x, value))
+@_composite(lambda np, x, threshold, value: np.where(x <= threshold, value, x))
 def threshold(x, threshold, value):
     """x where x > threshold, else the number `value`; NaN stays."""
     return _like(where(le(x, threshold), value, x), x)

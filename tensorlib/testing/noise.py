@@ -39,7 +39,7 @@ EXACT = set(
 ROUNDED = {"add", "subtract", "multiply", "divide", "true_divide", "sqrt", "square", "reciprocal"}  # rounded once
 PRODUCTS = {"dot", "einsum", "tensordot", "inner", "vdot", "convolve", "correlate", "matmul", "vecdot"}
 STRUCTURAL = {"unique", "tile", "pad", "nonzero", "argwhere", "searchsorted", "argsort", "argmax", "argmin", "sort"}
-STRUCTURAL |= {"take_along_axis", "kron", "diag", "tril", "triu", "rot90", "meshgrid", "outer"}
+STRUCTURAL |= {"take_along_axis", "diag", "tril", "triu", "rot90", "meshgrid"}
 
 Spread = namedtuple("Spread", "exact operations bounds decided")
 Spread.__doc__ = """exact: nothing was rounded. operations: names of what rounded. bounds: per result, how far it may be
@@ -106,7 +106,7 @@ class Noisy(np.ndarray):
 
     def __array_function__(self, function, types, args, kwargs):
         name, module = function.__name__, getattr(function, "__module__", "") or ""
-        if module.startswith("numpy.linalg") or name in PRODUCTS:
+        if module.startswith(("numpy.linalg", "numpy.fft")) or name in PRODUCTS:
             return self._noisy_call(function, name, args, kwargs, products=name in PRODUCTS)
         result = super().__array_function__(function, types, args, kwargs)
         if name in STRUCTURAL or not _lost(result):
@@ -121,8 +121,8 @@ class Noisy(np.ndarray):
         if products:
             sizes = function(*_map(plain, _size), **options)
             return run.rounded(function(*plain, **options), TERMS * np.abs(sizes))
-        norm = (lambda x: np.max(np.abs(x), initial=0.0)) if "linalg" in function.__module__ else np.abs
-        shaken = _map(plain, lambda x: x + TERMS / FACTOR * run.noise(x.shape) * norm(x) if _is_float(x) else x)
+        norm = (lambda x: np.max(np.abs(x), initial=0.0)) if function.__module__ != "numpy" else np.abs
+        shaken = _map(plain, lambda x: x + TERMS / FACTOR * run.noise(x.shape) * norm(x) if _is_inexact(x) else x)
         return _each(function(*shaken, **options), run.rounded)
 
 
@@ -149,6 +149,10 @@ def _terms(ufunc, method, inputs, kwargs, largest):
 
 def _is_float(x):
     return isinstance(x, np.ndarray) and x.dtype.kind == "f"
+
+
+def _is_inexact(x):
+    return isinstance(x, np.ndarray) and x.dtype.kind in "fc"
 
 
 def _size(x):

@@ -18,7 +18,7 @@ from tensorlib.device import Array, Device
 from tensorlib.errors import DTypeError, GradError, NoKernel
 from tensorlib.registry import FUNCTIONS, OPS
 from tensorlib.tensor import from_numpy
-from tensorlib.testing import compare, gradients, noise
+from tensorlib.testing import compare, domains, domains_derived, domains_losses, gradients, noise, references
 
 ELEMENTWISE = ("unary", "binary", "ternary")
 # dtypes beyond f32 and f64 are seen on a few rows of each kind: a kernel of each is what costs, 0.2 to 1 s
@@ -48,7 +48,7 @@ def rows():
 
 def missing(op):
     """What a row lacks to be checked: some of "reference", "domain", "rule", "gradient"."""
-    lacks = [] if op.ref else ["reference"]
+    lacks = [] if ref_of(op) else ["reference"]
     lacks += [] if domain_of(op) else ["domain"]
     lacks += [] if op.rule else ["rule"]
     return lacks + (["gradient"] if op.kind != "composite" and op.vjp is None and "f" in results(op) else [])
@@ -85,11 +85,19 @@ def domain_of(op):
     """The row's own way to draw a call, or that of its kind; None if there is none."""
     if callable(op.domain):
         return op.domain
+    own = next((getattr(m, op.name) for m in (domains, domains_derived, domains_losses) if hasattr(m, op.name)), None)
+    if op.domain is None and own is not None:
+        return own
     if op.kind in ELEMENTWISE or (op.kind == "composite" and op.domain is not None):
         return lambda s, dtype: (_operands(op, s, dtype), {})
     if op.kind in ("reduce", "scan") and op.arity == 1:
         return lambda s, dtype: _along(op, s, dtype)
     return None
+
+
+def ref_of(op):
+    """The row's reference: its own, or that of its name in `tensorlib.testing.references`; None if there is none."""
+    return op.ref or getattr(references, op.name, None)
 
 
 def _operands(op, s, dtype):
@@ -198,11 +206,11 @@ def check_call(op, args, kwargs, dtype, function=None, ulps=None):
         return False
     assert before == [_bits(x) for x in _flat([args[writes(op.name) :], kwargs])], f"{text}an operand was changed"
     compute = compute_dtype(op, dtype)
-    want = noise.several(noise.quietly(op.ref, np, *inside, **options))
+    want = noise.several(noise.quietly(ref_of(op), np, *inside, **options))
     found = [x.numpy() if isinstance(x, Array) else np.asarray(x) for x in found]
     assert len(found) == len(want), f"{text}got {len(found)} results, want {len(want)}"
     _check_dtype(op, found[0], dtype, text)
-    spread = noise.spread(op.ref, inside, options, compute)
+    spread = noise.spread(ref_of(op), inside, options, compute)
     ulps = compare.ulps_of(op.name, spread.operations, compute) if ulps is None else ulps
     for i, (f, w) in enumerate(zip(found, want)):
         absolute = spread.bounds[i] if spread.bounds[i] is not None else 0.0

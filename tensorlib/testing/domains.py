@@ -1,4 +1,4 @@
-"""How calls to rows are drawn for tests, where bounds of their operands are not enough: a row that says nothing itself
+"""How calls to rows are drawn, where bounds of their operands are not enough: a row that says nothing itself
 has the function of its name here as its domain.
 
 Each takes a sampler `s` (`tensorlib.testing.Sampler`) and a dtype, and gives (args, kwargs) of NumPy arrays and plain
@@ -255,3 +255,9 @@ def setitem(s, dtype):
     shape = x[where].shape
     value = s.array(shape[s.integer(0, len(shape)) :]) if s.boolean() else s.integer(0, 1)
     return (x, where, value), {}
+
+
+def extreme_free(s, dtype):
+    """Of a reduction of any elements, by name."""
+    x = s.array(s.shape(empty=False))
+    return (x,), {"dim": s.dims(x.ndim), "keepdim": s.boolean()}
