@@ -20,7 +20,7 @@ import hashlib
 
 from tensorlib.errors import DTypeError
 from tensorlib.memo import memoised
-from tensorlib.ops._launch import SOURCES, apply
+from tensorlib.ops._launch import SOURCES, function_of
 from tensorlib.registry import FLOAT, Op
 
 _SIGNATURES = ("x", "x, y", "x, y, z")
@@ -31,7 +31,7 @@ def elementwise(expression, vjp=None, rule=FLOAT, name="custom"):
 
     The expression may call the names of kernels_numba's function tables: exp, log, sin, tanh, erf, sqrt, fabs, minimum,
     maximum, floor, pow, fma, select(condition, a, b), ... `vjp` maps operands to gradients as in `tensorlib.tape`
-    (without one, asking for a gradient raises GradError); `rule` is one of `tensorlib.registry` (FLOAT: integers compute
+    (without one, asking for a gradient raises GradError); `rule` is a row's, as FLOAT is, for which integers compute
     in f32). DTypeError for what is no such expression; the call raises NoKernel if it does not compile.
 
     >>> import tensorlib
@@ -42,10 +42,8 @@ def elementwise(expression, vjp=None, rule=FLOAT, name="custom"):
     digest = hashlib.sha256(expression.encode()).hexdigest()[:12]
     op = Op(f"{name}:{digest}", ("unary", "binary", "ternary")[arity - 1], arity, rule, None, expression, None, vjp)
     SOURCES[op.name] = expression
-    scope, names = {"apply": apply, "op": op}, _SIGNATURES[arity - 1]
-    exec(f"def {name}({names}, out=None):\n    return apply(op, {names}, out=out)", scope)
-    function = scope[name]
-    function.__doc__, function.__module__ = f"{expression}, elementwise; see `tensorlib.custom`.", __name__
+    function = function_of(op, name, __name__)
+    function.__doc__ = f"{expression}, elementwise; see `tensorlib.custom`."
     return memoised(op, function, arity)
 
 

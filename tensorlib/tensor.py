@@ -12,7 +12,6 @@ tensor([[0., 1., 2.],
 
 import functools
 import importlib
-import inspect
 
 from tensorlib import dtype as _dtype
 from tensorlib import random, tape
@@ -301,10 +300,17 @@ def _later(module, name):
     return method
 
 
+def _plain(function):
+    """The function inside its wrappers."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function
+
+
 def _attach():
     for name, function in _METHODS.items():
         setattr(Tensor, name, function)
-        if "out" in tape.parameters(inspect.unwrap(function))[0] and name not in ("where", "matmul"):
+        if "out" in tape.parameters(_plain(function))[0] and name not in ("where", "matmul"):
             setattr(Tensor, name + "_", _in_place(function))
     for alias, name in _ALIASES.items():
         setattr(Tensor, alias, getattr(Tensor, name))

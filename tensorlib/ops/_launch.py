@@ -2,8 +2,10 @@
 dtypes, broadcasting, collapsed dims, the words of a kernel.
 """
 
+import functools
 import struct
 from math import prod
+from types import FunctionType
 
 from tensorlib import backend
 from tensorlib import dtype as _dtype
@@ -48,6 +50,20 @@ class _Plan:
             found = backend.kernel(*words, device=device.type, source=source, source_key=digest)
             self.kernels[key] = found
         return found
+
+
+@functools.cache
+def _caller(arity):
+    names, scope = ("x", "x, y", "x, y, z")[arity - 1], {}
+    exec(f"def call({names}, out=None):\n    return apply(op, {names}, out=out)", scope)
+    return scope["call"].__code__
+
+
+def function_of(op, name, module):
+    """The function x, (x, y) or (x, y, z), out=None -> `apply` of an elementwise row."""
+    function = FunctionType(_caller(op.arity), {"apply": apply, "op": op}, name, (None,))
+    function.__module__ = module
+    return function
 
 
 def apply(op, *operands, out=None):

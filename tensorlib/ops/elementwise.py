@@ -14,27 +14,22 @@ from tensorlib import tape
 from tensorlib.errors import DTypeError
 from tensorlib.memo import memoised
 from tensorlib.ops import create
-from tensorlib.ops._launch import apply, cast, copy_into, fill
+from tensorlib.ops._launch import apply, cast, copy_into, fill, function_of
 from tensorlib.registry import BOOL, FLOAT, FLOAT_ONLY, FUNCTIONS, INTEGER, NUMBER, OPS, SAME, SHIFT, Op, register
 
 __all__ = ["apply", "cast", "clamp", "copy_into", "div", "fill", "gelu", "masked_fill", "pow", "round", "where"]
 
 
 def _function(kind, arity):
-    signature = {1: "x", 2: "x, y", 3: "x, y, z"}[arity]
-
     def define(name, rule, doc, ref, domain=None, vjp=None):
         """Registers a row and gives its function; `vjp` by default the row of `VJP`."""
         vjp = VJP.get(name, {}) if vjp is None else vjp
         op = register(Op(name, kind, arity, rule, ref, doc, domain, {"x": vjp} if callable(vjp) else vjp))
-        scope = {"apply": apply, "op": op}
-        exec(f"def {name}({signature}, out=None):\n    return apply(op, {signature}, out=out)", scope)
-        function = scope[name]
+        function = function_of(op, name, __name__)
         function.__doc__ = (
             f"{doc}.\n\nOperands: Arrays whose shapes broadcast, or numbers. Result: {rule.text}.\n"
             "It is written to `out`, of the broadcast shape, if that is given. Raises ShapeError, DTypeError, NoKernel."
         )
-        function.__module__ = __name__
         FUNCTIONS[name] = memoised(op, function, arity)
         return FUNCTIONS[name]
 
