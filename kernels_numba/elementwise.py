@@ -57,7 +57,7 @@ UNARY = {
     "gelu_tanh": {"f": "x * sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * (x * x)))"},
     "mish": {"f": "x * tanh(softplus(x))"},
     "hardsigmoid": {"f": "minimum(maximum(x + 3, 0), 6) / 6"},
-    "hardswish": {"f": "x * minimum(maximum(x + 3, 0), 6) / 6"},
+    "hardswish": {"f": "x * (minimum(maximum(x + 3, 0), 6) / 6)"},
     "isnan": {"f": "x != x", "i": "x != x", "b": "x != x"},
     "isinf": {"f": "fabs(x) == INF", "i": "x != x", "b": "x != x"},
     "isfinite": {"f": "fabs(x) < INF", "i": "x == x", "b": "x == x"},

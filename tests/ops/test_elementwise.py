@@ -12,7 +12,7 @@ from tensorlib.ops import elementwise
 from tensorlib.registry import OPS
 from tests.ops.cases import assert_close, few, operands, tensors, values, wide
 
-ROWS = {n: op for n, op in OPS.items() if op.kind in ("unary", "binary", "ternary") and n != "where"}
+ROWS = {n: op for n, op in OPS.items() if n in elementwise.NAMES and n not in ("where", "masked_fill")}
 FLOATS = [n for n, op in ROWS.items() if "f" in op.rule.accepts]
 INTS = [n for n, op in ROWS.items() if "i" in op.rule.accepts and "FLOAT" not in op.rule.name]
 MATH = [n for n in FLOATS if ROWS[n].rule.name == "FLOAT"]
