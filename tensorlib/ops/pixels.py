@@ -91,7 +91,7 @@ def _padded(x, dim, before, after, mode, value):
             raise ShapeError("pad", got, f"0 to {most(n)}", "pad less, or with a constant")
         sides = make(x, dim, before, after)
     parts = [p for p in (sides[0], x, sides[1]) if p.shape[dim]]
-    return movement.cat(parts, dim) if len(parts) > 1 else x
+    return movement.cat(parts, dim) if len(parts) > 1 else parts[0] if parts else x
 
 
 # ---- patches as columns ----------------------------------------------------------------------------------------------

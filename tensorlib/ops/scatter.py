@@ -16,8 +16,8 @@ from tensorlib.layout import axis
 from tensorlib.ops import create, elementwise, getitem, movement
 from tensorlib.ops._launch import number
 from tensorlib.ops.elementwise import cast, div, eq, mul, where
+from tensorlib.ops.index import _in_corner, gather, index_add, nonzero, scatter, scatter_add
 from tensorlib.ops.index import _scatter as _kernel
-from tensorlib.ops.index import gather, index_add, nonzero, scatter, scatter_add
 from tensorlib.registry import SAME, define
 
 
@@ -122,16 +122,25 @@ def index_add_(x, dim, index, source):
 # ---- reductions ------------------------------------------------------------------------------------------------------
 
 
+def _named(src, index):
+    """The part of src that the index has places for."""
+    for d, n in enumerate(index.shape):
+        src = movement.narrow(src, d, 0, n)
+    return src
+
+
 def _extreme_vjp(g, x, dim, index, src, out):
     """Ties share the gradient, as in PyTorch."""
+    whole, src = src.shape, _named(src, index)
     mine = cast(eq(src, gather(out, dim, index)), g.dtype)
     own = cast(eq(x, out), g.dtype)
     share = div(g, elementwise.clamp(scatter_add(own, dim, index, mine), 1))
-    return mul(share, own), mul(gather(share, dim, index), mine)
+    return mul(share, own), _in_corner(mul(gather(share, dim, index), mine), whole)
 
 
 def _prod_vjp(g, x, dim, index, src):
     """The product of the others: where there is one zero, of what is not 0, and for that zero only."""
+    whole, src = src.shape, _named(src, index)
     zero, source_zero = eq(x, 0), eq(src, 0)
     rest = scatter_prod(where(zero, 1.0, x), dim, index, where(source_zero, 1.0, src))
     zeros = scatter_add(cast(zero, g.dtype), dim, index, cast(source_zero, g.dtype))
@@ -141,7 +150,7 @@ def _prod_vjp(g, x, dim, index, src):
         return mul(g, where(is_zero, where(eq(zeros, 1), rest, 0.0), usual))
 
     at = [gather(v, dim, index) for v in (rest, zeros, g)]
-    return others(x, zero, rest, zeros, g), others(src, source_zero, *at)
+    return others(x, zero, rest, zeros, g), _in_corner(others(src, source_zero, *at), whole)
 
 
 def _combined_ref(name):

@@ -45,7 +45,7 @@ def _domain(s, dtype):
     lengths = [(s.integer(0, 4), s.integer(1, 5)) for _ in range(s.integer(1, 3))]
     q, k = ([sum(x[i] for x in lengths[:n]) for n in range(len(lengths) + 1)] for i in (0, 1))
     heads, groups, width = *s.pick([(1, 1), (2, 1), (4, 2)]), s.integer(1, 5)
-    arrays = [s.array((n[-1], h, width)) for n, h in ((q, heads), (k, groups), (k, groups))]
+    arrays = [s.array((n[-1], h, width), None, -9, 9) for n, h in ((q, heads), (k, groups), (k, groups))]
     window = s.pick([(-1, -1), (1, 0), (0, -1), (2, 1)])
     return (*arrays, q, k), {"is_causal": s.boolean(), "window_size": window}
 

@@ -63,7 +63,15 @@ def assert_close(found, want, dtype=None, ulps=DEFAULT_ULPS, absolute=0.0, decid
             f"{what}{int((~fine).sum())} of {fine.size} differ: got {found[i]!s}, want {want[i]!s} at"
             f" {tuple(int(k) for k in i)}: {error:.3g} ulp of {dtype}, {allowed:.3g} are allowed"
         )
-    _assert_norm(found, want, decided & np.isfinite(bound), 4 * UNIT[dtype] + 16 * UNIT[compute], absolute, tiny, what)
+    _assert_norm(
+        found,
+        want,
+        decided & np.isfinite(bound),
+        max(4 * UNIT[dtype] + 16 * UNIT[compute], factor / 2),
+        absolute,
+        tiny,
+        what,
+    )
 
 
 def _assert_norm(found, want, decided, unit, absolute, tiny, what):

@@ -83,7 +83,7 @@ def _compare(value, inputs, k, i, slope):
     (up, size), (down, _), (half_up, _), (half_down, _), (here, _) = (at(d) for d in (h, -h, h / 2, -h / 2, 0.0))
     if not all(map(np.isfinite, (up, down, half_up, half_down, here))):
         return 0
-    rounding = 64 * EPS * (size + abs(here)) / h
+    rounding = 64 * EPS * (size + abs(here) + max(np.max(np.abs(v), initial=0.0) for v in inputs)) / h
     coarse, fine = (up - down) / (2 * h), (half_up - half_down) / h
     bend, half_bend = (up - 2 * here + down) / h, 2 * (half_up - 2 * here + half_down) / h
     if abs(half_bend) > 0.6 * abs(bend) + 8 * rounding:  # h f'' halves with h; a kink or a jump does not

@@ -115,14 +115,16 @@ class Sampler:
         """`array` that says for itself whether special values are wanted."""
         row = values(self.generator(), self.pick(VALUES), dtype, bounds, special, self.smooth)
         kind = self.pick(STRIDES[:5] if self.smooth else STRIDES)
-        array = self._strided(kind, lambda n: self._place(row(int(n))), tuple(shape))
+        array = self.strided(kind, lambda n: self._place(row(n)), tuple(shape))
         masked = special and array.ndim and array.size and _dtype.get(dtype).is_float and dtype != "f8e4m3"
         if masked and array.flags.writeable and not self.integer(0, 3):  # a row of a mask in which nothing is seen
             array[self.integer(0, array.shape[0] - 1)] = -np.inf
         return array
 
-    def _strided(self, kind, row, shape):
-        n = int(np.prod(shape))
+    def strided(self, kind, row, shape):
+        """An array of a shape over memory that `row(n)` gives, strided in one of the ways of STRIDES."""
+        n, wanted = int(np.prod(shape)), row
+        row = lambda count: wanted(int(count))  # noqa: E731
         if kind == "transposed" and len(shape) > 1:
             order = self.order(range(len(shape)))
             return row(n).reshape([shape[i] for i in order]).transpose(np.argsort(order))
@@ -142,7 +144,9 @@ class Sampler:
             base = row(sum(shape[-2:]))
             size = base.itemsize
             strides = (*(0,) * (len(shape) - 2), size, size)
-            return np.lib.stride_tricks.as_strided(base, shape, strides, writeable=False)
+            found = np.ndarray(shape, base.dtype, base.view(np.uint8), 0, strides)
+            found.flags.writeable = False
+            return found
         return row(n).reshape(shape)
 
 

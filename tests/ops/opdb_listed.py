@@ -87,6 +87,7 @@ LISTED = [
 
 # inputs that PyTorch refuses: the same columns
 ERRORS = [
+    ("*", "no attribute 'origin'", "out= takes one tensor, not a tuple"),
     ("*", "keyword argument 'out'", "out= is taken by elementwise ops only; Python refuses it"),
     ("*", "no error, PyTorch: Exception", "a number and a tensor are operands of every elementwise op here"),
     ("*", "'int' object has no attribute 'dtype'", "a Python number as the first operand"),
