@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tensorlib
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.ops import index
-from tests.ops.cases import few, operands, tensors, values
+from tests.ops.cases import few, operands, tensors
 
 
 def slices(draw, n):
