@@ -89,20 +89,31 @@ class Buffer:
     `readonly` memory may not be written at all (a mapped file, bytes).
     """
 
-    __slots__ = ("device", "nbytes", "owner", "ptr", "readonly", "shared", "version", "__weakref__")
+    # defaults in the class, and no slots: making one is a fifth of what a small op costs
+    device, shared, readonly, version = CPU, False, False, 0
 
-    def __init__(self, ptr, nbytes, owner, device=CPU, shared=False, readonly=False):
-        self.ptr, self.nbytes, self.owner, self.device = ptr, nbytes, owner, device
-        self.shared, self.readonly, self.version = shared, readonly, 0
+    def __init__(self, ptr, nbytes, owner):
+        self.ptr, self.nbytes, self.owner = ptr, nbytes, owner
 
     @classmethod
     def allocate(cls, nbytes, device=CPU):
         """Uninitialised memory, aligned to 64 bytes. MemoryError if there is none."""
         if nbytes <= SMALL and not _backend.recorders:  # the interpreter's own allocator is the quickest there is
             owner = bytes(nbytes + 64)
-            return cls((_backend.payload(owner) + 63) & -64, nbytes, owner, device)
-        ptr, owner = arena().allocate(nbytes)
-        return cls(ptr, nbytes, owner, device)
+            made = cls((_backend.payload(owner) + 63) & -64, nbytes, owner)
+        else:
+            ptr, owner = arena().allocate(nbytes)
+            made = cls(ptr, nbytes, owner)
+        if device is not CPU:
+            made.device = device
+        return made
+
+    @classmethod
+    def over(cls, ptr, nbytes, owner, shared, readonly, device=CPU):
+        """Memory that is somebody else's."""
+        made = cls(ptr, nbytes, owner)
+        made.shared, made.readonly, made.device = shared, readonly, device
+        return made
 
     @classmethod
     def of(cls, exporter):
@@ -110,7 +121,7 @@ class Buffer:
         with memoryview(exporter) as view:
             nbytes, readonly = view.nbytes, view.readonly
         ptr, owner = _backend.backend().driver.address_of(exporter)
-        return cls(ptr, nbytes, owner, shared=not readonly, readonly=readonly)
+        return cls.over(ptr, nbytes, owner, not readonly, readonly)
 
     def __repr__(self):
         return f"Buffer({self.nbytes} bytes at {self.ptr:#x}, {self.device})"
@@ -139,11 +150,10 @@ class Array:
     `origin` belong to the tape: what made this value, and what it is a view of (both None unless somebody asks).
     """
 
-    __slots__ = ("buffer", "dtype", "layout", "memo", "node", "origin", "__weakref__")
+    memo = node = origin = None  # in the class, and no slots, as in Buffer
 
     def __init__(self, buffer, layout, dtype):
         self.buffer, self.layout, self.dtype = buffer, layout, dtype
-        self.memo = self.node = self.origin = None
 
     @classmethod
     def empty(cls, shape, dtype="f32", device=CPU):

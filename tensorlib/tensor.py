@@ -12,13 +12,13 @@ tensor([[0., 1., 2.],
 
 import functools
 import importlib
+from types import FunctionType
 
 from tensorlib import dtype as _dtype
 from tensorlib import random, tape
 from tensorlib.autograd.variable import Variable
 from tensorlib.device import Array, Device
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
-from tensorlib.layout import Layout
 from tensorlib.ops import create, elementwise, exchange, getitem, index, linalg, movement, reduce, softmax, text
 
 
@@ -144,12 +144,6 @@ class Tensor(Variable, Array):
         """The same memory without the tape: no gradient passes."""
         return self.handle()
 
-    def view(self, *shape):
-        """Another shape or dtype over the same memory, never a copy; ShapeError where one would be needed."""
-        if len(shape) in (1, 2) and isinstance(shape[0], Layout):  # what ops on Arrays call
-            return Array.view(self, *shape)
-        return movement.view(self, *shape)
-
     def view_as(self, other):
         """`view` with the shape of another tensor."""
         return movement.view(self, other.shape)
@@ -201,8 +195,8 @@ _METHODS = {
     **{
         n: getattr(movement, n)
         for n in (
-            "reshape transpose t permute movedim unsqueeze squeeze expand broadcast_to narrow select flatten unflatten"
-            " flip diagonal contiguous clone repeat repeat_interleave split chunk unbind roll"
+            "reshape view transpose t permute movedim unsqueeze squeeze expand broadcast_to narrow select flatten"
+            " unflatten flip diagonal contiguous clone repeat repeat_interleave split chunk unbind roll"
         ).split()
     },
     **{
@@ -258,12 +252,18 @@ def _is_operand(value):
 
 
 def _operator(function):
-    def operator(self, other):
-        if other.__class__ is Tensor or _is_operand(other):
-            return function(self, other)
-        return NotImplemented
+    """x op other. NotImplemented for what is no operand, so that its class may answer."""
 
-    return operator
+    def operator(self, other, out=None):
+        return function(self, other) if _is_operand(other) else NotImplemented
+
+    if "plans" not in function.__globals__:
+        return operator
+    # the same quick code without a call in between: only what it does not know comes here
+    scope = {"recorded": operator, "watched": lambda args: operator(*args)}
+    quick = FunctionType(function.__code__, {**function.__globals__, **scope}, function.__name__, function.__defaults__)
+    quick.__doc__ = function.__doc__
+    return quick
 
 
 def _reflected(function):

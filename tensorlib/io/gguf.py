@@ -154,7 +154,7 @@ class GGUFFile:
         from tensorlib.tensor import Tensor
 
         # A buffer of its own per tensor: an offset inside a shared one counts elements, and files may align to less.
-        part = Buffer(self.buffer.ptr + info.offset, info.nbytes, self.buffer, self.buffer.device)
+        part = Buffer(self.buffer.ptr + info.offset, info.nbytes, self.buffer)
         return Tensor(part, layout.contiguous(info.shape), dtype.get(info.format.name))
 
 

@@ -87,7 +87,7 @@ def from_numpy(cls, array):
         array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("=")))
     interface = array.__array_interface__
     address, readonly = interface["data"]
-    buffer = Buffer(address, array.nbytes, array, shared=True, readonly=readonly)
+    buffer = Buffer.over(address, array.nbytes, array, shared=True, readonly=readonly)
     return cls(buffer, Layout(array.shape, tuple(s // dtype.itemsize for s in array.strides), 0), dtype)
 
 
@@ -231,7 +231,8 @@ def from_dlpack(cls, other):
     low, high = Layout(shape, strides, 0).extent()
     base = (t.data or 0) + t.byte_offset
     readonly = bool(versioned and managed.flags & _READ_ONLY)
-    buffer = Buffer(base + low * dtype.itemsize, (high - low) * dtype.itemsize, owner, shared=True, readonly=readonly)
+    first, size = base + low * dtype.itemsize, (high - low) * dtype.itemsize
+    buffer = Buffer.over(first, size, owner, shared=True, readonly=readonly)
     return cls(buffer, Layout(shape, strides, -low), dtype)
 
 

@@ -12,7 +12,7 @@
 from tensorlib import dtype as _dtype
 from tensorlib.device import Array
 from tensorlib.errors import DTypeError, GradError, ShapeError
-from tensorlib.layout import axes, axis, infer_shape
+from tensorlib.layout import Layout, axes, axis, infer_shape
 from tensorlib.layout import contiguous as row_major
 from tensorlib.memo import view_memoised
 from tensorlib.ops._launch import cast, copy_into, separate, writable
@@ -73,8 +73,10 @@ def reshape(x, *shape):
 @_view(lambda np, x, *shape: np.reshape(x, shape), lambda g, x_shape, shape: _viewed(g, x_shape, shape))
 def view(x, *shape):
     """`reshape` that never copies: ShapeError where a copy is needed.
-    `view(dtype)` reads the bits as another dtype of the size.
+    `view(dtype)` reads the bits as another dtype of the size, `view(layout)` any elements of the memory (for ops).
     """
+    if shape and isinstance(shape[0], Layout):
+        return Array.view(x, *shape)
     if len(shape) == 1 and not isinstance(shape[0], (int, tuple, list)) and not hasattr(shape[0], "__index__"):
         dtype = _dtype.get(shape[0])
         if dtype.itemsize != x.dtype.itemsize:
