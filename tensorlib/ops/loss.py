@@ -269,6 +269,7 @@ def hinge_embedding_loss(input, target, margin=1.0, reduction="mean"):
 @_composite(None, 3)
 def cosine_embedding_loss(input1, input2, target, margin=0.0, reduction="mean"):
     """1 - cos where target is 1, max(cos - margin, 0) where it is -1; cos along the last dim."""
-    cos = cosine_similarity(input1, input2, -1)
+    squares = [add(reduce.sum(square(x), -1), 1e-12) for x in (input1, input2)]  # PyTorch's other eps
+    cos = div(reduce.sum(mul(input1, input2), -1), elementwise.sqrt(mul(*squares)))
     loss = where(elementwise.eq(target, 1), sub(1, cos), elementwise.relu(sub(cos, margin)))
     return _reduced("cosine_embedding_loss", loss, reduction)

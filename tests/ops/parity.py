@@ -26,7 +26,7 @@ def theirs_of(x):
         return type(x)(theirs_of(v) for v in x)
     if not isinstance(x, np.ndarray):
         return x
-    return torch.from_numpy(np.array(x, np.float64 if x.dtype.kind not in "biu" else None))
+    return torch.from_numpy(np.array(x, np.float64 if x.dtype.kind not in "biu" else None, order="C"))
 
 
 def flat(x):

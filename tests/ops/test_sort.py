@@ -203,6 +203,7 @@ def test_bincount(data):
 @few(10)
 def test_histc(data):
     array = values(data.draw, "f32", data.draw(st.sampled_from([1, 30, 4000])), (-8, 8))
+    array[np.abs(array) < 1e-30] = 0  # below the edge at 0 by less than f32 sees
     bins = data.draw(st.sampled_from([1, 4, 32]))
     # edges are powers of two apart: both divide without rounding
     want, _ = np.histogram(array[np.isfinite(array)].astype(np.float64), bins, (-8, 8))

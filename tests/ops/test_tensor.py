@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tensorlib
 from tensorlib import dtype as D
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
-from tests.ops.cases import few, operands, tensors, values
+from tests.ops.cases import few, operands, tensors
 
 # ---- making ----------------------------------------------------------------------------------------------------------
 
