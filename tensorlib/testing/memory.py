@@ -60,7 +60,7 @@ def watched(poison):
         first = CANARY + -(raw.ctypes.data + CANARY) % 64
         raw[first : first + nbytes] = poison
         watch.add(raw, first, nbytes)
-        return cls(raw.ctypes.data + first, nbytes, raw, device)
+        return cls.over(raw.ctypes.data + first, nbytes, raw, shared=False, readonly=False, device=device)
 
     Buffer.allocate = classmethod(allocate)
     try:
