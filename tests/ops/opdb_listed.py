@@ -75,6 +75,7 @@ LISTED = [
     *((f"fft.{name}", "0 real numbers", COMPLEX) for name in ("irfft", "irfftn")),
     ("unfold", "", "tensorlib.unfold is nn.functional's; Tensor.unfold of PyTorch is sliding_windows"),
     ("nn.functional.scaled_dot_product_attention", "of ", "dropout_p: " + RANDOM),
+    ("bernoulli", "of |other", RANDOM),
     ("exponential", "", "exponential(size): " + RANDOM),
     ("normal.in_place", "", RANDOM),
     ("uniform", "", RANDOM),
