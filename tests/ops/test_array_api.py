@@ -151,8 +151,7 @@ def test_every_method_has_the_standards_signature():
     found = [f"{name}{inspect.signature(getattr(x, name))}" for name in (m.partition("(")[0] for m in METHODS)]
     assert found == METHODS
     for name in "T mT device dtype ndim shape size".split():
-        assert not callable(inspect.getattr_static(type(xp.ones((2, 2))), name))
-        getattr(xp.ones((2, 2)), name)
+        assert not callable(getattr(xp.ones((2, 2)), name))
 
 
 def test_constants():
