@@ -51,11 +51,14 @@ def _code(names, optional, operands):
     live = " or ".join(f"tape.live({n})" for n in arrays)
     plain = [f"{n}.layout, {n}.dtype, {n}.buffer.__class__" for n in arrays]
     rest = [f"{n}, {n}.__class__" for n in call[operands:]]
-    texts = {"key": ", ".join(plain + rest), "pointers": ", ".join(f"{n}.buffer.ptr" for n in arrays)}
+    same_class = [f"{names[0]}.__class__"]  # the result's
+    texts = {"key": ", ".join(plain + same_class + rest), "pointers": ", ".join(f"{n}.buffer.ptr" for n in arrays)}
     texts["mixed_key"] = texts["mixed_pointers"] = ""
     if operands > 1:  # all of one class: Arrays; else some are numbers
         same = " is ".join(f"{n}.__class__" for n in arrays)
-        parts = [f"({n}, {n}.__class__) if {n}.__class__ in NUMBERS else ({p})" for n, p in zip(arrays, plain)]
+        parts = [
+            f"({n}, {n}.__class__) if {n}.__class__ in NUMBERS else ({p}, {n}.__class__)" for n, p in zip(arrays, plain)
+        ]
         texts["mixed_key"] = f" if {same} else plans[{', '.join(parts + rest)}]"
         pointers = ", ".join(f"0 if {n}.__class__ in NUMBERS else {n}.buffer.ptr" for n in arrays)
         packed = f"plan.pack(plan.merged, plan.template, pointer, {pointers})"
@@ -140,8 +143,9 @@ def _key(args, operands):
     key = []
     mixed = any(a.__class__ is not args[0].__class__ for a in args[:operands])
     for a in args[:operands]:
-        part = (a.layout, a.dtype, a.buffer.__class__) if isinstance(a, Array) else (a, a.__class__)
-        key += (part,) if mixed else part
+        part = (a.layout, a.dtype, a.buffer.__class__) if isinstance(a, Array) else (a,)
+        key += ((*part, a.__class__),) if mixed else part
+    key += () if mixed else (args[0].__class__,)
     for a in args[operands:]:
         key += (a, a.__class__)
     return tuple(key)

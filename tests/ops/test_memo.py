@@ -138,6 +138,19 @@ def test_after_a_gradient_was_asked_for_once():
     assert np.allclose(w.grad.numpy(), 16 * w.detach().numpy(), rtol=1e-6)
 
 
+def test_results_are_of_the_operands_class():
+    class Named(tensorlib.Tensor):
+        pass
+
+    x = fresh()
+    y = Named(x.buffer, x.layout, x.dtype)
+    for _ in range(2):
+        assert type(x.exp()) is tensorlib.Tensor and type(y.exp()) is Named and type(y[2:]) is Named
+        assert type(x + x.clone()) is tensorlib.Tensor and type(y + y.clone()) is Named
+        assert type(x + 1.0) is tensorlib.Tensor and type(y + 1.0) is Named and type(2.0 * y) is Named
+        assert type(y.sum(0)) is Named and type(x.sum(0)) is tensorlib.Tensor
+
+
 def test_plans_do_not_pile_up(monkeypatch):
     monkeypatch.setattr(memo, "LIMIT", 8)
     x = fresh()
