@@ -216,9 +216,13 @@ def view_memoised(op, function):
         if tape.used and tape.mode.recording:
             return recorded(x, *args) if tape.live(x) else marked(x, args)
         try:
-            return x.__class__(x.buffer, layouts[x.layout, args, *map(type, args)], x.dtype)
+            return x.__class__(x.buffer, front(x.layout, *args), x.dtype)
         except (KeyError, TypeError):
             return watched(x, args)
+
+    @functools.lru_cache(LIMIT, typed=True)  # builds its key in C; what raises is not kept
+    def front(layout, *args):
+        return layouts[layout, args, *map(type, args)]
 
     def named(x, *args, **kwargs):
         return recorded(x, *args, **kwargs) if kwargs else positional(x, *args)
