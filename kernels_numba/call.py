@@ -1,7 +1,7 @@
 """A launch whose words are known but for the addresses in them: Python hands over the addresses alone.
 
-Words of `merged`: address of the template, then one address per slot. The template: kernel, number of words, number of
-patches, the patches (place in the words, slot, bytes to add), the words.
+Words of `merged`: one address per slot. Its second argument is the address of the template: kernel, number of words,
+number of patches, the patches (place in the words, slot, bytes to add), the words.
 """
 
 from numba import types
@@ -22,9 +22,8 @@ def _stack(b, t):
 stack = _make("stack", lambda: types.int64, _stack, 0)
 
 
-def merged(a, tid, nth):
+def merged(a, template, nth):
     """Runs the template's kernel in this thread."""
-    template = arg(a, 0)
     n, patches = ld_i64(template + 8), ld_i64(template + 16)
     places = template + 24
     words, memory = places + 24 * patches, stack()
@@ -32,7 +31,7 @@ def merged(a, tid, nth):
         st_i64(memory + 8 * i, ld_i64(words + 8 * i))
     for i in range(patches):
         p = places + 24 * i
-        st_i64(memory + 8 * ld_i64(p), arg(a, 1 + ld_i64(p + 8)) + ld_i64(p + 16))
+        st_i64(memory + 8 * ld_i64(p), arg(a, ld_i64(p + 8)) + ld_i64(p + 16))
     call_kernel(ld_i64(template), memory, 0, 1)
 
 

@@ -51,7 +51,7 @@ class CpuBackend:
             raise DeviceError("cpu", f"level {self.level!r}", f"one of {known}", "see kernels_numba/levels.py")
         self.tokens = levels.LEVELS[self.level].tokens
         self._kernels, self._retired, self._unwritable = {}, [], False
-        self.call = driver.direct_call(cache.from_memory)
+        self.direct = driver.direct_calls(cache.from_memory)
         self._folders = cache.folders(self.level, cache_root())
         threads = os.environ.get("TENSORLIB_THREADS")
         self.reset(int(threads) if threads else None)
@@ -225,8 +225,8 @@ def payload(block):
 
 def play(cpu, block, work):
     """Runs one kernel: `block` is the bytes of its address and arguments. What is short keeps the GIL."""
-    if 0 < work < SHORT_WORK and cpu.call is not None:
-        cpu.call(block)
+    if 0 < work < SHORT_WORK and cpu.direct is not None:
+        cpu.direct.call(block)
         return
     command = (ctypes.c_int64 * 3)(int.from_bytes(block[:8], "little"), payload(block) + 8, 0)
     cpu.pool.play(ctypes.addressof(command), 1, work >= PARALLEL_WORK)

@@ -39,7 +39,7 @@ def quick({signature}):
     owner = bytes(plan.room)
     pointer = id(owner) + 95 & -64  # the payload of a bytes object is 32 bytes in, a Buffer begins at a multiple of 64
     buffer = Buffer(pointer, plan.nbytes, owner)
-    plan.call(plan.pack(plan.merged, plan.template, pointer, {pointers}){mixed_pointers})
+    plan.call(plan.pack(pointer, {pointers}){mixed_pointers})
     return plan.cls(buffer, plan.layout, plan.dtype)
 """
 
@@ -61,7 +61,7 @@ def _code(names, optional, operands):
         ]
         texts["mixed_key"] = f" if {same} else plans[{', '.join(parts + rest)}]"
         pointers = ", ".join(f"0 if {n}.__class__ in NUMBERS else {n}.buffer.ptr" for n in arrays)
-        packed = f"plan.pack(plan.merged, plan.template, pointer, {pointers})"
+        packed = f"plan.pack(pointer, {pointers})"
         texts["mixed_pointers"] = f" if {same} else {packed}"
     texts["out"], texts["out_too"] = ("out is not None or ", ", out") if "out" in names else ("", "")
     required = len(names) - optional
@@ -78,7 +78,7 @@ class Plan:
     """
 
     __slots__ = (
-        "call", "cls", "dtype", "keep", "layout", "merged", "nbytes", "pack", "patches", "room", "template", "words",
+        "call", "cls", "dtype", "keep", "layout", "nbytes", "pack", "patches", "room", "words",
         "work",
     )  # fmt: skip
 
@@ -194,12 +194,12 @@ def _plan(launches, args, out, operands):
     plan.cls, plan.layout, plan.dtype = type(out), out.layout, out.dtype
     plan.nbytes, plan.work = out.buffer.nbytes, work
     entry, *words = plan.words
-    small = 0 < work < backend.SHORT_WORK and plan.nbytes <= SMALL and len(words) <= WORDS and cpu.call is not None
+    small = 0 < work < backend.SHORT_WORK and plan.nbytes <= SMALL and len(words) <= WORDS and cpu.direct is not None
     plan.room = plan.nbytes + 64 if small else 0
-    flat = [entry, len(words), len(plan.patches), *(v for patch in plan.patches for v in patch), *words]
-    plan.keep = pack(f"{len(flat)}q", *flat)
-    plan.template, plan.call = backend.payload(plan.keep), cpu.call
-    plan.merged, plan.pack = backend.kernel("call", "merged").entry, backend.packer(3 + operands)
+    merged = backend.kernel("call", "merged").entry
+    flat = [merged, entry, len(words), len(plan.patches), *(v for patch in plan.patches for v in patch), *words]
+    plan.keep, plan.pack = pack(f"{len(flat)}q", *flat), backend.packer(1 + operands)
+    plan.call = cpu.direct.bound(plan.keep) if small else None
     return plan
 
 

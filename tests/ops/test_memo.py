@@ -181,7 +181,7 @@ def test_without_direct_calls(run_python):
     source = """
 import tensorlib
 from tensorlib import backend
-backend.backend().call = None
+backend.backend().direct = None
 x = tensorlib.ones(4)
 for _ in range(3):
     print(((x + x) * 2).sum().item())
