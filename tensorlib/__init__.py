@@ -135,19 +135,19 @@ _FUNCTIONS = (
 _MODULES = {"linalg": "lapack", "fft": "fft"}  # torch's modules, where tensorlib.ops has functions of their names
 
 
+_SUBMODULES = frozenset("array_api custom io names nn ops quant testing".split())
+
+
 def __getattr__(name):
     """Functions on tensors (`tensorlib.exp`) and submodules (`tensorlib.nn`), when first used."""
     if name in _MODULES:
         return importlib.import_module(f"tensorlib.ops.{_MODULES[name]}")
+    if name in _SUBMODULES:  # before the search below, which imports every op
+        return importlib.import_module(f"tensorlib.{name}")
     if not name.startswith("_"):
         for module in _FUNCTIONS:
             found = getattr(importlib.import_module(f"tensorlib.ops.{module}"), name, None)
             if callable(found) and getattr(found, "__module__", "").startswith("tensorlib.ops."):
                 globals()[name] = found
                 return found
-        try:
-            return importlib.import_module(f"tensorlib.{name}")
-        except ModuleNotFoundError as e:
-            if e.name != f"tensorlib.{name}":
-                raise
     raise AttributeError(f"module 'tensorlib' has no attribute {name!r}")
