@@ -29,18 +29,14 @@ def quick({signature}):
     if {out}(tape.used and tape.mode.recording and ({live})) or backend.recorders:
         return recorded({call}{out_too})
     try:
-        plan = plans[{key}]{mixed_key}
+        room_, nbytes_, call_, pack_, class_, layout_, dtype_ = plans[{key}]{mixed_key}
     except (KeyError, TypeError, AttributeError):
         return watched(({call},))
-    if plan is None:
-        return recorded({call})
-    if not plan.room:
-        return plan.run(({call},))
-    owner = bytes(plan.room)
-    pointer = id(owner) + 95 & -64  # the payload of a bytes object is 32 bytes in, a Buffer begins at a multiple of 64
-    buffer = Buffer(pointer, plan.nbytes, owner)
-    plan.call(plan.pack(pointer, {pointers}){mixed_pointers})
-    return plan.cls(buffer, plan.layout, plan.dtype)
+    owner_ = bytes(room_)
+    pointer_ = id(owner_) + 95 & -64  # a bytes object's payload is 32 bytes in, a Buffer begins at a multiple of 64
+    buffer_ = Buffer(pointer_, nbytes_, owner_)
+    call_(pack_(pointer_, {pointers}){mixed_pointers})
+    return class_(buffer_, layout_, dtype_)
 """
 
 
@@ -61,7 +57,7 @@ def _code(names, optional, operands):
         ]
         texts["mixed_key"] = f" if {same} else plans[{', '.join(parts + rest)}]"
         pointers = ", ".join(f"0 if {n}.__class__ in NUMBERS else {n}.buffer.ptr" for n in arrays)
-        packed = f"plan.pack(pointer, {pointers})"
+        packed = f"pack_(pointer_, {pointers})"
         texts["mixed_pointers"] = f" if {same} else {packed}"
     texts["out"], texts["out_too"] = ("out is not None or ", ", out") if "out" in names else ("", "")
     required = len(names) - optional
@@ -72,15 +68,12 @@ def _code(names, optional, operands):
 
 
 class Plan:
-    """What a launch was: its words, the places of addresses in them, and the result's buffer, layout and dtype.
+    """What a launch was: its words, the places of addresses in them, and the result's buffer, class, layout and dtype.
 
-    `room` is how many bytes to ask the interpreter for where the launch is small, else 0.
+    `small`: what `quick` takes where the launch is small, else None.
     """
 
-    __slots__ = (
-        "call", "cls", "dtype", "keep", "layout", "nbytes", "pack", "patches", "room", "words",
-        "work",
-    )  # fmt: skip
+    __slots__ = ("cls", "dtype", "keep", "layout", "nbytes", "patches", "small", "words", "work")
 
     def run(self, args):
         """The launch again on other operands, with all that a large one needs."""
@@ -109,7 +102,8 @@ def memoised(op, function, operands=1):
     Its first `operands` parameters are Arrays; a call with a number among them is kept under that number.
     """
     names = tape.parameters(function)[0]
-    plans, scope = {}, {"tape": tape, "backend": backend, "Buffer": Buffer, "NUMBERS": NUMBERS}
+    plans, others = {}, {}  # the small ones; the large ones, and None for calls that cannot be repeated
+    scope = {"tape": tape, "backend": backend, "Buffer": Buffer, "NUMBERS": NUMBERS}
     recorded = tape.recorded(op, function, quick=lambda: scope["quick"])
 
     def watched(args):
@@ -117,18 +111,21 @@ def memoised(op, function, operands=1):
             return recorded(*args)
         key = _key(args, operands)
         try:
-            plan = plans.get(key)
+            plan = others.get(key)
         except TypeError:  # an argument without a hash
             return recorded(*args)
         if plan is not None:
             return plan.run(args)
-        if key in plans:
+        if key in others:
             return recorded(*args)
-        if len(plans) >= LIMIT:
-            plans.clear()
+        for kept in (plans, others):
+            if len(kept) >= LIMIT:
+                kept.clear()
         out, plan = _watched(recorded, args, operands)
-        if plan != "unknown":
-            plans[key] = plan
+        if plan is not None and plan != "unknown" and plan.small:
+            plans[key] = plan.small
+        elif plan != "unknown":
+            others[key] = plan
         return out
 
     scope |= {"plans": plans, "recorded": recorded, "watched": watched}
@@ -195,11 +192,12 @@ def _plan(launches, args, out, operands):
     plan.nbytes, plan.work = out.buffer.nbytes, work
     entry, *words = plan.words
     small = 0 < work < backend.SHORT_WORK and plan.nbytes <= SMALL and len(words) <= WORDS and cpu.direct is not None
-    plan.room = plan.nbytes + 64 if small else 0
     merged = backend.kernel("call", "merged").entry
     flat = [merged, entry, len(words), len(plan.patches), *(v for patch in plan.patches for v in patch), *words]
-    plan.keep, plan.pack = pack(f"{len(flat)}q", *flat), backend.packer(1 + operands)
-    plan.call = cpu.direct.bound(plan.keep) if small else None
+    plan.keep, plan.small = pack(f"{len(flat)}q", *flat), None
+    if small:
+        call, packer = cpu.direct.bound(plan.keep), backend.packer(1 + operands)
+        plan.small = plan.nbytes + 64, plan.nbytes, call, packer, plan.cls, plan.layout, plan.dtype
     return plan
 
 
