@@ -212,8 +212,13 @@ def poisson_nll_loss(input, target, log_input=True, full=False, eps=1e-8, reduct
 
 @_composite(None, 3)
 def gaussian_nll_loss(input, target, var, full=False, eps=1e-6, reduction="mean"):
-    """(log(var) + (input - target) ** 2 / var) / 2, var at least eps; `full` adds log(2 pi) / 2."""
+    """(log(var) + (input - target) ** 2 / var) / 2, var at least eps; `full` adds log(2 pi) / 2.
+
+    var has input's shape, or that without its last dim (one variance per row), or broadcasts to it. ShapeError.
+    """
     _pair("gaussian_nll_loss", input, target)
+    if var.shape != input.shape and var.shape == input.shape[:-1]:
+        var = movement.unsqueeze(var, -1)
     var = clamp(var, eps)
     loss = mul(add(log(var), div(square(sub(input, target)), var)), 0.5)
     return _reduced("gaussian_nll_loss", add(loss, 0.5 * _log(2 * pi)) if full else loss, reduction)

@@ -60,9 +60,11 @@ def matrix_norm(A, ord="fro", dim=(-2, -1), keepdim=False):
     dims = [d + A.ndim if d < 0 else d for d in dim]
     if len(set(dims)) != 2 or not all(0 <= d < A.ndim for d in dims):
         raise ShapeError("matrix_norm", f"dim {dim} for {A.ndim} dims", "two different dims", "name rows and columns")
-    if ord not in ("fro", "nuc") and 0 in (A.shape[dims[0]], A.shape[dims[1]]):
-        raise ShapeError("matrix_norm", f"shape {A.shape}, ord {ord}", "matrices with elements", "use fro or nuc")
-    if ord == "fro":
+    empty = 0 in (A.shape[dims[0]], A.shape[dims[1]])
+    nothing = {-1: A.shape[dims[1]] == 0, -2: empty, -float("inf"): A.shape[dims[0]] == 0}  # to take the smallest of
+    if nothing.get(ord):
+        raise ShapeError("matrix_norm", f"shape {A.shape}, ord {ord}", "matrices with elements", "use a positive ord")
+    if ord == "fro" or empty:
         return vector_norm(A, 2, tuple(dims), keepdim)
     a = movement.movedim(A, dims, (-2, -1))
     if ord in (2, -2, "nuc"):

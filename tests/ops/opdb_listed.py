@@ -15,6 +15,8 @@ LISTED = [
     ("addcmul", "keyword argument 'value'", LATER + "write x + value * y * z"),
     ("index_add", "keyword argument 'alpha'", LATER + "write alpha * src"),
     ("cdist", "positional arguments", LATER + "compute_mode"),
+    ("linalg.svd", r": (-?)(\d\.\d{4})\d*, PyTorch (?!\1\2)-?\2", "singular vectors are unique up to their signs"),
+    ("logspace", "other integers", "PyTorch cuts start and end down to integers first"),
     ("svd", "keyword argument 'some'", "linalg.svd's signature, full_matrices, is the only one"),
     ("linalg.lstsq", "keyword argument 'driver'", LATER + "one driver"),
     ("linalg.pinv.singular", "positional argument", "the sample multiplies two factors first"),

@@ -274,7 +274,9 @@ def test_refusals_of_pairs():
         with pytest.raises(ShapeError, match="matrix_norm"):
             lapack.matrix_norm(eye, **arguments)
     with pytest.raises(ShapeError, match="matrix_norm"):
-        lapack.matrix_norm(tensorlib.ones(0, 3), 2)
+        lapack.matrix_norm(tensorlib.ones(0, 3), -2)
+    for ord in ("fro", "nuc", 1, 2, float("inf")):
+        assert lapack.matrix_norm(tensorlib.ones(2, 0, 3), ord).tolist() == [0, 0]
     with pytest.raises(ShapeError, match="qr: got mode"):
         lapack.qr(eye, "full")
 

@@ -104,6 +104,7 @@ def test_options():
     agree(loss.poisson_nll_loss, F.poisson_nll_loss, x, y * 9, log_input=False, full=True, roundings=12, scale=99)
     agree(loss.gaussian_nll_loss, F.gaussian_nll_loss, x, y, w, full=True, scale=9)
     agree_gradients(loss.gaussian_nll_loss, F.gaussian_nll_loss, x, y, w)
+    agree(loss.gaussian_nll_loss, F.gaussian_nll_loss, x, y, w[..., 0], scale=9)  # one variance per row
 
 
 def test_extreme_inputs():
