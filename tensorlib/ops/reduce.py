@@ -354,7 +354,7 @@ def _std(x, dim=None, correction=1, keepdim=False):
     return elementwise.sqrt(_var(x, dim, correction, keepdim))
 
 
-def _older(dim, correction, unbiased):
+def older(dim, correction, unbiased):
     """(dim, correction) of var(x, unbiased) and var(x, dim, unbiased=...), PyTorch's older spelling."""
     if isinstance(dim, bool):
         dim, unbiased = None, dim
@@ -363,12 +363,12 @@ def _older(dim, correction, unbiased):
 
 def var(x, dim=None, correction=1, keepdim=False, unbiased=None):
     """Variance: sum (x - mean)^2 / (n - correction), in two passes; unbiased=False is correction 0. NaN for n = it."""
-    return _var(x, *_older(dim, correction, unbiased), keepdim)
+    return _var(x, *older(dim, correction, unbiased), keepdim)
 
 
 def std(x, dim=None, correction=1, keepdim=False, unbiased=None):
     """Square root of `var`."""
-    return _std(x, *_older(dim, correction, unbiased), keepdim)
+    return _std(x, *older(dim, correction, unbiased), keepdim)
 
 
 def _norm_ref(np, x, p=2, dim=None, keepdim=False):

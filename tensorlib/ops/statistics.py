@@ -204,13 +204,15 @@ def nanmean(x, dim=None, keepdim=False, dtype=None):
     return div(total, cast(reduce.sum(logical_not(isnan(x)), dim, keepdim), total.dtype))
 
 
-def var_mean(x, dim=None, correction=1, keepdim=False):
+def var_mean(x, dim=None, correction=1, keepdim=False, unbiased=None):
     """(variance, mean) over dims: see `var` and `mean`."""
+    dim, correction = reduce.older(dim, correction, unbiased)
     return reduce.var(x, dim, correction, keepdim), reduce.mean(x, dim, keepdim)
 
 
-def std_mean(x, dim=None, correction=1, keepdim=False):
+def std_mean(x, dim=None, correction=1, keepdim=False, unbiased=None):
     """(standard deviation, mean) over dims: see `std` and `mean`."""
+    dim, correction = reduce.older(dim, correction, unbiased)
     return reduce.std(x, dim, correction, keepdim), reduce.mean(x, dim, keepdim)
 
 

@@ -128,7 +128,7 @@ def run(op, sample, function):
             spread = spreads(op, sample, exact) if spread is None else spread
             text = compare(f, s, e, spread[i])
         if text:
-            return Outcome("differs", text)
+            return Outcome("differs", text + (", with dropout_p" if sample.kwargs.get("dropout_p") else ""))
     return Outcome("passed", "")
 
 

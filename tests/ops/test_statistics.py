@@ -168,3 +168,12 @@ def test_methods():
     x = tensorlib.tensor([[3.0, 1.0], [2.0, 5.0]])
     assert x.median().item() == 2 and x.quantile(0.5).item() == 2.5 and x.mode(0).values.tolist() == [2, 1]
     assert [v.item() for v in flat(tensorlib.aminmax(x))] == [1, 5] and x.diff().tolist() == [[-2], [3]]
+
+
+def test_pytorchs_older_spelling_of_the_correction():
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    for name in ("var_mean", "std_mean"):
+        for args, kwargs in (((True,), {}), ((False,), {}), ((), {"dim": 1, "unbiased": False, "keepdim": True})):
+            found = getattr(statistics, name)(tensorlib.from_numpy(x), *args, **kwargs)
+            want = getattr(torch, name)(torch.from_numpy(x), *args, **kwargs)
+            assert all(np.allclose(f.numpy(), w.numpy(), rtol=1e-13) for f, w in zip(found, want, strict=True))
