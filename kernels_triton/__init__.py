@@ -1,16 +1,24 @@
-"""GPU kernels in Triton, for NVIDIA and AMD. None is written yet: this release computes on the CPU only.
+"""GPU kernels in Triton, for NVIDIA and AMD: one file per family, the same names as in kernels_numba.
 
-The package holds the place that the design gives it, so that `tensorlib/backend.py` can say honestly what is there.
+Each exports `build(name, *params, source=None)`: a function (gpu, words) that launches the kernel of that name on the
+words which `tensorlib/ops` hands to every backend, or None. `driver.py` (torch: memory and streams) and `launch.py`
+(compiled kernels) are what they stand on; nothing here is imported before a GPU is asked for.
 """
 
+import importlib.util
+
 NAME = "cuda"
-REASON = "kernels_triton has no kernels yet; use Device('cpu')"
 
 
-def available() -> bool:
-    """Whether this backend can run here: no, whatever the machine has (see `REASON`).
+def missing():
+    """What keeps this backend from running here, or None.
 
-    >>> available()
-    False
+    >>> missing() is None or isinstance(missing(), str)
+    True
     """
-    return False
+    for package in ("torch", "triton"):
+        if importlib.util.find_spec(package) is None:
+            return f"no package {package}"
+    from . import driver
+
+    return None if driver.count() else "no GPU that PyTorch can use"

@@ -9,6 +9,7 @@ Environment, read here once: `TENSORLIB_CACHE` (folder of the kernel cache), `TE
 
 import ctypes
 import functools
+import importlib
 import os
 import struct
 import sys
@@ -33,9 +34,19 @@ class Kernel:
     """A compiled kernel: its name, the address of its machine code, and what keeps that code in memory."""
 
     __slots__ = ("code", "entry", "name")
+    plan = None
 
     def __init__(self, name, code):
         self.name, self.code, self.entry = name, code, code.entry
+
+
+class Program:
+    """What a GPU does for a kernel: `plan(gpu, words)` launches it."""
+
+    __slots__ = ("name", "plan")
+
+    def __init__(self, name, plan):
+        self.name, self.plan = name, plan
 
 
 class CpuBackend:
@@ -121,17 +132,68 @@ class CpuBackend:
             return self._cache.from_memory(*built)
 
 
+class GpuBackend:
+    """kernels_triton: plans of launches, compiled by Triton. `driver` gives GPUs: kernels_triton.driver by default."""
+
+    threads = 1  # scratch memory per thread of a CPU kernel means nothing here
+
+    def __init__(self, driver=None):
+        import kernels_triton
+
+        why = None if driver else kernels_triton.missing()
+        if why:
+            fix = "pip install 'tensorlib[cuda]' on a machine with a GPU, or use Device('cpu')"
+            raise DeviceError("device 'cuda'", why, "PyTorch, Triton and a GPU", fix)
+        if driver is None:
+            from kernels_triton import driver
+        self._driver, self._programs, self.pool = driver, {}, self
+
+    def gpu(self, index):
+        """The GPU of that number. DeviceError if there is none."""
+        count = self._driver.count()
+        if index >= count:
+            raise DeviceError(f"device 'cuda:{index}'", f"{count} GPUs", f"a number below {count}", "use another GPU")
+        return self._driver.gpu(index)
+
+    def kernel(self, room, name, *params, source=None, source_key=""):
+        """See `tensorlib.backend.kernel`."""
+        key = (room, name, params, source_key)
+        found = self._programs.get(key)
+        if found is None:
+            try:
+                built = importlib.import_module(f"kernels_triton.{room}").build
+            except ModuleNotFoundError as e:
+                if e.name != f"kernels_triton.{room}":
+                    raise
+                built = lambda *_, **__: None  # noqa: E731
+            plan = built(name, *params, **({"source": source} if source else {}))
+            if plan is None:
+                where, words = f"kernels_triton/{room}.py", " ".join([name, *map(str, params)])
+                raise NoKernel(words, "no kernel for it on GPUs", "one of its rows", f"add it to the tables of {where}")
+            found = self._programs[key] = Program(f"{room}.{name}", plan)
+        return found
+
+
 _backends = {}
+_KINDS = {"cpu": CpuBackend, "cuda": GpuBackend}
 
 
 def backend(kind="cpu"):
     """The backend of a device kind. DeviceError if this installation or machine has none."""
     found = _backends.get(kind)
     if found is None:
-        if kind != "cpu":
-            raise DeviceError(f"device {kind!r}", "no kernels for it yet", "cpu", "use Device('cpu')")
-        found = _backends[kind] = CpuBackend()
+        if kind not in _KINDS:
+            raise DeviceError(f"device {kind!r}", "no kernels for it yet", "cpu or cuda", "use Device('cpu')")
+        found = _backends[kind] = _KINDS[kind]()
     return found
+
+
+def install(kind, made):
+    """Makes `made` the backend of a device kind (None: the usual one, at its next use); returns the one before."""
+    before = _backends.pop(kind, None)
+    if made is not None:
+        _backends[kind] = made
+    return before
 
 
 def log(message):
@@ -195,6 +257,9 @@ def launch(kernel, args, work=0, reads=(), writes=()):
     """
     if tape.used and tape.mode.recording:
         tape.guard(kernel.name, reads)
+    if kernel.plan is not None:
+        _launch_plan(kernel, args, work, reads, writes)
+        return
     try:
         block = packer(len(args) + 1)(kernel.entry, *args)
     except struct.error:  # there are floats among them
@@ -205,6 +270,15 @@ def launch(kernel, args, work=0, reads=(), writes=()):
     for array in writes:
         array.buffer.version += 1
     play(backend(), block, work)
+
+
+def _launch_plan(kernel, args, work, reads, writes):
+    recorder = getattr(_state, "recorder", None)
+    if recorder is not None:
+        recorder.add(kernel, None, work, reads, writes)
+    for array in writes:
+        array.buffer.version += 1
+    kernel.plan(writes[0].buffer.device.gpu, args)
 
 
 @functools.lru_cache(None)

@@ -12,30 +12,42 @@ while recording come from the capture's own arena and stay reserved for it, so a
 import ctypes
 
 from tensorlib import backend
-from tensorlib.device import set_arena
+from tensorlib.device import Device, set_arena
 
 SYNC, SERIAL = 1, 2  # kernels_numba/control.py
 
 
 class Capture:
-    """A recorded command list. Use as a context manager to record (in this thread), then `replay`."""
+    """A recorded command list. Use as a context manager to record (in this thread), then `replay`.
 
-    def __init__(self):
+    On a GPU it is a CUDA graph: what is recorded there runs at `replay` only.
+    """
+
+    def __init__(self, device="cpu"):
+        gpu = Device(device).gpu
         self._commands, self._keep, self._list = [], [], None
         self._arena = backend.backend().driver.Arena()
+        self._graph = gpu.capture() if gpu is not None else None
 
     def __enter__(self):
         self._before = set_arena(self._arena), backend.set_recorder(self)
+        if self._graph is not None:
+            self._graph.begin()
         return self
 
     def __exit__(self, *error):
         set_arena(self._before[0])
         backend.set_recorder(self._before[1])
-        if error[0] is None:
+        if self._graph is not None:
+            self._graph.end()
+        elif error[0] is None:
             self._finish()
 
     def add(self, kernel, block, work, reads, writes):
         """Called by `backend.launch`."""
+        if self._graph is not None:
+            self._keep.append([a.buffer.owner for a in (*reads, *writes)])
+            return
         alone = 0 if work >= backend.PARALLEL_WORK else SERIAL
         entry = [kernel.entry, backend.payload(block) + 8, alone]
         self._commands.append((entry, _ranges(reads), _ranges(writes)))
@@ -73,6 +85,9 @@ class Capture:
 
     def replay(self):
         """Runs the list: one native call, the GIL released. Results are in the Arrays that the recording returned."""
+        if self._graph is not None:
+            self._graph.replay()
+            return
         backend.backend().pool.play(ctypes.addressof(self._list), len(self._commands), self._parallel)
 
 

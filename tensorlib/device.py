@@ -7,6 +7,7 @@ Buffer.
 ((2, 3), (3, 1), Device('cpu'), 24)
 """
 
+import ctypes
 import mmap
 import os
 import threading
@@ -27,10 +28,10 @@ _devices = {}
 class Device:
     """Where a tensor lives: "cpu"; "cuda:N" and "metal" when their kernel packages are there.
 
-    Raises DeviceError for a name that no backend of this installation has.
+    Raises DeviceError for a name that no backend of this installation has. `gpu`: the driver's handle, or None.
     """
 
-    __slots__ = ("index", "type")
+    __slots__ = ("gpu", "index", "type")
 
     def __new__(cls, name="cpu"):
         """One object per device, so that comparing and hashing cost nothing."""
@@ -41,10 +42,10 @@ class Device:
             raise DeviceError("device", repr(name), "cpu, cuda, cuda:N or metal", "use one of these names")
         key = (kind, int(index or 0))
         if key not in _devices:
-            if kind != "cpu":
-                _backend.backend(kind)
+            gpu = None if kind == "cpu" else _backend.backend(kind).gpu(key[1])
             _devices[key] = made = super().__new__(cls)
             made.type, made.index = key
+            made.gpu = gpu
         return _devices[key]
 
     def __reduce__(self):
@@ -98,14 +99,14 @@ class Buffer:
     @classmethod
     def allocate(cls, nbytes, device=CPU):
         """Uninitialised memory, aligned to 64 bytes. MemoryError if there is none."""
+        if device is not CPU:
+            return GpuBuffer.allocate(nbytes, device)
         if nbytes <= SMALL and not _backend.recorders:  # the interpreter's own allocator is the quickest there is
             owner = bytes(nbytes + 64)
             made = cls((_backend.payload(owner) + 63) & -64, nbytes, owner)
         else:
             ptr, owner = arena().allocate(nbytes)
             made = cls(ptr, nbytes, owner)
-        if device is not CPU:
-            made.device = device
         return made
 
     @classmethod
@@ -123,8 +124,52 @@ class Buffer:
         ptr, owner = _backend.backend().driver.address_of(exporter)
         return cls.over(ptr, nbytes, owner, not readonly, readonly)
 
+    def read(self, ptr, nbytes):
+        """The bytes at an address inside."""
+        return ctypes.string_at(ptr, nbytes)
+
+    def write(self, ptr, data):
+        """Writes `bytes` to an address inside."""
+        ctypes.memmove(ptr, data, len(data))
+
     def __repr__(self):
-        return f"Buffer({self.nbytes} bytes at {self.ptr:#x}, {self.device})"
+        return f"{type(self).__name__}({self.nbytes} bytes at {self.ptr:#x}, {self.device})"
+
+
+class GpuBuffer(Buffer):
+    """Memory of a GPU: a class of its own, so that nothing that was learnt about calls on the CPU is taken for it."""
+
+    @classmethod
+    def allocate(cls, nbytes, device):
+        """Uninitialised memory of `device`. MemoryError if there is none."""
+        ptr, owner = device.gpu.allocate(max(nbytes, 1))
+        made = cls(ptr, nbytes, owner)
+        made.device = device
+        return made
+
+    def read(self, ptr, nbytes):
+        """The bytes at an address inside, once all work on them is done."""
+        host = ctypes.create_string_buffer(nbytes)
+        self.device.gpu.download(ctypes.addressof(host), ptr, nbytes)
+        return host.raw
+
+    def write(self, ptr, data):
+        """Writes `bytes` to an address inside."""
+        self.device.gpu.upload(ptr, _backend.payload(data), len(data))
+
+
+def transfer(out, x):
+    """Copies the bytes of a contiguous Array to a contiguous one of the same size on another device."""
+    nbytes = x.numel() * x.dtype.itemsize
+    source, destination = x.device.gpu, out.device.gpu
+    if source is None:
+        destination.upload(out.ptr, x.ptr, nbytes)
+    elif destination is None:
+        source.download(out.ptr, x.ptr, nbytes)
+    else:
+        source.synchronize()
+        destination.copy(out.ptr, x.ptr, nbytes)
+    out.buffer.version += 1
 
 
 def map_file(path) -> Buffer:

@@ -17,9 +17,21 @@ from types import FunctionType
 from tensorlib import dtype as _dtype
 from tensorlib import random, tape
 from tensorlib.autograd.variable import Variable
-from tensorlib.device import Array, Device
-from tensorlib.errors import DeviceError, DTypeError, ShapeError
-from tensorlib.ops import create, elementwise, exchange, getitem, index, linalg, movement, reduce, softmax, text
+from tensorlib.device import Array
+from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.ops import (
+    create,
+    elementwise,
+    exchange,
+    getitem,
+    index,
+    linalg,
+    movement,
+    reduce,
+    softmax,
+    text,
+    transfer,
+)
 
 
 class Tensor(Variable, Array):
@@ -115,30 +127,7 @@ class Tensor(Variable, Array):
 
     # ---- conversion ------------------------------------------------------------------------------------------------
 
-    def to(self, *args, dtype=None, device=None, copy=False):
-        """In another dtype and/or on another device: `x.to("f16")`, `x.to("cpu")`, `x.to(other)`; itself if nothing
-        changes.
-
-        Floats to integers truncate and saturate. Raises DTypeError, DeviceError.
-        """
-        for a in args:
-            if isinstance(a, Array):
-                dtype, device = a.dtype, a.device
-            elif isinstance(a, Device) or (isinstance(a, str) and a.partition(":")[0] in ("cpu", "cuda", "metal")):
-                device = a
-            else:
-                dtype = a
-        if device is not None and Device(device) != self.device:
-            raise DeviceError("to", f"{self.device} to {device}", str(self.device), "no copies between devices yet")
-        return elementwise.cast(self, dtype or self.dtype, copy)
-
-    def type_as(self, other):
-        """In the dtype of `other`."""
-        return self.to(other.dtype)
-
-    def cpu(self):
-        """On the CPU."""
-        return self.to("cpu")
+    to, type_as, cpu, cuda = transfer.to, transfer.type_as, transfer.cpu, transfer.cuda
 
     def detach(self):
         """The same memory without the tape: no gradient passes."""

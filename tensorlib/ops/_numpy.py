@@ -2,8 +2,11 @@
 
 from tensorlib import backend
 from tensorlib import dtype as _dtype
+from tensorlib.device import CPU
 from tensorlib.errors import DTypeError, LinAlgError, NoKernel, ShapeError
-from tensorlib.ops import exchange
+from tensorlib.ops import exchange, transfer
+
+_told = set()
 
 
 def check(op, *operands, square=False):
@@ -30,6 +33,11 @@ def check_dtype(op, x):
 def array(op, x):
     """x as a NumPy array over the same memory, to read."""
     check_dtype(op, x)
+    if x.device is not CPU:
+        if op not in _told:
+            _told.add(op)
+            backend.log(f"{op} on {x.device} is computed by LAPACK on the CPU: matrices are copied there and back")
+        x = transfer.to_device(x, CPU)
     shared = x.buffer.shared
     try:
         return exchange.numpy(x)
@@ -49,7 +57,7 @@ def back(x, array):
 
     out = exchange.from_numpy(type(x), np.asarray(array, order="C"))
     out.buffer.shared = False
-    return out
+    return transfer.to_device(out, x.device)
 
 
 def call(op, function, *arguments, fix="check the matrices for zeros, NaN and infinities", **keywords):

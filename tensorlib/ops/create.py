@@ -3,7 +3,6 @@
 No NumPy: values are packed by `dtype.pack`.
 """
 
-import ctypes
 import math
 
 from tensorlib import backend
@@ -112,7 +111,7 @@ def tensor(cls, data, dtype=None, device=None):
     out = empty(cls, shape, dtype=dtype, device=device)
     if flat:
         data = _dtype.pack(_in_kind(flat, dtype), dtype)
-        ctypes.memmove(out.ptr, data, len(data))
+        out.buffer.write(out.ptr, data)
     return out
 
 

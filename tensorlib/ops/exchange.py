@@ -21,13 +21,13 @@ def item(x):
     """The one element as a Python bool, int or float. ShapeError if there are more or none."""
     if x.numel() != 1:
         raise ShapeError("item", f"{x.numel()} elements", "one element", "index it first, or use .tolist()")
-    return _dtype.unpack(ctypes.string_at(x.ptr, x.dtype.itemsize), x.dtype)[0]
+    return _dtype.unpack(x.buffer.read(x.ptr, x.dtype.itemsize), x.dtype)[0]
 
 
 def flat_values(x):
     """All elements in row-major order as a list of Python numbers."""
     x = contiguous(x)
-    return _dtype.unpack(ctypes.string_at(x.ptr, x.numel() * x.dtype.itemsize), x.dtype) if x.numel() else []
+    return _dtype.unpack(x.buffer.read(x.ptr, x.numel() * x.dtype.itemsize), x.dtype) if x.numel() else []
 
 
 def tolist(x):

@@ -5,7 +5,7 @@ the kernels read when they run, and a captured step can be replayed. A Python in
 depend on the number of threads. The last dim of every operand must be adjacent in memory; other strides are free.
 """
 
-import ctypes
+import struct
 
 from tensorlib import backend
 from tensorlib.device import Array
@@ -40,7 +40,7 @@ def rope_tables(inv_freq, n, device=None):
     if not isinstance(inv_freq, Array):
         values = [float(f) for f in inv_freq]
         inv_freq = Array.empty((len(values),), "f64", *([device] if device else []))
-        (ctypes.c_double * len(values)).from_address(inv_freq.ptr)[:] = values
+        inv_freq.buffer.write(inv_freq.ptr, struct.pack(f"{len(values)}d", *values))
     if inv_freq.dtype.name not in ("f32", "f64"):
         raise DTypeError("rope_tables", inv_freq.dtype, "f32 or f64", "convert it with .to('f64')")
     if inv_freq.ndim != 1 or not inv_freq.is_contiguous() or n < 0:

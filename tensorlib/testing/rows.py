@@ -14,8 +14,9 @@ import numpy as np
 
 from tensorlib import dtype as _dtype
 from tensorlib import tape
-from tensorlib.device import Array, Device
+from tensorlib.device import Array, Buffer, Device
 from tensorlib.errors import DTypeError, GradError, NoKernel
+from tensorlib.layout import Layout
 from tensorlib.registry import FUNCTIONS, OPS
 from tensorlib.tensor import from_numpy
 from tensorlib.testing import compare, domains, domains_derived, domains_losses, gradients, noise, references
@@ -157,17 +158,34 @@ def exact(op, x, dtype):
     return x.copy()
 
 
-def tensors(x, cls=None):
-    """Tensors over the memory of NumPy arrays, also of those in lists and tuples."""
+def tensors(x, device="cpu"):
+    """Tensors over the memory of NumPy arrays, also of those in lists, tuples and dicts; elsewhere copies, with the
+    strides and the bytes between the elements.
+    """
     if isinstance(x, (list, tuple)):
-        return type(x)(tensors(v) for v in x)
-    return from_numpy(x) if isinstance(x, np.ndarray) else x
+        return type(x)(tensors(v, device) for v in x)
+    if isinstance(x, dict):
+        return {k: tensors(v, device) for k, v in x.items()}
+    if not isinstance(x, np.ndarray):
+        return x
+    made = from_numpy(x)
+    return made if device == "cpu" else _placed(made, Device(device))
 
 
-def call(op, args, kwargs, function=None):
+def _placed(x, device):
+    low, high = x.layout.extent()
+    size, first = x.dtype.itemsize, x.buffer.ptr + low * x.dtype.itemsize
+    odd = first % 16 // size  # kernels see the same alignment
+    buffer = Buffer.allocate((high - low + odd) * size, device)
+    if high > low:
+        buffer.write(buffer.ptr + odd * size, x.buffer.read(first, (high - low) * size))
+    return type(x)(buffer, Layout(x.shape, x.strides, odd + x.offset - low), x.dtype)
+
+
+def call(op, args, kwargs, function=None, device="cpu"):
     """Results of a row's function on NumPy arguments, as a list of Arrays and plain values."""
-    given = tensors(args)
-    out = (function or FUNCTIONS[op.name])(*given, **tensors(kwargs))
+    given = tensors(args, device)
+    out = (function or FUNCTIONS[op.name])(*given, **tensors(kwargs, device))
     return [given[0]] if writes(op.name) else noise.several(out)
 
 
@@ -188,18 +206,17 @@ def check_op(name, device, dtype, s, function=None, ulps=None):
     has no kernel of a dtype other than f32 (i64 if it takes no floats).
     """
     op = name if not isinstance(name, str) else OPS[name]
-    assert Device(device).type == "cpu", "other devices: not yet"
     args, kwargs = draw(op, s)
-    return check_call(op, args, kwargs, dtype, function, ulps)
+    return check_call(op, args, kwargs, dtype, function, ulps, device)
 
 
-def check_call(op, args, kwargs, dtype, function=None, ulps=None):
+def check_call(op, args, kwargs, dtype, function=None, ulps=None, device="cpu"):
     """`check_op` of a call that is already there. False if the row has no kernel of this dtype."""
     text = f"{op.name}({', '.join(map(_text, args))}{''.join(f', {k}={_text(v)}' for k, v in kwargs.items())}): "
     inside, options = [exact(op, a, dtype) for a in args], {k: exact(op, v, dtype) for k, v in kwargs.items()}
     before = [_bits(x) for x in _flat([args[writes(op.name) :], kwargs])]
     try:
-        found = call(op, args, kwargs, function)
+        found = call(op, args, kwargs, function, device)
     except (NoKernel, DTypeError):
         if dtype in ("f32", "i64"):
             raise
@@ -207,7 +224,7 @@ def check_call(op, args, kwargs, dtype, function=None, ulps=None):
     assert before == [_bits(x) for x in _flat([args[writes(op.name) :], kwargs])], f"{text}an operand was changed"
     compute = compute_dtype(op, dtype)
     want = noise.several(noise.quietly(ref_of(op), np, *inside, **options))
-    found = [x.numpy() if isinstance(x, Array) else np.asarray(x) for x in found]
+    found = [x.cpu().numpy() if isinstance(x, Array) else np.asarray(x) for x in found]
     assert len(found) == len(want), f"{text}got {len(found)} results, want {len(want)}"
     _check_dtype(op, found[0], dtype, text)
     spread = noise.spread(ref_of(op), inside, options, compute)

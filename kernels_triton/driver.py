@@ -1,0 +1,167 @@
+"""GPUs: memory and streams from PyTorch, copies through the driver's own API, compiled kernels launched as they are.
+
+The only file that imports torch, and no op of torch runs: it owns memory, streams and graphs.
+"""
+
+import ctypes
+import functools
+
+import torch
+from triton.backends.compiler import GPUTarget
+
+from .launch import SHARED
+
+STAGING = 32 << 20  # bytes of pinned memory that uploads of ordinary memory pass through, twice
+_LIBRARIES = {  # library, names of its functions
+    "cuda": ("libcuda.so.1", "cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemcpyPeerAsync"),
+    "hip": ("libamdhip64.so", "hipMemcpyHtoDAsync hipMemcpyDtoHAsync hipMemcpyDtoDAsync hipMemcpyPeerAsync"),
+}
+
+
+def count():
+    """How many GPUs this machine has."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+@functools.cache
+def gpu(index):
+    """The GPU of that number: one object each."""
+    return Gpu(index)
+
+
+@functools.cache
+def _functions():
+    name, symbols = _LIBRARIES["hip" if torch.version.hip else "cuda"]
+    library = ctypes.CDLL(name)
+    return [getattr(library, symbol) for symbol in symbols.split()]
+
+
+def _check(status, what):
+    if status:
+        raise RuntimeError(f"{what}: the driver reports error {status}")
+
+
+class Gpu:
+    """One GPU: `target` and `arch` for the compiler, `shared` bytes per block at most, `units` multiprocessors.
+
+    `ready` keeps what `load` gave, by kernel and alignment.
+    """
+
+    def __init__(self, index):
+        properties = torch.cuda.get_device_properties(index)
+        self.index, self.name, self.units = index, properties.name, properties.multi_processor_count
+        if torch.version.hip:
+            self.arch = properties.gcnArchName.partition(":")[0]
+            self.target = GPUTarget("hip", self.arch, 64 if self.arch.startswith("gfx9") else 32)
+        else:
+            self.arch = 10 * properties.major + properties.minor
+            self.target = GPUTarget("cuda", self.arch, 32)
+        self.shared = getattr(properties, "shared_memory_per_block_optin", None) or SHARED.get(self.arch, 65536)
+        self.memory = properties.total_memory
+        self.ready = {}
+        self._staging = None
+        self._several = torch.cuda.device_count() > 1
+        torch.cuda.current_stream(index)  # makes the context, before any copy
+
+    # ---- memory ------------------------------------------------------------------------------------------------------
+
+    def allocate(self, nbytes):
+        """(address, owner) of uninitialised memory, at a multiple of 512 bytes. MemoryError, with what is free."""
+        try:
+            owner = torch.UntypedStorage(nbytes, device=f"cuda:{self.index}")
+        except torch.OutOfMemoryError as e:
+            free, total = torch.cuda.mem_get_info(self.index)
+            kept = torch.cuda.memory_reserved(self.index) - torch.cuda.memory_allocated(self.index)
+            raise MemoryError(
+                f"cuda:{self.index}: got a request for {nbytes:,} bytes; expected at most {free + kept:,} "
+                f"(of {total:,}); free tensors, or use a smaller batch, a shorter context or a quantised model"
+            ) from e
+        return owner.data_ptr(), owner
+
+    def stream(self):
+        """The stream that kernels and copies of this GPU are put into: torch's current one."""
+        return torch._C._cuda_getCurrentRawStream(self.index)
+
+    def synchronize(self):
+        """Waits until all that was launched is done."""
+        torch.cuda.synchronize(self.index)
+
+    def upload(self, ptr, host, nbytes):
+        """Copies host memory to the GPU, through pinned memory, so that one half is filled while the other moves."""
+        if self._staging is None:
+            stages = [torch.UntypedStorage(STAGING, device="cpu").pin_memory("cuda") for _ in range(2)]
+            self._staging = [(s, torch.cuda.Event()) for s in stages]
+        stream = self.stream()
+        with torch.cuda.device(self.index):
+            for i, start in enumerate(range(0, nbytes, STAGING)):
+                stage, moved = self._staging[i % 2]
+                size = min(STAGING, nbytes - start)
+                moved.synchronize()
+                ctypes.memmove(stage.data_ptr(), host + start, size)
+                status = _functions()[0](*_words(ptr + start, stage.data_ptr(), size, stream))
+                _check(status, "copy to the GPU")
+                moved.record()
+
+    def download(self, host, ptr, nbytes):
+        """Copies from the GPU to host memory, and waits for it."""
+        with torch.cuda.device(self.index):
+            _check(_functions()[1](*_words(host, ptr, nbytes, self.stream())), "copy from the GPU")
+            torch.cuda.current_stream(self.index).synchronize()
+
+    def copy(self, ptr, source, nbytes):
+        """Copies within this GPU's memory, or from another GPU that it may read."""
+        with torch.cuda.device(self.index):
+            _check(_functions()[2](*_words(ptr, source, nbytes, self.stream())), "copy within the GPU")
+
+    # ---- kernels -----------------------------------------------------------------------------------------------------
+
+    def load(self, kernel, hints):
+        """What launches `kernel`, compiled for this GPU: a function of grid x, y, z and the arguments."""
+        compiled = kernel.compile(self.target, hints)
+        if compiled.metadata.shared > self.shared:
+            got = f"{compiled.metadata.shared} bytes of shared memory"
+            raise RuntimeError(f"{compiled.name}: got {got}; expected at most {self.shared} on {self.name}")
+        with torch.cuda.device(self.index):
+            run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+        constants, stream, index = (None,) * len(kernel.consts), torch._C._cuda_getCurrentRawStream, self.index
+
+        def launch(x, y, z, args):
+            run(x, y, z, stream(index), function, metadata, None, None, None, *args, *constants)
+
+        def launch_elsewhere(x, y, z, args):
+            with torch.cuda.device(index):
+                launch(x, y, z, args)
+
+        return launch_elsewhere if self._several else launch
+
+    def capture(self):
+        """Records launches from `begin` to `end` into a CUDA graph."""
+        return Graph(self.index)
+
+
+class Graph:
+    """Launches recorded by the driver, replayed in one call. Memory allocated while recording belongs to it."""
+
+    def __init__(self, index):
+        self._index, self._graph = index, torch.cuda.CUDAGraph()
+        self._stream = torch.cuda.Stream(index)
+
+    def begin(self):
+        """From now on launches are recorded, not run."""
+        torch.cuda.synchronize(self._index)
+        self._context = torch.cuda.stream(self._stream)
+        self._context.__enter__()
+        self._graph.capture_begin()
+
+    def end(self):
+        """Ends the recording."""
+        self._graph.capture_end()
+        self._context.__exit__(None, None, None)
+
+    def replay(self):
+        """Runs what was recorded, in the current stream."""
+        self._graph.replay()
+
+
+def _words(destination, source, nbytes, stream):
+    return ctypes.c_void_p(destination), ctypes.c_void_p(source), ctypes.c_size_t(nbytes), ctypes.c_void_p(stream)

@@ -1,0 +1,99 @@
+"""From a Triton function to launches with raw integers: compiled once per device and alignment, then kept.
+
+Triton's own `fn[grid](...)` finds the compiled kernel anew at every call, which takes 9 to 15 us; a `Kernel` knows the
+types of its arguments, so that one dict look-up remains.
+"""
+
+import triton
+from triton.compiler import ASTSource
+from triton.runtime import JITFunction
+
+# Our dtype names in Triton's. A bool is a byte of 0 or 1.
+TYPES = {
+    "bool": "u8", "u8": "u8", "i8": "i8", "u16": "u16", "i16": "i16", "u32": "u32", "i32": "i32", "u64": "u64",
+    "i64": "i64", "f16": "fp16", "bf16": "bf16", "f32": "fp32", "f64": "fp64", "f8e4m3": "fp8e4nv", "f8e5m2": "fp8e5",
+}  # fmt: skip
+SHARED = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376, "gfx942": 65536}
+ALIGNED, DIVISIBLE = 2, 1  # alignment classes: all pointers at multiples of 16 bytes; all marked integers divide by 16
+
+
+def pointer(dtype):
+    """The type of a pointer to elements of one of our dtypes.
+
+    >>> pointer("f16")
+    '*fp16'
+    """
+    return "*" + TYPES[dtype]
+
+
+class Kernel:
+    """A Triton function with the types of its arguments, its constants and its launch options.
+
+    `types`: one per argument that is no constant, in order ("*fp32", "i32", "fp32"). `divisible` names integers which,
+    if all of them divide by 16, let the compiler use wide loads. Constants come last in the function's signature, and
+    are given by keyword. Call it with a Gpu, a grid and raw integers (and floats for "fp32", "fp64").
+    """
+
+    def __init__(self, fn, types, divisible=(), warps=4, stages=3, **consts):
+        self.fn, self.consts, self.warps, self.stages = fn, consts, warps, stages
+        names = [n for n in fn.arg_names if n not in consts]
+        if len(names) != len(types) or list(fn.arg_names[len(names) :]) != [n for n in fn.arg_names if n in consts]:
+            raise TypeError(f"{fn.__name__}: got types {types} for {names}; expected one each, and constants last")
+        self.types = dict(zip(names, types, strict=True))
+        self.divisible = tuple(divisible)
+        self._pointers = [i for i, t in enumerate(types) if t[0] == "*"]
+        self._integers = [names.index(n) for n in self.divisible]
+
+    def __call__(self, gpu, grid, *args):
+        low = more = 0
+        for i in self._pointers:
+            low |= args[i]
+        for i in self._integers:
+            more |= args[i]
+        key = (self, (not low & 15) * ALIGNED + (not more & 15))
+        run = gpu.ready.get(key)
+        if run is None:
+            run = gpu.ready[key] = gpu.load(*key)
+        run(*grid, args)
+
+    def source(self, hints):
+        """What the compiler is given for an alignment class."""
+        fn, names = self.fn, list(self.fn.arg_names)
+        hinted = [n for n, t in self.types.items() if t[0] == "*"] if hints & ALIGNED else []
+        hinted += self.divisible if hints & DIVISIBLE else []
+        return ASTSource(
+            fn,
+            signature={n: "constexpr" if n in self.consts else self.types[n] for n in names},
+            constexprs={(names.index(n),): v for n, v in self.consts.items()},
+            attrs={(names.index(n),): [["tt.divisibility", 16]] for n in hinted},
+        )
+
+    def compile(self, target, hints=ALIGNED | DIVISIBLE):
+        """The CompiledKernel for a GPUTarget and an alignment class: from Triton's cache, or from its compiler."""
+        if not isinstance(self.fn, JITFunction):
+            raise TypeError(f"{self.fn.__name__} was decorated for the interpreter, and cannot be compiled")
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return triton.compile(self.source(hints), target=target, options=options)
+
+
+def blocks(n, size):
+    """How many blocks of `size` cover n elements."""
+    return -(-n // size)
+
+
+def power_of_2(n):
+    """The least power of 2 that is n or more."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def pick(table, arch):
+    """The row of a table by architecture (75, 80, 86 ... or "gfx942") for `arch`: its own, else the next lower one.
+
+    >>> pick({80: "a", 90: "b"}, 89), pick({80: "a", 90: "b"}, 120)
+    ('a', 'b')
+    """
+    if arch in table:
+        return table[arch]
+    if isinstance(arch, str):
+        return table.get("gfx942", table[80])
+    return table[max((a for a in table if isinstance(a, int) and a <= arch), default=80)]

@@ -1,0 +1,50 @@
+"""Compiles the kernels of these tests for a GPU that is not there."""
+
+import functools
+
+import numpy as np
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+NAMES = {
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float32": "fp32",
+    "float64": "fp64",
+    "float8_e4m3fn": "fp8e4nv",
+    "float8_e5m2": "fp8e5",
+    "bool": "i1",
+    **{f"{sign}int{bits}": f"{sign}{'' if sign else 'i'}{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def type_of(value):
+    """Triton's name for the type of an argument: an array is a pointer."""
+    if isinstance(value, np.ndarray):
+        return "*" + NAMES[value.dtype.name]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+@functools.cache
+def compile_kernel(kernel, arch, types, consts, divisible, options):
+    """A compiled kernel: `types` of its run-time parameters in order, `consts` as (name, value) pairs."""
+    names = kernel.arg_names
+    consts, types = dict(consts), iter(types)
+    signature = {name: "constexpr" if name in consts else next(types) for name in names}
+    source = ASTSource(
+        kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in consts.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
+    )
+    return compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
+
+
+def compiled_for(kernel, arch, args, consts, **options):
+    """`kernel` compiled for arguments as a launch would: pointers and ints that 16 divides are known to be so."""
+    names = [name for name in kernel.arg_names if name not in consts]
+    aligned = [n for n, a in zip(names, args) if isinstance(a, np.ndarray) or (isinstance(a, int) and a % 16 == 0)]
+    types = tuple(type_of(value) for value in args)
+    return compile_kernel(kernel, arch, types, tuple(consts.items()), tuple(aligned), tuple(options.items()))
