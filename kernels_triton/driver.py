@@ -44,8 +44,10 @@ def _check(status, what):
 class Gpu:
     """One GPU: `target` and `arch` for the compiler, `shared` bytes per block at most, `units` multiprocessors.
 
-    `ready` keeps what `load` gave, by kernel and alignment.
+    `ready` keeps what `load` gave, by kernel and alignment. `interpreted`: kernels may hold no inline assembly.
     """
+
+    interpreted = False
 
     def __init__(self, index):
         properties = torch.cuda.get_device_properties(index)

@@ -35,7 +35,7 @@ class Owner:
 class HostGpu:
     """A GPU of host memory: what kernels_triton.driver.Gpu is, for tests. `execute` says how a kernel is run."""
 
-    index, name, units = 0, "host memory", 4
+    index, name, units, interpreted = 0, "host memory", 4, False
     memory = 1 << 33
 
     def __init__(self, arch=80):
@@ -66,6 +66,10 @@ class HostGpu:
         """AssertionError if a kernel wrote outside of the live allocations' memory."""
         for owner in list(self.live.values()):
             owner.check()
+
+    def ranges(self):
+        """[first, last) addresses of the live allocations."""
+        return [(owner.ptr, owner.ptr + owner.nbytes) for owner in list(self.live.values())]
 
     def stream(self):
         """One stream."""
@@ -154,6 +158,8 @@ class Pointer:
 
 class Interpreted(HostGpu):
     """Kernels in Triton's interpreter: TRITON_INTERPRET=1 must be set before any of them is decorated."""
+
+    interpreted = True
 
     def executable(self, kernel, hints):
         """A function of the grid and raw arguments."""

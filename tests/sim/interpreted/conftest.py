@@ -1,19 +1,23 @@
-"""These tests run Triton's interpreter, which a process has or has not: TRITON_INTERPRET=1 pytest tests/sim/interpreted."""
+"""Tests in Triton's interpreter, which a process has or has not: TRITON_INTERPRET=1 pytest tests/sim/interpreted."""
 
 import os
 
 import pytest
 
-if os.environ.get("TRITON_INTERPRET") != "1":
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if not INTERPRETED:
     collect_ignore_glob = ["test_*.py"]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session", autouse=INTERPRETED)
 def device():
-    """A device "cuda:0" whose kernels are interpreted."""
+    """A device "cuda:0" whose kernels are interpreted, and may touch nothing but its live memory."""
+    from tests.sim import interpreter
     from tests.sim.host import Interpreted, install
 
     gpu = Interpreted(80)
+    interpreter.repair()
+    interpreter.watch(gpu.ranges)
     install(gpu)
     yield gpu
     gpu.check()
