@@ -32,7 +32,12 @@ class Kernel:
     `types`: one per argument that is no constant, in order ("*fp32", "i32", "fp32"). `divisible` names integers which,
     if all of them divide by 16, let the compiler use wide loads. Constants come last in the function's signature, and
     are given by keyword. Call it with a Gpu, a grid and raw integers (and floats for "fp32", "fp64").
+
+    `items`, for reports: elements (or weights) that one pass of its innermost loop treats, or the whole program if it
+    has no loop.
     """
+
+    items = 0
 
     def __init__(self, fn, types, divisible=(), warps=4, stages=3, **consts):
         self.fn, self.consts, self.warps, self.stages = fn, consts, warps, stages

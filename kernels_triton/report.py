@@ -4,8 +4,8 @@
 
 Columns: registers per thread, bytes of stack (spills), bytes of shared memory; global loads and stores by width in bits
 (asynchronous copies and TMA among the loads); the hottest loop's instructions, matrix instructions, and how many of the
-former per one of the latter; conversions from integers (I2F) and compares (SETP) in that loop; where the kernel says how
-many items one pass of that loop (or the kernel, if it has none) treats, the instructions per item and thread.
+former per one of the latter; conversions from integers (I2F) and compares (SETP) in that loop; and, where the kernel
+says how many items one pass of that loop (or the kernel, if it has none) treats, the instructions per item.
 """
 
 import argparse
