@@ -9,7 +9,7 @@ import functools
 import torch
 from triton.backends.compiler import GPUTarget
 
-from .launch import SHARED
+from .launch import SHARED, launcher
 
 STAGING = 32 << 20  # bytes of pinned memory that uploads of ordinary memory pass through, twice
 _LIBRARIES = {  # library, names of its functions
@@ -124,14 +124,11 @@ class Gpu:
             got = f"{compiled.metadata.shared} bytes of shared memory"
             raise RuntimeError(f"{compiled.name}: got {got}; expected at most {self.shared} on {self.name}")
         with torch.cuda.device(self.index):
-            run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-        constants, stream, index = (None,) * len(kernel.consts), torch._C._cuda_getCurrentRawStream, self.index
-
-        def launch(x, y, z, args):
-            run(x, y, z, stream(index), function, metadata, None, None, None, *args, *constants)
+            stream = functools.partial(torch._C._cuda_getCurrentRawStream, self.index)
+            launch = launcher(compiled, len(kernel.consts), stream)
 
         def launch_elsewhere(x, y, z, args):
-            with torch.cuda.device(index):
+            with torch.cuda.device(self.index):
                 launch(x, y, z, args)
 
         return launch_elsewhere if self._several else launch
@@ -153,7 +150,7 @@ class Graph:
         torch.cuda.synchronize(self._index)
         self._context = torch.cuda.stream(self._stream)
         self._context.__enter__()
-        self._graph.capture_begin()
+        self._graph.capture_begin(capture_error_mode="relaxed")  # a kernel may be loaded while it records
 
     def end(self):
         """Ends the recording."""

@@ -31,7 +31,7 @@ class Kernel:
 
     `types`: one per argument that is no constant, in order ("*fp32", "i32", "fp32"). `divisible` names integers which,
     if all of them divide by 16, let the compiler use wide loads. Constants come last in the function's signature, and
-    are given by keyword. Call it with a Gpu, a grid and raw integers (and floats for "fp32", "fp64").
+    are given by keyword. `fuse` lets the compiler make one rounding of x * y + z. Call it with a Gpu, a grid and raw integers (and floats for "fp32", "fp64").
 
     `items`, for reports: elements (or weights) that one pass of its innermost loop treats, or the whole program if it
     has no loop.
@@ -39,8 +39,8 @@ class Kernel:
 
     items = 0
 
-    def __init__(self, fn, types, divisible=(), warps=4, stages=3, **consts):
-        self.fn, self.consts, self.warps, self.stages = fn, consts, warps, stages
+    def __init__(self, fn, types, divisible=(), warps=4, stages=3, fuse=True, **consts):
+        self.fn, self.consts, self.warps, self.stages, self.fuse = fn, consts, warps, stages, fuse
         names = [n for n in fn.arg_names if n not in consts]
         if len(names) != len(types) or list(fn.arg_names[len(names) :]) != [n for n in fn.arg_names if n in consts]:
             raise TypeError(f"{fn.__name__}: got types {types} for {names}; expected one each, and constants last")
@@ -77,8 +77,21 @@ class Kernel:
         """The CompiledKernel for a GPUTarget and an alignment class: from Triton's cache, or from its compiler."""
         if not isinstance(self.fn, JITFunction):
             raise TypeError(f"{self.fn.__name__} was decorated for the interpreter, and cannot be compiled")
-        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fuse}
         return triton.compile(self.source(hints), target=target, options=options)
+
+
+def launcher(compiled, constants, stream):
+    """What launches a CompiledKernel: a function of grid x, y, z and the arguments. `stream` gives the stream's number.
+
+    `CompiledKernel.run` takes pointers as integers, and skips all that `fn[grid]` does before it.
+    """
+    run, function, metadata, rest = compiled.run, compiled.function, compiled.packed_metadata, (None,) * constants
+
+    def launch(x, y, z, args):
+        run(x, y, z, stream(), function, metadata, None, None, None, *args, *rest)
+
+    return launch
 
 
 def blocks(n, size):

@@ -95,9 +95,10 @@ class HostGpu:
         run = self.executable(kernel, hints)
 
         def launch(x, y, z, args):
-            self.launches += 1
             if self.recording is not None:
                 self.recording.launches.append((launch, (x, y, z, args)))
+                return
+            self.launches += 1
             run(x, y, z, args)
 
         return launch
@@ -114,7 +115,7 @@ class Recording:
         self._gpu, self.launches, self.keep = gpu, [], []
 
     def begin(self):
-        """From now on launches are kept (and run as well)."""
+        """From now on launches are kept, and not run."""
         self._gpu.recording = self
 
     def end(self):

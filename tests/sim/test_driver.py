@@ -1,0 +1,91 @@
+"""The driver of real GPUs, over a stand-in for torch: memory, copies, graphs, and that torch is for these alone."""
+
+import ast
+import pathlib
+
+DRIVER = pathlib.Path(__file__).resolve().parents[2] / "kernels_triton" / "driver.py"
+# all that may be named after `torch.`: memory, streams, graphs, properties; no op and no tensor
+ALLOWED = {
+    "OutOfMemoryError", "UntypedStorage", "_C._cuda_getCurrentRawStream", "cuda.CUDAGraph", "cuda.Event", "cuda.Stream",
+    "cuda.current_stream", "cuda.device", "cuda.device_count", "cuda.get_device_properties", "cuda.is_available",
+    "cuda.mem_get_info", "cuda.memory_allocated", "cuda.memory_reserved", "cuda.stream", "cuda.synchronize",
+    "version.hip",
+}  # fmt: skip
+
+START = """
+from tests.sim import stand_in_torch
+driver = stand_in_torch.install()
+import tensorlib
+from tensorlib.errors import DeviceError
+from tensorlib import backend
+log = stand_in_torch.LOG
+"""
+
+
+def test_torch_is_the_allocator_and_nothing_more():
+    names = set()
+    for node in ast.walk(ast.parse(DRIVER.read_text())):
+        text = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+        if text.startswith("torch."):
+            names.add(text.removeprefix("torch."))
+    inner = {n for n in names if any(other.startswith(n + ".") for other in names)}
+    # what is called on their results (.cuda_stream, .synchronize) hangs on a call, and does not start with "torch."
+    assert {n for n in names - inner if "(" not in n} <= ALLOWED
+
+
+def test_copies_there_and_back(run_python):
+    source = """
+import numpy as np
+data = np.arange(3 * driver.STAGING // 8 + 5, dtype=np.int64)  # three stages and a bit
+x = tensorlib.from_numpy(data).to("cuda:1")
+assert str(x.device) == "cuda:1" and x.buffer.device.gpu.arch == 90 and x.buffer.device.gpu.shared == 232448
+copied = [entry[1] for entry in log if entry[0] == "copy"]
+assert copied == [driver.STAGING] * 3 + [40], copied
+assert ("allocate", data.nbytes, "cuda:1") in log
+back = x.cpu().numpy()
+assert (back == data).all()
+y = tensorlib.tensor([1.5, 2.5], device="cuda:0").to("cuda:1")
+assert y.tolist() == [1.5, 2.5] and ("synchronize", 0) in log
+print("fine")
+"""
+    assert run_python(START + source).strip() == "fine"
+
+
+def test_out_of_memory_and_missing_devices_say_so(run_python):
+    source = """
+for call in (lambda: tensorlib.empty((1 << 28,), device="cuda:0"), lambda: tensorlib.empty(3, device="cuda:2")):
+    try:
+        call()
+    except (MemoryError, DeviceError) as e:
+        print(type(e).__name__, e)
+"""
+    first, second = run_python(START + source).strip().splitlines()
+    assert first.startswith("MemoryError cuda:0: got a request for 1,073,741,824 bytes; expected at most 134,219,728")
+    assert "smaller batch" in first
+    assert second.startswith("DeviceError device 'cuda:2': got 2 GPUs; expected a number below 2")
+
+
+def test_a_capture_is_a_graph(run_python):
+    source = """
+from tensorlib.capture import Capture
+with Capture("cuda:0") as step:
+    kept = tensorlib.empty(4, device="cuda:0")
+step.replay()
+names = [entry[0] for entry in log if entry[0] in ("capture_begin", "capture_end", "replay")]
+assert names == ["capture_begin", "capture_end", "replay"], names
+print("fine")
+"""
+    assert run_python(START + source).strip() == "fine"
+
+
+def test_without_a_gpu_one_error_says_what_is_missing(run_python):
+    source = """
+import tensorlib
+from tensorlib.errors import DeviceError
+try:
+    tensorlib.zeros(3, device="cuda")
+except DeviceError as e:
+    print(e)
+"""
+    text = run_python(source, CUDA_VISIBLE_DEVICES="")
+    assert "device 'cuda'" in text and "Device('cpu')" in text
