@@ -72,7 +72,7 @@ def activate():
 class StandIn:
     """A Gpu (see kernels_triton/driver.py) whose memory is the host's and whose kernels run nowhere."""
 
-    index, name, units, arch, shared, memory, interpreted = 0, "stand-in", 132, 90, 232448, 1 << 33, False
+    index, name, units, arch, shared, memory, interpreted, trace = 0, "stand-in", 132, 90, 232448, 1 << 33, False, None
 
     def __init__(self):
         from kernels_triton.report import target

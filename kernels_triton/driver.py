@@ -44,10 +44,11 @@ def _check(status, what):
 class Gpu:
     """One GPU: `target` and `arch` for the compiler, `shared` bytes per block at most, `units` multiprocessors.
 
-    `ready` keeps what `load` gave, by kernel and alignment. `interpreted`: kernels may hold no inline assembly.
+    `ready` keeps what `load` gave, by kernel and alignment; `trace`, if it is a list, is told of every launch.
+    `interpreted`: kernels may hold no inline assembly.
     """
 
-    interpreted = False
+    interpreted, trace = False, None
 
     def __init__(self, index):
         properties = torch.cuda.get_device_properties(index)

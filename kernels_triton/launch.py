@@ -31,7 +31,8 @@ class Kernel:
 
     `types`: one per argument that is no constant, in order ("*fp32", "i32", "fp32"). `divisible` names integers which,
     if all of them divide by 16, let the compiler use wide loads. Constants come last in the function's signature, and
-    are given by keyword. `fuse` lets the compiler make one rounding of x * y + z. Call it with a Gpu, a grid and raw integers (and floats for "fp32", "fp64").
+    are given by keyword. `fuse` lets the compiler round x * y + z once. Call it with a Gpu, a grid and raw integers
+    (and floats for "fp32", "fp64").
 
     `items`, for reports: elements (or weights) that one pass of its innermost loop treats, or the whole program if it
     has no loop.
@@ -46,12 +47,12 @@ class Kernel:
             raise TypeError(f"{fn.__name__}: got types {types} for {names}; expected one each, and constants last")
         self.types = dict(zip(names, types, strict=True))
         self.divisible = tuple(divisible)
-        self._pointers = [i for i, t in enumerate(types) if t[0] == "*"]
+        self.pointers = [i for i, t in enumerate(types) if t[0] == "*"]
         self._integers = [names.index(n) for n in self.divisible]
 
     def __call__(self, gpu, grid, *args):
         low = more = 0
-        for i in self._pointers:
+        for i in self.pointers:
             low |= args[i]
         for i in self._integers:
             more |= args[i]
@@ -60,6 +61,8 @@ class Kernel:
         if run is None:
             run = gpu.ready[key] = gpu.load(*key)
         run(*grid, args)
+        if gpu.trace is not None:
+            gpu.trace.append((self, run, grid, args))
 
     def source(self, hints):
         """What the compiler is given for an alignment class."""

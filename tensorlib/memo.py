@@ -86,6 +86,23 @@ class Plan:
         return self.cls(buffer, self.layout, self.dtype)
 
 
+class GpuPlan:
+    """What a call launched on a GPU: [(what launches, grid, arguments, places of addresses)]; the result's memory."""
+
+    __slots__ = ("cls", "device", "dtype", "launches", "layout", "nbytes")
+
+    def run(self, args):
+        """The launches again on other operands."""
+        buffer = Buffer.allocate(self.nbytes, self.device)
+        pointers = [buffer.ptr] + [a.buffer.ptr if isinstance(a, Array) else 0 for a in args]
+        for launch, grid, words, patches in self.launches:
+            words = words.copy()
+            for place, slot, shift in patches:
+                words[place] = pointers[slot] + shift
+            launch(*grid, words)
+        return self.cls(buffer, self.layout, self.dtype)
+
+
 class _Watch:
     """Is told of the launches of one call."""
 
@@ -151,16 +168,23 @@ def _key(args, operands):
 def _watched(function, args, operands):
     """(result, Plan, or None for what cannot be repeated, or "unknown")."""
     arrays, watch = [a for a in args if isinstance(a, Array)], _Watch()
+    gpu = arrays[0].device.gpu if arrays else None
     before = backend.set_recorder(watch)
+    if gpu is not None:
+        gpu.trace = []
     try:
         out = function(*args)
     finally:
         backend.set_recorder(before)
+        if gpu is not None:
+            trace, gpu.trace = gpu.trace, None
     spans = sorted((a.buffer.ptr, a.buffer.ptr + a.buffer.nbytes) for a in arrays)
     if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
         return out, "unknown"  # operands that share memory say nothing about those that do not
     if type(out) is Array:
         return out, "unknown"
+    if gpu is not None:
+        return out, _gpu_plan(watch.launches, trace, arrays, args, out)
     fine = _repeatable(watch.launches, arrays, args, out, operands)
     return out, _plan(watch.launches, args, out, operands) if fine else None
 
@@ -169,12 +193,40 @@ def _repeatable(launches, arrays, args, out, operands):
     """Whether one launch read the operands, wrote the fresh result, and touched nothing else."""
     if len(launches) != 1 or not arrays or type(out) is not type(arrays[0]) or out.device is not CPU:
         return False
-    if any(type(a) is int and abs(a) > FAR for a in args):
-        return False
-    _, _, reads, writes = launches[0]
+    return not any(type(a) is int and abs(a) > FAR for a in args) and _pure(launches, arrays, out)
+
+
+def _pure(launches, arrays, out):
+    """Whether launches read the operands and the result, and wrote the result alone, which is fresh."""
     buffers = [a.buffer for a in arrays]
-    inside = all(r.buffer in buffers for r in reads) and all(w.buffer is out.buffer for w in writes)
-    return inside and bool(writes) and out.buffer not in buffers
+    for _, _, reads, writes in launches:
+        if not all(r.buffer in buffers or r.buffer is out.buffer for r in reads):
+            return False
+        if not writes or not all(w.buffer is out.buffer for w in writes):
+            return False
+    return bool(launches) and out.buffer not in buffers
+
+
+def _gpu_plan(launches, trace, arrays, args, out):
+    """A GpuPlan, or None for what cannot be repeated. Which words are addresses is known from the kernels' types."""
+    if not isinstance(out, Array) or type(out) is not type(arrays[0]) or not _pure(launches, arrays, out):
+        return None
+    buffers = [(i, a.buffer) for i, a in enumerate((out, *args)) if isinstance(a, Array)]
+    plan = GpuPlan()
+    plan.launches = []
+    for kernel, launch, grid, words in trace:
+        patches = []
+        for place in kernel.pointers:
+            word = words[place]
+            found = next(((i, b) for i, b in buffers if b.ptr <= word < b.ptr + b.nbytes), None)
+            if found is not None:
+                patches.append((place, found[0], word - found[1].ptr))
+            elif word:
+                return None
+        plan.launches.append((launch, grid, list(words), patches))
+    plan.cls, plan.layout, plan.dtype = type(out), out.layout, out.dtype
+    plan.nbytes, plan.device = out.buffer.nbytes, out.device
+    return plan
 
 
 def _plan(launches, args, out, operands):

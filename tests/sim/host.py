@@ -35,7 +35,7 @@ class Owner:
 class HostGpu:
     """A GPU of host memory: what kernels_triton.driver.Gpu is, for tests. `execute` says how a kernel is run."""
 
-    index, name, units, interpreted = 0, "host memory", 4, False
+    index, name, units, interpreted, trace = 0, "host memory", 4, False, None
     memory = 1 << 33
 
     def __init__(self, arch=80):
