@@ -47,6 +47,15 @@ class Module:
             module = getattr(module, name)
         return module
 
+    def to(self, device):
+        """Moves every weight to a device, one after the other; itself. DeviceError, MemoryError."""
+        for _, module in self.named_modules():
+            for name, value in list(vars(module).items()):
+                weight = not isinstance(value, Module) and hasattr(value, "shape") and hasattr(value, "to")
+                if weight and not name.startswith("_"):
+                    setattr(module, name, value.to(device))
+        return self
+
     def __call__(self, *args, **kwargs):
         return self.forward(*args, **kwargs)
 
