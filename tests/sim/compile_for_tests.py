@@ -6,6 +6,9 @@ import numpy as np
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from tests.sim.machine import Program
+from tests.sim.memory import Global
+
 NAMES = {
     "float16": "fp16",
     "bfloat16": "bf16",
@@ -48,3 +51,31 @@ def compiled_for(kernel, arch, args, consts, **options):
     aligned = [n for n, a in zip(names, args) if isinstance(a, np.ndarray) or (isinstance(a, int) and a % 16 == 0)]
     types = tuple(type_of(value) for value in args)
     return compile_kernel(kernel, arch, types, tuple(consts.items()), tuple(aligned), tuple(options.items()))
+
+
+@functools.cache
+def program_of(ptx):
+    return Program(ptx)
+
+
+def memory_of(args):
+    """The arrays among the arguments as the buffers of a device, and the arguments with addresses in their place."""
+    memory = Global()
+    for position, value in enumerate(args):
+        if isinstance(value, np.ndarray) and value.ctypes.data not in memory.buffers:
+            memory.add(value.ctypes.data, value.nbytes, f"argument {position}")
+    return memory, [value.ctypes.data if isinstance(value, np.ndarray) else value for value in args]
+
+
+def launch(kernel, arch, args, consts, grid=(1,), edit=None, **options):
+    """Compiles and runs a kernel on NumPy arrays in place; `edit` changes the PTX before. Gives the memory back."""
+    compiled = compiled_for(kernel, arch, args, consts, **options)
+    ptx = compiled.asm["ptx"] if edit is None else edit(compiled.asm["ptx"])
+    memory, given = memory_of(args)
+    scratch = np.zeros(compiled.metadata.global_scratch_size * int(np.prod(grid)) + 256, np.uint8)
+    at = -scratch.ctypes.data % 128 + scratch.ctypes.data
+    if compiled.metadata.global_scratch_size:
+        memory.add(at, scratch.nbytes - 128, "scratch")
+    metadata = compiled.metadata
+    program_of(ptx).run(memory, grid, metadata.num_warps, metadata.shared, [*given, at], arch=arch)
+    return memory
