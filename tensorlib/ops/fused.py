@@ -10,7 +10,7 @@ import struct
 from tensorlib import backend
 from tensorlib.device import Array
 from tensorlib.errors import ContextError, DTypeError, ShapeError
-from tensorlib.ops import attention_vjp, create, elementwise, index, movement
+from tensorlib.ops import attention_vjp, create, elementwise, flash, index, movement
 from tensorlib.ops.norm import (  # noqa: F401
     FLOATS,
     _adjacent,
@@ -307,6 +307,9 @@ def _scratch(nbytes, device):
 
 
 def _prefill(out, q, k, v, words, reads, mask=(0, 0, 0, 0, 1)):
+    if q.device.type != "cpu":
+        flash.forward(out, q, k, v, words, reads, mask)
+        return
     (t, heads, width), (groups, rows, _) = q.shape, k.shape
     row, threads = 4 * (-(-width // 16) * 16), backend.threads(q.device.type)
     head = -(-rows // 64) * 64 * row
@@ -327,6 +330,9 @@ def _prefill(out, q, k, v, words, reads, mask=(0, 0, 0, 0, 1)):
 
 
 def _decode(out, q, k, v, words, reads):
+    if q.device.type != "cpu":
+        flash.forward(out, q, k, v, words, reads)
+        return
     (t, heads, width), (groups, rows, _) = q.shape, k.shape
     row, threads = 4 * (-(-width // 16) * 16), backend.threads(q.device.type)
     per = 64 if groups < 8 else 256  # keys of a range: short ones keep threads busy where there are few KV heads
