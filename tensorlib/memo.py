@@ -22,6 +22,7 @@ LIMIT = 4096  # plans per op; numbers are part of the key, and may be new each t
 FAR = 1 << 40  # integers that might be mistaken for an address
 WORDS = 96  # kernels_numba/call.py
 NUMBERS = frozenset((bool, int, float))
+_kept = []  # all dicts of plans
 
 # `quick` is made from this text, once per op: arguments by name cost less than *args, and loops less when unrolled.
 _QUICK = """
@@ -90,6 +91,7 @@ class GpuPlan:
     """What a call launched on a GPU: [(what launches, grid, arguments, places of addresses)]; the result's memory."""
 
     __slots__ = ("cls", "device", "dtype", "launches", "layout", "nbytes")
+    small = None
 
     def run(self, args):
         """The launches again on other operands."""
@@ -120,6 +122,7 @@ def memoised(op, function, operands=1):
     """
     names = tape.parameters(function)[0]
     plans, others = {}, {}  # the small ones; the large ones, and None for calls that cannot be repeated
+    _kept.extend((plans, others))
     scope = {"tape": tape, "backend": backend, "Buffer": Buffer, "NUMBERS": NUMBERS}
     recorded = tape.recorded(op, function, quick=lambda: scope["quick"])
 
@@ -151,6 +154,12 @@ def memoised(op, function, operands=1):
     quick.__defaults__, quick.__wrapped__ = function.__defaults__, function
     quick.__doc__, quick.__module__ = function.__doc__, function.__module__
     return quick
+
+
+def forget():
+    """Forgets all calls: a setting that their launches depend on has changed."""
+    for kept in _kept:
+        kept.clear()
 
 
 def _key(args, operands):

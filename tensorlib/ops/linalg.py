@@ -15,7 +15,7 @@ from tensorlib.dtype import promote
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout, broadcast_shapes
 from tensorlib.memo import memoised
-from tensorlib.ops import elementwise, movement
+from tensorlib.ops import elementwise, movement, products
 from tensorlib.registry import NUMBER, define
 
 FEW = 4  # rows up to which W is read directly instead of being packed
@@ -197,6 +197,9 @@ def _product(out, a, b, bias=None, accumulate=False):
             m, out, a, b = rows, out.view(flat[0]), a.view(flat[1]), b.view(b.layout.squeeze(range(b.ndim - 2)))
     batch = out.shape[:-2]
     a, b = a.view(a.layout.expand((*batch, m, k))), b.view(b.layout.expand((*batch, k, n)))
+    if out.device.type != "cpu":
+        products.launch(out, a, b, bias, accumulate)
+        return
     a_row, b_column = a.strides[-1] == 1 or k == 1, b.strides[-2] == 1 or k == 1
     small = {a.dtype.name, b.dtype.name, out.dtype.name} <= set(_SMALL_FLOATS)
     tiny = out.numel() * k <= TINY and bias is None and not accumulate

@@ -1,0 +1,73 @@
+"""What follows the sums of a product: bias, activation, residual, one rounding; and the sum of a product in parts."""
+
+import triton
+import triton.language as tl
+
+from .float8 import narrowed
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+
+
+@triton.jit
+def activate(x, ACT: tl.constexpr):
+    """The activation of that name."""
+    if ACT == "relu":
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACT == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACT == "gelu_tanh":
+        x = x / (1.0 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
+    elif ACT == "silu":
+        x = x / (1.0 + tl.exp(-x))
+    else:
+        tl.static_assert(ACT == "none")
+    return x
+
+
+@triton.jit
+def finish(
+    total, c_ptr, bias_ptr, r_ptr, m, n, M, N, c_m, c_n, bias_step, r_m, r_n,
+    C_EIGHT: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """c[m, n] = activation(total + bias) + residual, where m < M and n < N; BIAS: the dim it runs along, or ""."""
+    m, n = m.to(tl.int64), n.to(tl.int64)
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    if BIAS == "n":
+        total += tl.load(bias_ptr + n * bias_step, mask=n < N, other=0.0).to(total.dtype)[None, :]
+    elif BIAS == "m":
+        total += tl.load(bias_ptr + m * bias_step, mask=m < M, other=0.0).to(total.dtype)[:, None]
+    total = activate(total, ACT)
+    if RESIDUAL == "rows":
+        r_n = 1
+    if RESIDUAL != "":
+        at = r_ptr + m[:, None] * r_m + n[None, :] * r_n
+        total += tl.load(at, mask=inside, other=0.0).to(total.dtype)
+    at = c_ptr + m[:, None] * c_m + n[None, :] * c_n
+    if C_EIGHT > 0:
+        total = narrowed(total, C_EIGHT)
+    tl.store(at, total.to(c_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def sum_parts(
+    p_ptr, c_ptr, bias_ptr, r_ptr, parts, size, M, N, c_m, c_n, bias_step, r_m, r_n, inner, c_0, c_1, r_0, r_1,
+    C_UNIT: tl.constexpr, C_EIGHT: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """c = finish(the sum of the parts in order): p is (parts, batch, M, N), `size` elements in each part."""
+    if C_UNIT == "n":
+        c_n = 1
+    columns = tl.cdiv(N, BLOCK)
+    row, first = tl.program_id(0) // columns, tl.program_id(0) % columns * BLOCK
+    outer, z = (row // M // inner).to(tl.int64), (row // M % inner).to(tl.int64)
+    m = row % M + tl.arange(0, 1)
+    n = first + tl.arange(0, BLOCK)
+    at = p_ptr + row.to(tl.int64) * N + n
+    total = tl.load(at, mask=n < N, other=0.0)
+    for _ in range(1, parts):
+        at += size
+        total += tl.load(at, mask=n < N, other=0.0)
+    finish(
+        total[None, :], c_ptr + outer * c_0 + z * c_1, bias_ptr, r_ptr + outer * r_0 + z * r_1, m, n, M, N,
+        c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL,
+    )  # fmt: skip

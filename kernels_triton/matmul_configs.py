@@ -1,0 +1,76 @@
+"""Tiles of the matrix products by architecture: what fits its shared memory and registers without spilling.
+
+From published winners (Triton's tutorials and gluon examples, gemlite's tuned tables) and from what the compiler makes
+of them: `variants` of `matmul.py` compiles every row. From the largest tile to the smallest; the last is for decoding.
+"""
+
+from collections import namedtuple
+
+from .launch import pick
+
+Tile = namedtuple("Tile", "m n k warps stages")
+GROUP = 8  # tiles of rows that share their columns of B in the L2
+MIN_DEPTH = 512  # elements of K per part of a split product, at least
+MAX_PARTS = 32
+
+_AMPERE = (Tile(64, 128, 32, 4, 4), Tile(64, 64, 64, 4, 4), Tile(32, 64, 64, 4, 4), Tile(16, 64, 128, 4, 4))
+HALF = {
+    75: (Tile(128, 64, 16, 8, 1), Tile(64, 64, 16, 4, 1), Tile(32, 64, 16, 4, 1), Tile(16, 32, 32, 4, 1)),
+    80: (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), *_AMPERE),
+    86: (Tile(128, 128, 32, 4, 3), *_AMPERE),
+    89: (Tile(128, 128, 64, 8, 3), *_AMPERE),
+    90: (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 4), Tile(64, 128, 64, 4, 4), *_AMPERE[1:]),
+    100: (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 4), Tile(64, 128, 64, 4, 4), *_AMPERE[1:]),
+    120: (Tile(128, 128, 64, 8, 3), *_AMPERE),
+    "gfx942": (Tile(128, 128, 64, 4, 2), Tile(64, 64, 64, 4, 2), Tile(32, 64, 64, 4, 2), Tile(16, 64, 128, 4, 2)),
+}
+_BYTE = (Tile(64, 128, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(16, 64, 128, 4, 4))
+BYTE = {
+    75: HALF[75],
+    80: (Tile(128, 128, 64, 8, 3), *_BYTE),
+    90: (Tile(128, 256, 128, 8, 3), Tile(128, 128, 128, 4, 4), *_BYTE),
+    120: (Tile(128, 128, 64, 8, 3), *_BYTE),
+    "gfx942": HALF["gfx942"],
+}
+NARROW = Tile(64, 64, 32, 4, 2)
+FMA = {  # f32 without tensor cores
+    75: HALF[75],
+    80: (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 4, 3), Tile(32, 64, 16, 4, 3), Tile(16, 32, 32, 4, 3)),
+    "gfx942": (Tile(64, 64, 16, 4, 2), Tile(32, 64, 16, 4, 2), Tile(16, 32, 32, 4, 2)),
+}
+TF32 = {
+    80: (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4), Tile(16, 64, 64, 4, 4)),
+    "gfx942": FMA["gfx942"],
+}
+DOUBLE = {75: (Tile(32, 32, 16, 4, 1), Tile(16, 16, 16, 4, 1))}
+WHOLE = {75: (Tile(64, 64, 1, 4, 1), Tile(16, 32, 1, 4, 1))}
+TABLES = {
+    "half": HALF, "byte": BYTE, "ieee": FMA, "tf32": TF32, "tf32x3": TF32, "double": DOUBLE, "whole": WHOLE,
+}  # fmt: skip
+
+
+def count(tile, m, n):
+    """How many tiles cover m rows and n columns."""
+    return -(-m // tile.m) * -(-n // tile.n)
+
+
+def parts(tile, m, n, k, batch, units):
+    """In how many parts K is cut, so that there are about two blocks per multiprocessor."""
+    here = count(tile, m, n) * batch
+    return 1 if here >= units else max(1, min(MAX_PARTS, k // MIN_DEPTH, -(-2 * units // here)))
+
+
+def choose(family, arch, wide, m, n, k, batch, units):
+    """The largest tile that is not much larger than the matrix and, with K in parts, leaves no multiprocessor idle.
+
+    Operands that are not `wide` are read element by element, through registers: their tile is a small one.
+    """
+    tiles = pick(TABLES[family], arch)
+    if not wide and m > tiles[-1].m and arch != 75:
+        return NARROW
+    most = max(1, min(MAX_PARTS, k // MIN_DEPTH))
+    for tile in tiles[:-1]:
+        wasteful = tile.m // 2 >= m or tile.n // 2 >= max(n, 32)
+        if not wasteful and count(tile, m, n) * batch * most >= units:
+            return tile
+    return next((t for t in tiles[::-1] if m <= t.m), tiles[0]) if m <= 32 else tiles[-2]

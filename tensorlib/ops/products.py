@@ -1,0 +1,53 @@
+"""Matrix products on GPUs: one launch per product, bias, activation and residual in it; the precision of f32 products.
+
+>>> get_float32_matmul_precision()
+'highest'
+"""
+
+from tensorlib import backend, memo
+from tensorlib import layout as _layout
+from tensorlib.errors import DTypeError
+from tensorlib.layout import Layout
+
+PRECISIONS = ("highest", "high", "medium")
+_setting = ["highest"]
+
+
+def set_float32_matmul_precision(precision):
+    """How GPUs multiply matrices of f32: "highest" (f32), "high" (three products of tf32), "medium" (one of tf32).
+
+    tf32 rounds operands to 10 bits behind the point; "high" splits each in two of them, an error of about 2**-21. Sums
+    are f32 always. Nothing changes on the CPU, nor for other dtypes. torch.set_float32_matmul_precision.
+
+    >>> set_float32_matmul_precision("highest")
+    """
+    if precision not in PRECISIONS:
+        fix = "use one of these names"
+        raise DTypeError("set_float32_matmul_precision", repr(precision), ", ".join(PRECISIONS), fix)
+    _setting[0] = precision
+    memo.forget()
+
+
+def get_float32_matmul_precision():
+    """What `set_float32_matmul_precision` set: "highest" by default."""
+    return _setting[0]
+
+
+def launch(out, a, b, bias=None, accumulate=False, act="none", residual=None):
+    """out = act(a @ b + bias) + residual on a GPU: (..., M, N), (..., M, K), (..., K, N) of equal batch dims.
+
+    `accumulate` adds to what `out` holds. See kernels_triton/matmul.py for the words.
+    """
+    residual = out if accumulate else residual
+    names = [x.dtype.name if x is not None else "none" for x in (a, b, out, bias, residual)]
+    kernel = backend.kernel("matmul", "product", *names, act, _setting[0], device=out.device.type)
+    (m, n), k, given = out.shape[-2:], a.shape[-1], [x for x in (out, a, b, residual) if x is not None]
+    words = [x.ptr if x is not None else 0 for x in (a, b, out, bias, residual)]
+    words += [m, n, k, *a.strides[-2:], *b.strides[-2:], *out.strides[-2:], bias.strides[0] if bias is not None else 0]
+    words += residual.strides[-2:] if residual is not None else (0, 0)
+    sizes, (c, *others) = _layout.collapse(*(Layout(x.shape[:-2], x.strides[:-2]) for x in given))
+    others += [(0,) * len(sizes)] if residual is None else []
+    dims = [] if all(s == 1 for s in sizes) else list(zip(sizes, *others[:2], c, others[2], strict=True))
+    words += [len(dims), *(word for dim in dims for word in dim)]
+    reads = [x for x in (a, b, bias, residual) if x is not None]
+    backend.launch(kernel, words, out.numel() * k, reads, (out,))
