@@ -211,7 +211,7 @@ _BLOCK = """
 def block(a, pa, x, out, channel, first, last, column, many, packed):
     # tiles first ... last - 1 of a group times `many` panels from `column` on
     m, k, deep, panels = arg(a, 7), arg(a, 8) * arg(a, 20) * arg(a, 21) * arg(a, 22), arg(a, 34), arg(a, 33) // {nr}
-    columns = arg(a, 17) * arg(a, 18) * arg(a, 19)
+    columns, tile = arg(a, 17) * arg(a, 18) * arg(a, 19), (k * {mr} + {pad}) * {c_size}
     table = packed + {nr} * {c_size} * (panels * deep + 1)
     parts = table + {run_bytes} * {nr} * panels + 64 * panels
     for j in range(many):
@@ -232,8 +232,8 @@ def block(a, pa, x, out, channel, first, last, column, many, packed):
                     p = parts
                     if blocks > 1:
                         p += ((t - first) * many + j) * {mr} * {nr} * {c_size}
-                    w = pa + {c_size} * (t * (k * {mr} + {pad}) + k0 * h)
-                    tiles(h, kk, w, packed + j * deep * {nr} * {c_size}, p, b > 0)
+                    w = pa + t * tile + {c_size} * k0 * h
+                    tiles(h, kk, w, packed + j * deep * {nr} * {c_size}, p, b > 0, tile)
                     if b == blocks - 1:
                         at = column + j * {nr}
                         to = out + {size} * (t * {mr} * columns + at)

@@ -122,7 +122,10 @@ def _pack(dtype, compute):
 
 
 def _tile(rows, vectors, compute):
-    """Function f(k, a, w, p, add): rows x vectors sums over k steps, added to the tile at p if `add`, stored at p."""
+    """Function f(k, a, w, p, add, next): rows x vectors sums over k steps, plus the tile at p if `add`, stored at p.
+
+    The tile `next` bytes behind a is fetched meanwhile: it comes from the L3 or memory, and without hints arrives late.
+    """
     size, v = SIZES[compute], f"{compute}x{64 // SIZES[compute]}"
     cells = [(i, j, 64 * (i * vectors + j)) for i in range(rows) for j in range(vectors)]
     lines = [f"s{i}_{j} = zero_{v}()" for i, j, _ in cells]
@@ -131,18 +134,19 @@ def _tile(rows, vectors, compute):
     for i in range(rows):
         lines.append(f"    x = splat_{v}(ld_{compute}(a + {size * i}))")
         lines += [f"    s{i}_{j} = fma(x, w{j}, s{i}_{j})" for j in range(vectors)]
+    lines += [f"    prefetch(a + next + {at})" for at in range(0, size * rows, 64)]
     lines += [f"    a += {size * rows}; w += {64 * vectors}", "if add:"]
     lines += [f"    s{i}_{j} = s{i}_{j} + ld_{v}(p + {at})" for i, j, at in cells]
     lines += [f"st_{v}(p + {at}, s{i}_{j})" for i, j, at in cells]
-    return compiled("def tile(k, a, w, p, add):\n    " + "\n    ".join(lines), "tile")
+    return compiled("def tile(k, a, w, p, add, next):\n    " + "\n    ".join(lines), "tile")
 
 
 def _tiles(compute):
-    """Function f(height, k, a, w, p, add): the tile of that height."""
+    """Function f(height, k, a, w, p, add, next): the tile of that height."""
     most, vectors, smaller = TILES[levels.TARGET]
     scope = {f"tile{h}": _tile(h, vectors, compute) for h in (most, *smaller)}
-    lines = [f"    if h == {h}:\n        tile{h}(k, a, w, p, add)\n        return" for h in smaller]
-    source = "\n".join(["def tiles(h, k, a, w, p, add):", *lines, f"    tile{most}(k, a, w, p, add)"])
+    lines = [f"    if h == {h}:\n        tile{h}(k, a, w, p, add, next)\n        return" for h in smaller]
+    source = "\n".join(["def tiles(h, k, a, w, p, add, next):", *lines, f"    tile{most}(k, a, w, p, add, next)"])
     return compiled(source, "tiles", **scope)
 
 
@@ -206,6 +210,7 @@ _BLOCK = """
 def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last, column, many, deep, panels, packed):
     # tiles first ... last - 1 of A times `many` panels from `column` on
     parts = packed + {nr} * {size} * panels * deep
+    tile = (k * {mr} + {pad}) * {size}
     blocks = max(1, (k + deep - 1) // deep)
     for b in range(blocks):
         k0 = b * deep
@@ -226,14 +231,14 @@ def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last
                     p = parts
                     if blocks > 1:
                         p += ((t - first) * many + j) * {mr} * {nr} * {size}
-                    x = pa + {size} * (t * (k * {mr} + {pad}) + k0 * h)
+                    x = pa + t * tile + {size} * k0 * h
                     at = column + j * {nr}
                     to = c + {c_size} * (t * {mr} * c_row + at)
                     if b == blocks - 1:
                         for i in range(rows):
                             for v in range(0, {nr} * {c_size}, 64):
                                 prefetch(to + {c_size} * i * c_row + v)
-                    tiles(h, kk, x, packed + j * deep * {nr} * {size}, p, b > 0)
+                    tiles(h, kk, x, packed + j * deep * {nr} * {size}, p, b > 0, tile)
                     if b == blocks - 1:
                         store(p, rows, n - at, to, c_row, code, bias + at * step, step, add)
 """
