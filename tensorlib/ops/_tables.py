@@ -16,7 +16,7 @@ from tensorlib.device import Array, Buffer
 from tensorlib.dtype import i64
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import contiguous
-from tensorlib.ops import create, index, movement, pooling_rows
+from tensorlib.ops import create, index, movement, pooling_rows, transfer
 from tensorlib.ops.conv import FLOATS
 from tensorlib.registry import FLOAT_ONLY, Op, define
 
@@ -91,7 +91,7 @@ def _transposed(size, lists, *args):
 
 
 @lru_cache(512)
-def _table(weighted, lists, *args):
+def _table(device, weighted, lists, *args):
     """(the table of one dim for the kernel, how many indices its rows have room for)"""
     rows = list(lists(*args))
     most, words = max((len(r[1]) for r in rows), default=1) or 1, array("q")
@@ -100,7 +100,7 @@ def _table(weighted, lists, *args):
         words.extend([len(indices), divisor, *indices, *[0] * spare])
         if weighted:
             words.frombytes(struct.pack(f"{most}d", *weights, *[0.0] * spare))
-    return Array(Buffer.of(words), contiguous((len(words),)), i64), most
+    return transfer.to_device(Array(Buffer.of(words), contiguous((len(words),)), i64), device), most
 
 
 def _launch(kernel, x, axes, size, divisor, indices=False):
@@ -114,7 +114,7 @@ def _launch(kernel, x, axes, size, divisor, indices=False):
         layout = layout.unsqueeze(0)
     while layout.ndim < 5:
         layout, axes, size = layout.unsqueeze(2), ((_single,), *axes), (1, *size)
-    tables = [_table(kernel == "weighted", *a) for a in axes]
+    tables = [_table(x.device, kernel == "weighted", *a) for a in axes]
     threads, per_thread = backend.threads(x.device.type), -(-layout.shape[4] // 16) * 128
     scratch = Array.empty((threads * per_thread,), "u8", x.device)
     words = [x.ptr, out.ptr, *layout.shape[:2], *layout.strides, *layout.shape[3:], *size]

@@ -16,12 +16,14 @@ from tensorlib.device import Array
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout
 from tensorlib.ops import conv_rows
-from tensorlib.ops._launch import cast, copy_into, fill
+from tensorlib.ops._launch import copy_into, fill
+from tensorlib.ops.movement import contiguous
 from tensorlib.registry import FLOAT_ONLY, define
 
 DEPTH = 768  # terms per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
 GROUP = 256  # output positions that one thread packs at a time
 CHUNK = 24 << 10  # bytes of input that a thread sums windows over at a time
+DIRECT = 8  # input channels per group below which a GPU takes no matrix product
 FEW = 4  # output channels per group up to which a group of one input channel is summed without packing
 SQUARES = (3, 5, 7)  # windows that have kernels of their own there
 FLOATS = ("f32", "f16", "bf16", "f64")
@@ -316,6 +318,10 @@ def _call(shape, x, taps, key, bias, window, groups):
     words += [x.shape[0], groups, m, channels, *layout.strides, *layout.shape[2:]]
     words += [*window.size, *kernel, *window.stride, *window.padding, *window.dilation]
     work = prod(shape) * terms
+    if x.device.type != "cpu":
+        name = "direct" if channels < DIRECT else "conv"
+        found = backend.kernel("conv", name, x.dtype.name, device=x.device.type)
+        return Call(found, words, 0, (), ("taps first", *key), lambda w: _taps_first(w.view(taps)), work)
     if channels == 1 and groups > 1 and m <= FEW:
         return _depthwise(x, taps, key, words, window, work)
     size, positions = 8 if x.dtype.name == "f64" else 4, prod(window.size)
@@ -334,7 +340,7 @@ def _call(shape, x, taps, key, bias, window, groups):
 
 def _depthwise(x, taps, key, words, window, work):
     kernel, key = taps.shape[-3:], ("rows", *key)
-    size, rows = 8 if x.dtype.name == "f64" else 4, lambda weight: _contiguous(weight.view(taps))
+    size, rows = 8 if x.dtype.name == "f64" else 4, lambda weight: contiguous(weight.view(taps))
     if _small(x, kernel, window):
         found = backend.kernel("depthwise", "planes", x.dtype.name, kernel[1], window.stride[2], device=x.device.type)
         return Call(found, tuple(words), 0, (), key, rows, work)
@@ -374,8 +380,10 @@ def _flat(window, layout, kernel):
     return window._replace(size=row.shape[2:]), row
 
 
-def _contiguous(x):
-    return x if x.is_contiguous() else cast(x, x.dtype, copy=True)
+def _taps_first(taps):
+    """The weights as (..., output channels, taps, input channels), contiguous."""
+    lead = range(taps.ndim - 4)
+    return contiguous(taps.view(taps.layout.permute((*lead, -3, -2, -1, -4))))
 
 
 def _packed(taps, groups, m, terms):
@@ -383,8 +391,7 @@ def _packed(taps, groups, m, terms):
 
     The terms are in order of tap, then of input channel: a panel's runs are then the same for all channels.
     """
-    lead = range(taps.ndim - 4)
-    taps = _contiguous(taps.view(taps.layout.permute((*lead, -3, -2, -1, -4))))
+    taps = _taps_first(taps)
     wide = "f64" if taps.dtype.name == "f64" else "f32"
     packed = Array.empty((groups * (m + 16) * (terms + 8) * (8 if wide == "f64" else 4),), "u8", taps.device)
     kernel = backend.kernel("matmul", "pack", taps.dtype.name, wide, device=taps.device.type)

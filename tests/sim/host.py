@@ -11,6 +11,7 @@ from triton.backends.compiler import GPUTarget
 from kernels_triton.launch import SHARED
 from tensorlib import backend
 from tensorlib.device import _devices
+from tests.sim import interpreter
 
 POISON = 0xA5  # what fresh memory is filled with
 GUARD = 256  # bytes around every allocation that no kernel may touch
@@ -162,12 +163,18 @@ class Interpreted(HostGpu):
 
     interpreted = True
 
+    def argument(self, value, kind):
+        """A raw argument as the interpreter takes it."""
+        if kind[0] == "*":
+            return Pointer(value, kind[1:])
+        return interpreter.number(value, kind) if kind in ("fp32", "fp64") else value
+
     def executable(self, kernel, hints):
         """A function of the grid and raw arguments."""
         types = list(kernel.types.values())
 
         def run(x, y, z, args):
-            given = [Pointer(a, t[1:]) if t[0] == "*" else a for a, t in zip(args, types, strict=True)]
+            given = [self.argument(a, t) for a, t in zip(args, types, strict=True)]
             with np.errstate(all="ignore"):  # a GPU does not warn of overflow
                 kernel.fn[(x, y, z)](*given, **kernel.consts)
 

@@ -224,12 +224,53 @@ def _in_f32(cls):
     cls.apply = apply
 
 
+# ---- reductions and scans by any function: a whole half at a time, not element by element --------------------------
+
+
+def _combined(op, dtypes, left, right):
+    """op.combine_fn of two tuples of arrays."""
+    with np.errstate(all="ignore"):
+        found = op.combine_fn.fn(*map(op.to_tensor, (*left, *right), dtypes * 2))
+    return [f.handle.data for f in (found if isinstance(found, tuple) else (found,))]
+
+
+def _generic_reduce(self, given):
+    given, axis = self.unravel(given, self.axis)
+    dtypes, parts = [x.dtype for x in given], [x.handle.data for x in given]
+    while parts[0].shape[axis] > 1:
+        halves = [np.split(p, 2, axis) for p in parts]
+        parts = _combined(self, dtypes, *([h[i] for h in halves] for i in (0, 1)))
+    if not self.keep_dims:
+        parts = [p.squeeze(axis) if self.axis is not None else p.item() for p in parts]
+    return list(map(self.to_tensor, parts, dtypes))
+
+
+def _generic_scan(self, given):
+    """Hillis and Steele: in step k all take in what stands 2 ** k before them."""
+    axis, dtypes, parts = self.axis, [x.dtype for x in given], [x.handle.data for x in given]
+    n, reach = parts[0].shape[axis], 1
+    while reach < n:
+        late = np.expand_dims(np.arange(n) >= reach, [d for d in range(parts[0].ndim) if d != axis])
+        found = _combined(self, dtypes, [np.roll(p, reach, axis) for p in parts], parts)
+        parts = [np.where(late, f, p) for p, f in zip(parts, found, strict=True)]
+        reach *= 2
+    return list(map(self.to_tensor, parts, dtypes))
+
+
 # ---- bool arguments, libdevice ---------------------------------------------------------------------------------------
 
 _convert = interpreter._implicit_cvt
 
 
+def number(value, kind):
+    """An argument of type "fp32" or "fp64", as a compiled kernel gets it: stock it would be a Python float."""
+    dtype = {"fp32": tl.float32, "fp64": tl.float64}[kind]
+    return tl.tensor(Handle(encode(np.array([value]), dtype), dtype), dtype)
+
+
 def _implicit_cvt(argument):
+    if isinstance(argument, tl.tensor):
+        return argument
     if isinstance(argument, bool):
         return tl.tensor(Handle(np.array([argument]), tl.int1), tl.int1)
     return _convert(argument)
@@ -290,6 +331,7 @@ def repair():
     Builder.create_masked_load, Builder.create_masked_store = _masked_load, _masked_store
     _in_f32(interpreter.ReduceOps)
     _in_f32(interpreter.ScanOps)
+    interpreter.ReduceOps.generic_reduce, interpreter.ScanOps.generic_scan = _generic_reduce, _generic_scan
     interpreter._implicit_cvt = _implicit_cvt
     for table, test in ((LIBDEVICE, False), (TESTS, True)):
         for name, function in table.items():
