@@ -31,8 +31,8 @@ class Kernel:
 
     `types`: one per argument that is no constant, in order ("*fp32", "i32", "fp32"). `divisible` names integers which,
     if all of them divide by 16, let the compiler use wide loads. Constants come last in the function's signature, and
-    are given by keyword. `fuse` lets the compiler round x * y + z once. Call it with a Gpu, a grid and raw integers
-    (and floats for "fp32", "fp64").
+    are given by keyword. `loose` names pointers whose alignment says nothing about the others. `fuse` lets the compiler
+    round x * y + z once. Call it with a Gpu, a grid and raw integers (and floats for "fp32", "fp64").
 
     `items`, for reports: elements (or weights) that one pass of its innermost loop treats, or the whole program if it
     has no loop.
@@ -40,19 +40,20 @@ class Kernel:
 
     items = 0
 
-    def __init__(self, fn, types, divisible=(), warps=4, stages=3, fuse=True, **consts):
+    def __init__(self, fn, types, divisible=(), warps=4, stages=3, fuse=True, loose=(), **consts):
         self.fn, self.consts, self.warps, self.stages, self.fuse = fn, consts, warps, stages, fuse
         names = [n for n in fn.arg_names if n not in consts]
         if len(names) != len(types) or list(fn.arg_names[len(names) :]) != [n for n in fn.arg_names if n in consts]:
             raise TypeError(f"{fn.__name__}: got types {types} for {names}; expected one each, and constants last")
         self.types = dict(zip(names, types, strict=True))
-        self.divisible = tuple(divisible)
+        self.divisible, self.loose = tuple(divisible), tuple(loose)
         self.pointers = [i for i, t in enumerate(types) if t[0] == "*"]
+        self._aligned = [i for i in self.pointers if names[i] not in loose]
         self._integers = [names.index(n) for n in self.divisible]
 
     def __call__(self, gpu, grid, *args):
         low = more = 0
-        for i in self.pointers:
+        for i in self._aligned:
             low |= args[i]
         for i in self._integers:
             more |= args[i]
@@ -67,7 +68,7 @@ class Kernel:
     def source(self, hints):
         """What the compiler is given for an alignment class."""
         fn, names = self.fn, list(self.fn.arg_names)
-        hinted = [n for n, t in self.types.items() if t[0] == "*"] if hints & ALIGNED else []
+        hinted = [n for n, t in self.types.items() if t[0] == "*" and n not in self.loose] if hints & ALIGNED else []
         hinted += self.divisible if hints & DIVISIBLE else []
         return ASTSource(
             fn,
