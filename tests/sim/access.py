@@ -272,7 +272,7 @@ def atom(decoder, ins):
     address = decoder.address(args[1], U32 if space == "shared" else U64)
     operands = [decoder.source(text, bits) for text in args[2:4]]
     write, n = decoder.target(args[0], bits), bits.itemsize
-    strong = ins.has("acq_rel", "acquire", "release") or not ins.has("relaxed") and space == "global"
+    strong = ins.has("acq_rel", "acquire", "release") or (not ins.has("relaxed") and space == "global")
     function = None if name == "cas" else arithmetic(name, kind)
 
     def step(machine, act):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.sim.decode import BOOL, F32, F64, FORMATS, I32, SIGNED, TYPES, U32, U64, UNSIGNED, op
+from tests.sim.decode import BOOL, F32, F64, FORMATS, I32, SIGNED, TYPES, U64, UNSIGNED, op
 
 TINY = np.finfo(F32).tiny
 INTEGERS = ("b", "u", "s")
@@ -248,7 +248,7 @@ def fma64(a, b, c):
 
 
 def fma32(a, b, c):
-    """a * b + c in float32, rounded once: a float64 sum halfway between two float32 goes to where the exact one lies."""
+    """a * b + c in float32, rounded once: a float64 sum between two float32 goes to the exact one's side."""
     p = a.astype(F64) * b
     total = p + c
     bits = total.view(U64)

@@ -329,10 +329,8 @@ def bulk(decoder, ins):
         return wait
     to, given = ins.parts[5:7] if ins.parts[3] == "tensor" else (None, None)
     loads = (to, given) in (("shared::cta", "global"), ("shared::cluster", "global"))
-    if (
-        not loads
-        and (to, given) != ("global", "shared::cta")
-        or ins.has("multicast::cluster", "im2col", "cta_group::2")
+    if (not loads and (to, given) != ("global", "shared::cta")) or ins.has(
+        "multicast::cluster", "im2col", "cta_group::2"
     ):
         raise ValueError("kind of bulk copy")
     handle, corner = tile_operands(decoder, ins.args[1] if loads else ins.args[0])

@@ -6,7 +6,8 @@ import numpy as np
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from tests.sim.machine import Program
+from tests.sim.asynchronous import TensorMap
+from tests.sim.machine import LIMIT, Program
 from tests.sim.memory import Global
 
 NAMES = {
@@ -30,6 +31,14 @@ def type_of(value):
     return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
+def descriptor_type(array, block):
+    return f"tensordesc<{NAMES[array.dtype.name]}{list(block)}>".replace(" ", "")
+
+
+def is_divisible(value):
+    return isinstance(value, np.ndarray) or (isinstance(value, int) and value % 16 == 0)
+
+
 @functools.cache
 def compile_kernel(kernel, arch, types, consts, divisible, options):
     """A compiled kernel: `types` of its run-time parameters in order, `consts` as (name, value) pairs."""
@@ -45,12 +54,13 @@ def compile_kernel(kernel, arch, types, consts, divisible, options):
     return compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
 
 
-def compiled_for(kernel, arch, args, consts, **options):
+def compiled_for(kernel, arch, args, consts, aligned=True, descriptors=(), **options):
     """`kernel` compiled for arguments as a launch would: pointers and ints that 16 divides are known to be so."""
     names = [name for name in kernel.arg_names if name not in consts]
-    aligned = [n for n, a in zip(names, args) if isinstance(a, np.ndarray) or (isinstance(a, int) and a % 16 == 0)]
-    types = tuple(type_of(value) for value in args)
-    return compile_kernel(kernel, arch, types, tuple(consts.items()), tuple(aligned), tuple(options.items()))
+    blocks = dict(descriptors)
+    types = tuple(descriptor_type(a, blocks[n]) if n in blocks else type_of(a) for n, a in zip(names, args))
+    divisible = [n for n, a in zip(names, args) if n not in blocks and aligned and is_divisible(a)]
+    return compile_kernel(kernel, arch, types, tuple(consts.items()), tuple(divisible), tuple(options.items()))
 
 
 @functools.cache
@@ -67,15 +77,39 @@ def memory_of(args):
     return memory, [value.ctypes.data if isinstance(value, np.ndarray) else value for value in args]
 
 
-def launch(kernel, arch, args, consts, grid=(1,), edit=None, **options):
-    """Compiles and runs a kernel on NumPy arrays in place; `edit` changes the PTX before. Gives the memory back."""
-    compiled = compiled_for(kernel, arch, args, consts, **options)
+def scratch_of(metadata, grid, memory):
+    """Memory of the programs for tensor maps that they make; its address. The caller keeps the array alive."""
+    scratch = np.zeros(metadata.global_scratch_size * int(np.prod(grid)) + 128, np.uint8)
+    at = scratch.ctypes.data + -scratch.ctypes.data % 128
+    if metadata.global_scratch_size:
+        memory.add(at, scratch.nbytes - 128, "scratch")
+    return scratch, at
+
+
+def launch(kernel, arch, args, consts, grid=(1,), edit=None, batch=None, limit=LIMIT, descriptors=None, **options):
+    """Compiles and runs a kernel on NumPy arrays in place and gives its memory back.
+
+    edit: changes the PTX before it runs; descriptors: blocks of the arrays to pass as tensor maps, by parameter.
+    """
+    compiled = compiled_for(kernel, arch, args, consts, descriptors=tuple((descriptors or {}).items()), **options)
     ptx = compiled.asm["ptx"] if edit is None else edit(compiled.asm["ptx"])
     memory, given = memory_of(args)
-    scratch = np.zeros(compiled.metadata.global_scratch_size * int(np.prod(grid)) + 256, np.uint8)
-    at = -scratch.ctypes.data % 128 + scratch.ctypes.data
-    if compiled.metadata.global_scratch_size:
-        memory.add(at, scratch.nbytes - 128, "scratch")
     metadata = compiled.metadata
-    program_of(ptx).run(memory, grid, metadata.num_warps, metadata.shared, [*given, at], arch=arch)
+    if descriptors:
+        given = [part for i, value in enumerate(args) for part in described(value, given[i], metadata, i)]
+    scratch, at = scratch_of(metadata, grid, memory)
+    program_of(ptx).run(
+        memory, grid, metadata.num_warps, metadata.shared, [*given, at], arch=arch, batch=batch, limit=limit
+    )
+    del scratch
     return memory
+
+
+def described(array, address, metadata, position):
+    """The PTX parameters of one argument: of an array the tensor map, its shape and its strides in elements."""
+    if not isinstance(array, np.ndarray):
+        return [array]
+    wanted = metadata.tensordesc_meta[position]
+    box, swizzle = tuple(wanted["block_size"]), wanted["swizzle"]
+    tensor = TensorMap(address, array.shape, array.strides, box, swizzle, array.itemsize)
+    return [tensor, *array.shape, *(stride // array.itemsize for stride in array.strides)]

@@ -90,8 +90,7 @@ class Program:
         programs = grid[0] * grid[1] * grid[2]
         batch = batch or max(1, min(LANES // threads, SHARED_BYTES // max(shared, 1)))
         packed = self.argument_bytes(args)
-        maps = {int.from_bytes(packed[name][:8], "little"): value for (name, _, _), value in zip(self.listing.params, args)
-                if hasattr(value, "box")}  # fmt: skip
+        maps = {value.address: value for value in args if isinstance(value, asynchronous.TensorMap)}
         constants = self.add_data(memory)
         access_of_grid = GridAccess(memory, programs)
         machines = {}
@@ -129,7 +128,7 @@ def barrier_of(decoder, instruction):
 
 
 def pack_argument(value, kind, size):
-    if hasattr(value, "box"):
+    if isinstance(value, asynchronous.TensorMap):
         return value.address.to_bytes(8, "little").ljust(size, b"\0")
     if kind in ("f32", "f64"):
         return struct.pack("<f" if kind == "f32" else "<d", value)
@@ -155,11 +154,11 @@ class Machine:
     def fixed_registers(self, packed):
         """The registers as they are before the first instruction; all but those of the program's id."""
         decoder, lanes = self.program.decoder, self.lanes
-        unwritten = {n: np.full(lanes, bits, UNSIGNED[n]) for n, bits in UNWRITTEN.items()}
+        unwritten = {n: np.full(lanes, value, UNSIGNED[n]) for n, value in UNWRITTEN.items()}
         nothing = np.zeros(lanes, bool)
         registers = [nothing if dtype is BOOL else unwritten[dtype.itemsize] for dtype in decoder.types]
-        for slot, bits in decoder.constants.items():
-            registers[slot] = np.full(lanes, bits, decoder.types[slot])
+        for slot, value in decoder.constants.items():
+            registers[slot] = np.full(lanes, value, decoder.types[slot])
         for slot, (name, offset, size) in decoder.arguments.items():
             value = int.from_bytes(packed[name][offset : offset + size], "little")
             registers[slot] = np.full(lanes, value, decoder.types[slot])
