@@ -1,27 +1,293 @@
-"""Elementwise operations: one line each, put into one strided template."""
+"""Elementwise operations: an expression of expressions.py put into one of two templates, as a generated function.
+
+Words as in kernels_numba/elementwise.py. What all operands walk evenly is `flat`: programs of BLOCK elements, all but
+the last of them without a mask, so that every load is 16 bytes wide whatever n is. Anything else is `tiled`: rows and
+columns of the two innermost dims, outer dims from the grid. Only what a program adds to an address once is 64 bits
+wide; offsets inside a tile have 32, unless strides are so large that they do not fit. A stride of 0 or 1 is part of the
+source, so that broadcast operands are loaded once, rows by 16 bytes, and a transposed operand along its own rows.
+
+A kernel's arguments: per operand (the output first) its address, or the bits of a number; then the template's integers.
+The text depends on the expression, the dtypes and the strides' classes alone, and is kept in Python's line cache, where
+Triton looks it up: nothing is written to disk but Triton's own cache.
+"""
+
+import hashlib
+import linecache
+import struct
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
-from .launch import Kernel, blocks, pointer
+from . import convert, float8, functions
+from .expressions import OPERANDS, expression, translated
+from .launch import Kernel, blocks, pick, power_of_2
+
+LETTERS = "xyzuvwpqrst"  # names of operands
+BYTES = {80: 4096, "gfx942": 8192}  # of the widest operand, per program of 128 (256) threads
+COLUMNS = (1024, 256, 64, 16)  # of a tile, the widest first: whole sectors of any row
+SIDE = {8: 32, 4: 32, 2: 64, 1: 64}  # rows of a tile that a transposed operand walks along, by the widest itemsize
+LIMIT = 65535  # programs along all axes of a grid but the first
+ANY = frozenset((0, 1, "n"))
+SCOPE = {"tl": tl, "libdevice": libdevice, "__name__": __name__}
+SCOPE |= {k: v for m in (convert, float8, functions) for k, v in vars(m).items() if hasattr(v, "fn")}
 
 
-@triton.jit
-def copy_rows(out_ptr, x_ptr, n, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + at, mask=at < n)
-    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=at < n)
+def compiled(name, text):
+    """The Triton function of that name that `text` defines."""
+    file = f"<{name} {hashlib.sha256(text.encode()).hexdigest()[:12]}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    scope = dict(SCOPE)
+    exec(compile(text, file, "exec"), scope)
+    return triton.jit(scope[name])
+
+
+class Row:
+    """An expression with its dtypes: what both templates are filled with."""
+
+    def __init__(self, name, compute, out, operands, source):
+        self.names = OPERANDS.get(name, LETTERS[: len(operands)])
+        self.compute, self.dtypes = compute, dict(zip("o" + self.names, (out, *operands), strict=True))
+        self.name, self.value = f"{name}_elements", convert.converted(translated(source, compute), out)
+
+    def type_of(self, name, is_number):
+        """The type of an operand's argument."""
+        return ("i32" if self.compute == "f32" else "i64") if is_number else convert.memory(self.dtypes[name])
+
+    def argument(self, word):
+        """A number's word as that argument: an f32's or f64's bits, or the integer itself."""
+        if self.compute == "f32":
+            return (word ^ 1 << 31) - (1 << 31)
+        return struct.unpack("<q", struct.pack("<d", word))[0] if self.compute == "f64" else word
+
+    def number(self, name):
+        """Text of a number's argument as a value."""
+        if self.compute in ("f32", "f64"):
+            bits = self.compute[1:]
+            value = f"{name}.to(tl.int{bits}).to(tl.float{bits}, bitcast=True)"
+        else:
+            value = f"({name} != 0)" if self.compute == "bool" else f"{name}.to({convert.register(self.compute)})"
+        return convert.converted(value, "bool") if name == "c" else value
+
+    def loaded(self, name):
+        """Text of what was loaded under a name as a value of the dtype that is computed in."""
+        dtype, target = self.dtypes[name], "bool" if name == "c" else self.compute
+        value = convert.loaded(name, dtype)
+        return value if convert.register(dtype) == convert.register(target) else convert.converted(value, target)
+
+    def width(self, numbers):
+        """Bytes of the widest element in memory."""
+        return max(convert.width(d) for k, d in self.dtypes.items() if k not in numbers)
+
+    def function(self, numbers, places, whole, parameters, head):
+        """The Triton function: `places` are (address, mask if `whole` holds, mask otherwise) by operand."""
+        lines = [*head, *(f"{k} = {self.number(k)}" for k in numbers)]
+        plain = {k: p for k, p in places.items() if p[1] == p[2] and k != "o"}
+        for k, (at, mask, _) in plain.items():
+            lines.append(f"{k} = tl.load({at}{mask and f', mask={mask}'})")
+        moving = {k: p for k, p in places.items() if k not in plain and k != "o"}
+        for which, word in ((1, f"if {whole}:"), (2, "else:")) if moving else ():
+            lines.append(word)
+            for k, place in moving.items():
+                lines.append(f"    {k}_ = tl.load({place[0]}{place[which] and f', mask={place[which]}'})")
+        lines += [f"{k} = {k}_" for k in moving]
+        lines += [f"{k} = {self.loaded(k)}" for k in self.names if k not in numbers]
+        at, mask, part = places["o"]
+        lines += [f"value = {self.value}", f"if {whole}:", f"    tl.store({at}, value{mask and f', mask={mask}'})"]
+        lines += ["else:", f"    tl.store({at}, value, mask={part})"]
+        text = f"def {self.name}({', '.join(['o', *self.names, *parameters])}):\n    " + "\n    ".join(lines) + "\n"
+        return compiled(self.name, text)
+
+
+# ---- all operands walk evenly ----------------------------------------------------------------------------------------
+
+
+def flat(row, classes, arch):
+    """The kernel of rank 1 for operands whose stride is "1" or "0", or that are numbers, "n": one letter each.
+
+    Its integers: how many blocks are full, and how many elements the last one has.
+    """
+    letters = dict(zip("o" + row.names, classes, strict=True))
+    numbers = [k for k, c in letters.items() if c == "n"]
+    places = {k: (f"{k} + first + at", "", "at < rest") for k, c in letters.items() if c == "1"}
+    alone = [k for k, c in letters.items() if c == "0"]
+    head = ["pid = tl.program_id(0)", "at = tl.arange(0, BLOCK)", "first = pid.to(tl.int64) * BLOCK"]
+    head += [f"{k} = tl.broadcast_to(tl.load({k}), [BLOCK])" for k in alone]
+    fn = row.function(numbers, places, "pid < full", ["full", "rest", "BLOCK: tl.constexpr"], head)
+    types = [row.type_of(k, k in numbers) for k in letters]
+    return Kernel(fn, (*types, "i32", "i32"), BLOCK=pick(BYTES, arch) // max(2, row.width(numbers)))
+
+
+# ---- tiles of rows and columns ---------------------------------------------------------------------------------------
+
+
+def _place(k, inner, outer):
+    """(address, masks) of an operand's elements in a tile, by the classes of its strides."""
+    steps = [{"0": "", "1": " + i", "s": f" + i * {k}_i"}[outer], {"0": "", "1": " + j", "s": f" + j * {k}_j"}[inner]]
+    rows, columns = ("i < left_i" if outer != "0" else ""), ("j < left_j" if inner != "0" else "")
+    return k + "".join(steps), rows, f"({rows}) & ({columns})" if rows and columns else rows or columns
+
+
+def tiled(row, classes, dims, wide, axes, shape):
+    """The kernel of tiles for operands of two letters each: classes "0", "1" or "s" of the inner and of the row stride.
+
+    Its integers: rows, columns, the sizes of all outer dims but the last; then per operand the row stride and the inner
+    stride that are "s", and a stride for each outer dim. `axes`: those of the grid that rows, columns and outer dims
+    take; `wide`: offsets in a tile have 64 bits.
+    """
+    letters = dict(zip("o" + row.names, classes, strict=True))
+    arrays = {k: c for k, c in letters.items() if c != "n"}
+    head = [
+        f"{a}0 = tl.program_id({axes[n]}).to(tl.int64) * {a.upper()}\n"
+        f"    left_{a} = tl.minimum({size} - {a}0, {a.upper()}).to(tl.int32)\n"
+        f"    {a} = tl.arange(0, {a.upper()}){cut}{'.to(tl.int64)' if wide else ''}"
+        for n, (a, size, cut) in enumerate((("i", "rows", "[:, None]"), ("j", "columns", "[None, :]")))
+    ]
+    head += [f"left = tl.program_id({axes[2]})"] if dims else []
+    for d in range(dims):
+        last = d == dims - 1
+        head += (
+            [f"e{d} = left.to(tl.int64)"]
+            if last
+            else [f"e{d} = (left % size{d}).to(tl.int64)", f"left = left // size{d}"]
+        )
+    strides, types, divisible = [], [], []
+    for k, (inner, outer) in arrays.items():
+        along = {"i": outer, "j": inner}
+        own = [f"{k}_{a}" for a, c in along.items() if c == "s"]
+        far = [f"{k}_{d}" for d in range(dims)]
+        terms = [f"{a}0" if c == "1" else f"{a}0 * {k}_{a}" for a, c in along.items() if c != "0"]
+        terms += [f"e{d} * {k}_{d}" for d in range(dims)]
+        head += [f"{k} += {' + '.join(terms)}"] if terms else []
+        head += [f"{k} = tl.broadcast_to(tl.load({k}), [1, 1])"] if (inner, outer) == ("0", "0") else []
+        strides += own + far
+        types += ["i64" if wide else "i32"] * len(own) + ["i64"] * dims
+        divisible += own + far if "1" in (inner, outer) else []
+    sizes = [f"size{d}" for d in range(dims - 1)]
+    numbers = [k for k in letters if k not in arrays]
+    places = {k: _place(k, *c) for k, c in arrays.items() if c != "00"}
+    whole = "left_j == J"
+    if "s1" in arrays.values():  # which walks along rows
+        whole, places = "(left_i == I) & (left_j == J)", {k: (at, "", part) for k, (at, _, part) in places.items()}
+    parameters = ["rows", "columns", *sizes, *strides, "I: tl.constexpr", "J: tl.constexpr"]
+    fn = row.function(numbers, places, whole, parameters, head)
+    types = [*(row.type_of(k, k in numbers) for k in letters), "i64", "i64", *["i32"] * len(sizes), *types]
+    warps = 8 if shape[0] * shape[1] > 2048 else 4
+    return Kernel(fn, types, divisible, warps=warps, I=shape[0], J=shape[1])
+
+
+def tile(rows, columns, turned, width, arch):
+    """(rows, columns) of a tile: what leaves few lanes idle, and few columns to tiles that are not full.
+
+    >>> tile(4096, 4096, False, 4, 80), tile(4096, 1000, False, 4, 80), tile(4096, 4096, True, 4, 80)
+    ((1, 1024), (16, 64), (32, 32))
+    """
+    most = pick(BYTES, arch) // max(2, width)
+    if turned:
+        i = min(SIDE[width], power_of_2(rows))
+        return i, max(16, min(SIDE[width] if i >= 16 else most // i, power_of_2(columns)))
+    sizes = [c for c in COLUMNS if c <= min(most, power_of_2(columns))] or [power_of_2(columns)]
+    j = min(sizes, key=lambda c: blocks(columns, c) * c + 3 * (columns % c and c))
+    return min(most // j, power_of_2(rows)), j
+
+
+def _letter(stride):
+    return "01"[stride] if stride in (0, 1) else "s"
+
+
+def strided(row):
+    """What launches a row on words that `flat` does not fit: a function (gpu, words)."""
+    names, kernels = "o" + row.names, {}
+    sizes, count = [convert.width(row.dtypes[k]) for k in names], len(names)
+
+    def launch(gpu, words):
+        columns, rows, outer, dims = words[:4]
+        first = 4 + 5 * count
+        starts, strides, classes, steps, turned = [], [], [], [], False
+        lengths = words[first :: count + 1]
+        for k, size in enumerate(sizes):
+            address, inner, _, down, value = words[4 + 5 * k : 9 + 5 * k]
+            starts.append(address or row.argument(value))
+            if address:
+                down //= size
+                pair = _letter(inner) + _letter(down)
+                strides.append([down] * (pair[1] == "s") + [inner] * (pair[0] == "s"))
+                strides[-1] += [step // size for step in words[first + k + 1 :: count + 1]]
+                steps.append((abs(down), abs(inner)))
+                turned = turned or pair == "s1"
+            classes.append(pair if address else "n")
+        width = row.width([n for n, c in zip(names, classes) if c == "n"])
+        shape = tile(rows, columns, turned, width, gpu.arch)
+        wide = any(shape[0] * down + shape[1] * inner >= 1 << 31 for down, inner in steps)
+        grid = blocks(rows, shape[0]), blocks(columns, shape[1]), outer
+        axes = (1, 0, 2) if grid[1] > LIMIT else (2, 1, 0) if grid[2] > LIMIT else (0, 1, 2)
+        key = (*classes, dims, wide, axes, shape)
+        kernel = kernels.get(key)
+        if kernel is None:
+            kernel = kernels[key] = tiled(row, classes, dims, wide, axes, shape)
+        integers = [step for own in strides for step in own]
+        kernel(gpu, [grid[a] for a in axes], *starts, rows, columns, *lengths[: dims - 1 if dims else 0], *integers)
+
+    return launch
 
 
 def build(name, *params, source=None):
-    """See kernels_triton/__init__.py; words as in kernels_numba/elementwise.py."""
-    if name != "copy":
+    """Kernel `name` for (computed in, output, *operands); words as in kernels_numba/elementwise.py.
+
+    None if there is no such row. `source`: an expression in place of the row's.
+    """
+    compute, out, *operands = params
+    text = source() if callable(source) else source or expression(name, compute)
+    if text is None:
         return None
-    _, result, operand = params
-    kernel = Kernel(copy_rows, (pointer(result), pointer(operand), "i32"), ("n",), BLOCK=1024)
+    row = Row(name, compute, out, operands, text)
+    launch, kernels, most = strided(row), {}, 5 * len(params) - 1  # where the operands' words end
 
     def plan(gpu, words):
-        n = words[0]
-        kernel(gpu, (blocks(n, 1024), 1, 1), words[4], words[9], n)
+        n, rows, outer = words[:3]
+        classes = [inner if address else "n" for address, inner in zip(words[4:most:5], words[5:most:5])]
+        if rows != 1 or outer != 1 or classes[0] != 1 or not ANY.issuperset(classes):
+            launch(gpu, words)
+            return
+        classes = tuple(classes)
+        kernel = kernels.get(classes)
+        if kernel is None:
+            kernel = kernels[classes] = flat(row, "".join(map(str, classes)), gpu.arch)
+        block = kernel.consts["BLOCK"]
+        starts = [a or row.argument(value) for a, value in zip(words[4:most:5], words[8:most:5])]
+        kernel(gpu, (blocks(n, block), 1, 1), *starts, n // block, n % block)
 
     return plan
+
+
+def variants(arch):
+    """Representative kernels of both templates, for the committed table of what the compiler makes of them."""
+
+    def row(name, compute, *dtypes):
+        return Row(name, compute, dtypes[0], dtypes[1:], expression(name, compute))
+
+    def tiles(found, classes, dims, shape):
+        return tiled(found, classes, dims, False, (0, 1, 2), shape)
+
+    add, half = row("add", "f32", "f32", "f32", "f32"), row("add", "f32", "bf16", "bf16", "bf16")
+    found = {
+        "add f32": flat(add, "111", arch), "add bf16": flat(half, "111", arch),
+        "add f32, a number": flat(add, "11n", arch),
+        "add f32, rows": tiles(add, ["1s", "1s", "1s"], 0, (1, 1024)),
+        "add bf16, rows": tiles(half, ["1s", "1s", "1s"], 0, (1, 2048)),
+        "add f32, bias": tiles(add, ["1s", "1s", "10"], 0, (1, 1024)),
+        "add f32, bias, short rows": tiles(add, ["1s", "1s", "10"], 0, (16, 64)),
+        "add f32, column": tiles(add, ["1s", "1s", "0s"], 0, (4, 256)),
+        "add f32, 4 dims": tiles(add, ["1s", "1s", "1s"], 2, (4, 256)),
+        "add f32, transposed": tiles(add, ["1s", "1s", "s1"], 0, (32, 32)),
+        "add bf16, transposed": tiles(half, ["1s", "1s", "s1"], 0, (64, 64)),
+        "add f32, any strides": tiles(add, ["ss", "ss", "ss"], 1, (4, 256)),
+    }  # fmt: skip
+    for name, compute, *dtypes in (
+        ("silu", "f32", "bf16", "bf16"), ("gelu", "f32", "f32", "f32"), ("exp", "f32", "f32", "f32"),
+        ("where", "f32", "f32", "bool", "f32", "f32"), ("copy", "f32", "f16", "f32"), ("copy", "f32", "f8e4m3", "f32"),
+        ("copy", "f32", "f32", "f8e5m2"), ("lt", "f32", "bool", "f32", "f32"),
+        ("floor_divide", "i64", "i64", "i64", "i64"), ("tanh", "f64", "f64", "f64"), ("copy", "u8", "u8", "u8"),
+    ):  # fmt: skip
+        found[f"{name} {' '.join(dtypes)}"] = flat(row(name, compute, *dtypes), "1" * len(dtypes), arch)
+    return found
