@@ -148,6 +148,13 @@ class GpuBackend:
             from kernels_triton import driver
         self._driver, self._programs, self.pool = driver, {}, self
 
+    @functools.cached_property
+    def quant(self):
+        """What callers of the quantised kernels must know."""
+        from kernels_triton import quant_layout
+
+        return quant_layout
+
     def gpu(self, index):
         """The GPU of that number. DeviceError if there is none."""
         count = self._driver.count()

@@ -4,6 +4,8 @@ A product with a QTensor quantises the activations to 8 bits per 32 (their round
 value each, is the only error beside f32's); weights are exact. Formats without a kernel of their own are dequantised
 once, which gives the same or better accuracy, takes four bytes per weight, and is said in the log.
 
+`to("cuda:0")` sorts the bits of a format into planes that a GPU reads well (`gpu.py`); nothing is rounded.
+
 Gradients flow through a product to the activations, as if those had not been rounded; blocks themselves have none.
 """
 
@@ -11,10 +13,10 @@ from math import prod
 
 from tensorlib import backend, tape
 from tensorlib.device import CPU, Array, Buffer
-from tensorlib.errors import DTypeError, GradError, ShapeError
+from tensorlib.errors import DeviceError, DTypeError, GradError, ShapeError
 from tensorlib.ops import elementwise, linalg, movement
 from tensorlib.ops._launch import fill
-from tensorlib.quant import formats, source
+from tensorlib.quant import formats, gpu, source
 from tensorlib.registry import FLOAT_ONLY, Op
 
 MATVEC_ROWS = 16  # up to so many rows packing panels of weights costs more than it saves (measured: equal at 24)
@@ -25,17 +27,18 @@ _told = set()
 class QTensor:
     """Blocks of `format` (a row of `tensorlib.quant.formats`) at byte `offset` of `buffer`; `shape` counts weights.
 
+    On GPUs `planes` says where in the buffer the planes of the blocks' bits begin; None: blocks as in the file.
     Raises ShapeError if the last dim is not whole blocks, or the buffer is too short.
     """
 
-    __slots__ = ("_dense", "buffer", "format", "offset", "shape")
+    __slots__ = ("_dense", "buffer", "format", "offset", "planes", "shape")
     node, requires_grad = None, False
 
-    def __init__(self, buffer, offset, shape, format):
+    def __init__(self, buffer, offset, shape, format, planes=None):
         self.buffer, self.offset, self.shape, self.format = buffer, offset, tuple(shape), formats.get(format)
-        self._dense = None
+        self._dense, self.planes = None, planes
         need = offset + self.nbytes
-        if need > buffer.nbytes:
+        if need > buffer.nbytes and planes is None:
             raise ShapeError("QTensor", f"{buffer.nbytes} bytes", f"at least {need}", "give the buffer that holds it")
 
     def __repr__(self):
@@ -65,16 +68,35 @@ class QTensor:
     def nbytes(self):
         return prod(self.shape[:-1]) * self.format.row_bytes(self.shape[-1])
 
+    @property
+    def blocks(self):
+        """How many blocks there are."""
+        return prod(self.shape) // self.format.elements
+
+    @property
+    def where(self):
+        """Addresses of the blocks, or of the planes."""
+        return (self.ptr,) if self.planes is None else tuple(self.buffer.ptr + start for start in self.planes)
+
+    def to(self, device):
+        """On another device; itself if it is there. Raises DeviceError if there is no such device."""
+        return gpu.moved(self, device)
+
     def dequantize(self, dtype="f32", cls=Array):
         """All weights as a dense Array of f32, f16 or bf16."""
         out = cls.empty(self.shape, dtype, self.device)
-        kernel = self._kernel("dequantize", out.dtype.name)
-        backend.launch(kernel, (self.ptr, out.ptr, out.numel() // self.format.elements), 4 * out.numel(), (), (out,))
+        kernel, unit = self._kernel("dequantize", "planes", out.dtype.name)
+        backend.launch(kernel, (*self.where, out.ptr, out.numel() // unit), 4 * out.numel(), (self,), (out,))
         return out
 
-    def _kernel(self, name, dtype):
-        text = lambda: source.source(self.format)  # noqa: E731
-        return backend.kernel("dequant", name, self.format.name, dtype, source=text, source_key=source.key(self.format))
+    def _kernel(self, of_blocks, of_planes, dtype):
+        """The kernel for where this is, and how many weights it counts as one."""
+        if self.planes is not None:
+            return backend.kernel("dequant", of_planes, self.format.name, dtype, device=self.device.type), 32
+        text, params = lambda: source.source(self.format), (self.format.name, dtype)
+        key, device = source.key(self.format), self.device.type
+        found = backend.kernel("dequant", of_blocks, *params, device=device, source=text, source_key=key)
+        return found, self.format.elements
 
     def embedding(self, ids, dtype="f32"):
         """Rows `ids` (i64, any shape) of this [V, D] table, dequantised: ids.shape + (D,). A row out of range becomes
@@ -85,20 +107,24 @@ class QTensor:
             raise ShapeError(
                 "embedding", got, "a [V, D] table and contiguous ids of i64", "call ids.to('i64').contiguous()"
             )
+        self._together("embedding", ids)
         rows, width = self.shape
         out = type(ids).empty((*ids.shape, width), dtype, self.device)
-        args = (self.ptr, ids.ptr, out.ptr, ids.numel(), width // self.format.elements, rows)
-        backend.launch(self._kernel("dequantize_rows", out.dtype.name), args, 4 * out.numel(), (self, ids), (out,))
+        kernel, unit = self._kernel("dequantize_rows", "planes_rows", out.dtype.name)
+        args = (*self.where, ids.ptr, out.ptr, ids.numel(), width // unit, rows)
+        backend.launch(kernel, args, 4 * out.numel(), (self, ids), (out,))
         return out
 
     def linear(self, x, residual=None):
         """x [..., K] f32 times this [N, K] weight, transposed: [..., N] f32, plus `residual` (same shape,
-        contiguous). Differentiable in both. ShapeError, DTypeError.
+        contiguous). Differentiable in both. On GPUs x may be f16 or bf16, and so is what comes. ShapeError, DTypeError.
         """
         return quantized_linear(x, self, residual)
 
     def _linear(self, x, residual):
         n, k = self._check("linear", x, 1)
+        if x.device is not CPU:
+            return gpu.linear(self, x, residual)
         x = movement.contiguous(x)
         plan = backend.backend().quant
         if self.format.name not in plan.BIAS:
@@ -114,14 +140,23 @@ class QTensor:
         if self.ndim != 2 or not x.ndim or x.shape[-1] != self.shape[dim]:
             got, expected = f"x {x.shape} and weight {self.shape}", f"x [..., {'NK'[dim]}] and weight [N, K]"
             raise ShapeError(op, got, expected, "transpose or reshape x")
-        if x.dtype.name != "f32":
+        if x.dtype.name != "f32" and (x.device is CPU or x.dtype.name not in ("f16", "bf16")):
             raise DTypeError(op, f"x of {x.dtype}", "f32 with a quantised weight", "call x.to('f32')")
+        self._together(op, x)
         return self.shape
+
+    def _together(self, op, x):
+        if x.device is not self.device:
+            got = f"x on {x.device} and a weight on {self.device}"
+            raise DeviceError(op, got, "both on one device", "move one of them with .to(device)")
 
     def rows(self, start, count):
         """Some of the rows of a matrix, over the same memory."""
+        shape = (count, *self.shape[1:])
+        if self.planes is not None:
+            return QTensor(self.buffer, 0, shape, self.format, gpu.rows_of(self, start))
         offset = self.offset + start * self.format.row_bytes(self.shape[-1])
-        return QTensor(self.buffer, offset, (count, *self.shape[1:]), self.format)
+        return QTensor(self.buffer, offset, shape, self.format)
 
     def _matvec(self, plan, x, out, residual, rows, n, k):
         def pack():
@@ -201,7 +236,7 @@ def quantized_product(x, weight):
     Not more than 4 MiB of weights are dequantised at a time.
     """
     n, k = weight._check("quantized_product", x, 0)
-    out = type(x).empty((*x.shape[:-1], k), "f32", x.device)
+    out = type(x).empty((*x.shape[:-1], k), x.dtype, x.device)
     flat, rows = movement.reshape(x, (prod(x.shape[:-1]), n)), max(1, DENSE_BYTES // (4 * k)) if k else 1
     total = movement.reshape(out, (flat.shape[0], k))
     for start in range(0, n, rows):
