@@ -73,11 +73,12 @@ def compiled(dtypes, config, warps, stages):
         "*i64",
         "*i64",
     )
-    types = (*pointers, pointer(index), *("i64",) * 4, *("i32",) * 9)
+    types = (*pointers, pointer(index), "*i64", "*i64", "*fp32", "*fp32", "i64", "i64", *("i32",) * 9)
     types += ("i32", "i64", "i64", "i32", "i64", "i64", "i32", "i64", "i32", "i64", "i64", "i64", "i32")  # strides
     types += ("i32", "i32", "i32", "i32", "fp32", "fp32")
     even = ("width", "qt", "qh", "kh", "kr", "kp", "vh", "vr", "vp", "ot", "oh")
-    return Kernel(attention, types, even, warps, stages, C=config)
+    loose = ("starts_ptr", "key_starts_ptr", "table_ptr", "start_ptr", "length_ptr", "mask_ptr", "slopes_ptr")
+    return Kernel(attention, types, even, warps, stages, loose=loose, C=config)
 
 
 def _config(gpu, dtypes, words, few, pack):
@@ -126,7 +127,7 @@ def _forward(q, kv, out, index):
             steps += [words[first] // size_kv, words[first + 1] // size_kv, words[page] // size_kv]
         steps += [s // size_out for s in words[23:25]] + [s // 4 for s in words[26:29]]
         arguments = [words[13], words[16], words[19], target, stats, words[32], words[33], words[35]]
-        arguments += [words[4] or words[5], words[6] or words[7], words[25], words[30]]
+        arguments += [words[4], words[6], words[25], words[30], words[5], words[7]]
         arguments += [t, words[8], width, heads, pack, group, count, segments, sequences, *steps, words[29], words[36]]
         arguments += [words[9], words[10], words[11], words[12]]
         compiled(dtypes, config, warps, stages)(gpu, (programs, segments, 1), *arguments)

@@ -35,12 +35,12 @@ Config = namedtuple(
 
 
 @triton.jit
-def place(start, length, t, rows, PLACE: tl.constexpr):
+def place(start_ptr, length_ptr, start, length, t, rows, PLACE: tl.constexpr):
     """(position of the first query, keys)"""
     if PLACE & 1:
-        start = tl.load(start.to(tl.int64).to(tl.pointer_type(tl.int64)))
+        start = tl.load(start_ptr)
     if PLACE & 2:
-        length = tl.load(length.to(tl.int64).to(tl.pointer_type(tl.int64)))
+        length = tl.load(length_ptr)
     else:
         length = tl.where(length < 0, start + t, length)
     return start.to(tl.int32), tl.maximum(0, tl.minimum(length, rows)).to(tl.int32)
@@ -232,15 +232,15 @@ def lined(r, pack, step, head_step, C: tl.constexpr):
 
 
 @triton.jit
-def row_of(r, head, q1, t, first, pack, mask, slopes, C: tl.constexpr):
+def row_of(r, head, q1, t, first, pack, mask, slopes_ptr, C: tl.constexpr):
     """(positions, addresses in the mask, slopes in base 2) of a tile's rows"""
     i, slope = q1 + lined(r, pack, 1, 0, C), r.to(tl.float32)
-    mask, mb, mh, mt, batch = mask
+    mask_ptr, mb, mh, mt, batch = mask
     heads = head + lined(r, pack, 0, 1, C)
     at = heads // batch * mb + heads % batch * mh + tl.minimum(i, t - 1).to(tl.int64) * mt
-    mask_rows = mask.to(tl.int64).to(tl.pointer_type(tl.float32)) + at
+    mask_rows = mask_ptr + at
     if C.SLOPES:
-        slope = tl.load(slopes.to(tl.int64).to(tl.pointer_type(tl.float32)) + heads) * LOG2E
+        slope = tl.load(slopes_ptr + heads) * LOG2E
     return first + i, mask_rows, slope
 
 
@@ -249,8 +249,8 @@ def row_of(r, head, q1, t, first, pack, mask, slopes, C: tl.constexpr):
 
 # fmt: off
 @triton.jit
-def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, starts_ptr, key_starts_ptr, table_ptr, start, length, mask,
-              slopes, t, rows, width, heads, pack, group, q_blocks, segments, sequences,
+def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, starts_ptr, key_starts_ptr, table_ptr, start_ptr, length_ptr,
+              mask_ptr, slopes_ptr, start, length, t, rows, width, heads, pack, group, q_blocks, segments, sequences,
               qt, qh, kh, kr, kp, vh, vr, vp, ot, oh, mb, mh, mt, batch, table_step, left, right, scale, cap,
               C: tl.constexpr):
     """See the docstring of the file; strides in elements. Programs: (block of rows, heads in packs; segment)."""
@@ -276,7 +276,7 @@ def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, starts_ptr, key_starts_ptr
     else:
         if C.RIGHT:
             block = q_blocks - 1 - block
-        first, keys = place(start, length, t, rows, C.PLACE)
+        first, keys = place(start_ptr, length_ptr, start, length, t, rows, C.PLACE)
     q1 = block * per  # the first query, within its sequence
     if q1 < t:
         begin = (q0 + q1).to(tl.int64)
@@ -286,7 +286,7 @@ def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, starts_ptr, key_starts_ptr
         at_q = q_ptr + begin * qt + head * qh + lined(r, pack, qt, qh, C)[:, None] + d[None, :]
         TYPE: tl.constexpr = tl.float32 if C.PARTS == 0 else tl.float16 if C.EIGHT else k_ptr.dtype.element_ty
         query = query_of(at_q, mine[:, None] & (d < width)[None, :], scale, cap, TYPE, C)
-        row = row_of(r, head, q1, t, first, pack, (mask, mb, mh, mt, batch), slopes, C)
+        row = row_of(r, head, q1, t, first, pack, (mask_ptr, mb, mh, mt, batch), slopes_ptr, C)
         last = first + tl.minimum(q1 + per, t) - 1
         lo, inner, outer, hi = edges(first + q1, last, keys, left, right, C)
         visited = span(lo, inner, outer, hi, tl.program_id(1), segments, C.BN)

@@ -95,9 +95,9 @@ def turned(x_ptr, out_ptr, cos_ptr, sin_ptr, seen, known, angles, half, HALF: tl
 
 
 @triton.jit
-def begun(start, ADDRESS: tl.constexpr):
-    """A position: the value, or what is at that address"""
-    return tl.load(start.to(tl.int64).to(tl.pointer_type(tl.int64))) if ADDRESS else start.to(tl.int64)
+def begun(start_ptr, start, ADDRESS: tl.constexpr):
+    """A position: the value, or what is at the address"""
+    return tl.load(start_ptr) if ADDRESS else start.to(tl.int64)
 
 
 @triton.jit
@@ -120,24 +120,24 @@ def moved(x_ptr, out_ptr, steps, tables, start, t, heads, out_rows, half, width,
 
 
 @triton.jit
-def rows(x_ptr, out_ptr, cos_ptr, sin_ptr, start, limit, half, out_rows, t, heads, width, xt, xh, ot, oh,
+def rows(x_ptr, out_ptr, cos_ptr, sin_ptr, start_ptr, start, limit, half, out_rows, t, heads, width, xt, xh, ot, oh,
          HALF: tl.constexpr, REST: tl.constexpr, PAIRS: tl.constexpr, SHIFT: tl.constexpr, ADDRESS: tl.constexpr,
          EIGHT: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """rope, append, and both"""
     tables = (cos_ptr, sin_ptr, limit)
-    start = begun(start, ADDRESS)
+    start = begun(start_ptr, start, ADDRESS)
     moved(x_ptr, out_ptr, (xt, xh, ot, oh), tables, start, t, heads, out_rows, half, width, HALF, REST, PAIRS, SHIFT,
           EIGHT, R)  # fmt: skip
 
 
 @triton.jit
-def layer(q_ptr, out_ptr, k_ptr, keys_ptr, v_ptr, values_ptr, cos_ptr, sin_ptr, start, limit, half, cache_rows, t,
-          heads, groups, width, qt, qh, ot, oh, kt, kh, kct, kch, vt, vh, vct, vch, HALF: tl.constexpr,
+def layer(q_ptr, out_ptr, k_ptr, keys_ptr, v_ptr, values_ptr, cos_ptr, sin_ptr, start_ptr, start, limit, half,
+          cache_rows, t, heads, groups, width, qt, qh, ot, oh, kt, kh, kct, kch, vt, vh, vct, vch, HALF: tl.constexpr,
           REST: tl.constexpr, WIDTH: tl.constexpr, PAIRS: tl.constexpr, ADDRESS: tl.constexpr, EIGHT: tl.constexpr,
           R: tl.constexpr):  # fmt: skip
     """q turned, k turned to its cache, v to its own: by the second program id"""
     tables = (cos_ptr, sin_ptr, limit)
-    start = begun(start, ADDRESS)
+    start = begun(start_ptr, start, ADDRESS)
     if tl.program_id(1) == 0:
         moved(q_ptr, out_ptr, (qt, qh, ot, oh), tables, start, t, heads, t, half, width, HALF, REST, PAIRS, False, 0, R)
     elif tl.program_id(1) == 1:
@@ -161,19 +161,19 @@ def _memory(dtype):
 
 @functools.cache
 def _rows(out, half, rest, pairs, shift, address):
-    types = ("*fp32", _memory(out), "*fp32", "*fp32", "i64", *("i32",) * 6, *("i64",) * 4)
+    types = ("*fp32", _memory(out), "*fp32", "*fp32", "*i64", "i64", *("i32",) * 6, *("i64",) * 4)
     even = ("half", "width", "xt", "xh", "ot", "oh")
     facts = {"HALF": half, "REST": rest, "PAIRS": pairs, "SHIFT": shift, "ADDRESS": address, "EIGHT": KINDS.get(out, 0)}
-    return Kernel(rows, types, even, 4, 1, **facts, R=_tile(half, rest))
+    return Kernel(rows, types, even, 4, 1, loose=("start_ptr",), **facts, R=_tile(half, rest))
 
 
 @functools.cache
 def _layer(out, cache, half, rest, width, pairs, address):
-    types = ("*fp32", _memory(out), "*fp32", _memory(cache), "*fp32", _memory(cache), "*fp32", "*fp32", "i64")
+    types = ("*fp32", _memory(out), "*fp32", _memory(cache), "*fp32", _memory(cache), "*fp32", "*fp32", "*i64", "i64")
     even = ("half", "width", *"qt qh ot oh kt kh kct kch vt vh vct vch".split())
     facts = {"HALF": half, "REST": rest, "WIDTH": width, "PAIRS": pairs, "ADDRESS": address}
     facts |= {"EIGHT": KINDS.get(cache, 0), "R": _tile(half, width)}
-    return Kernel(layer, (*types, *("i32",) * 7, *("i64",) * 12), even, 4, 1, **facts)
+    return Kernel(layer, (*types, *("i32",) * 7, *("i64",) * 12), even, 4, 1, loose=("start_ptr",), **facts)
 
 
 def _padded(n):
@@ -187,7 +187,7 @@ def _move(gpu, out, words, pairs, shift):
     kernel = _rows(out, _padded(half), _padded(width - 2 * half), pairs, shift, address != 0)
     steps = (xt // 4, xh // 4, ot // SIZES[out], oh // SIZES[out])
     grid = (blocks(t * heads, kernel.consts["R"]), 1, 1)
-    kernel(gpu, grid, x, to, cos, sin, address or start, limit, half, out_rows, t, heads, width, *steps)
+    kernel(gpu, grid, x, to, cos, sin, address, start, limit, half, out_rows, t, heads, width, *steps)
 
 
 def _rope(layout, out):
@@ -211,7 +211,7 @@ def _whole(layout, out, cache):
             steps += [words[at] // size, words[at + 1] // size]
         pointers = [words[at] for at in (8, 11, 15, 18, 21, 24)]
         grid = (blocks(t * max(heads, groups), kernel.consts["R"]), 3, 1)
-        rest = (address or start, limit, half, words[28], t, heads, groups, width)
+        rest = (address, start, limit, half, words[28], t, heads, groups, width)
         kernel(gpu, grid, *pointers, cos, sin, *rest, *steps)
 
     return plan

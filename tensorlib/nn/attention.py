@@ -3,6 +3,7 @@ replayed.
 """
 
 from tensorlib.backend import kernel, launch
+from tensorlib.device import Device
 from tensorlib.errors import ContextError
 from tensorlib.nn.module import Module
 from tensorlib.ops import fused
@@ -15,11 +16,11 @@ class RotaryEmbedding(Module):
     """RoPE (arXiv:2104.09864): cos and sin of position * theta^(-2i/dim), [max_positions, dim / 2] f32, made once.
 
     `interleaved`: pairs are neighbours (x0, x1), as in the paper and in GGUF's Llama files; else (x0, x[dim/2]), as in
-    Hugging Face's. `factors` divide the frequencies one by one (scaled variants).
+    Hugging Face's. `factors` divide the frequencies one by one (scaled variants). `device`: where the tables are.
     """
 
-    def __init__(self, dim, max_positions, theta=10000.0, interleaved=False, factors=None):
-        self._n, self.interleaved = max_positions, interleaved
+    def __init__(self, dim, max_positions, theta=10000.0, interleaved=False, factors=None, device=None):
+        self._n, self.interleaved, self._device = max_positions, interleaved, Device(device or "cpu")
         factors = factors or (1.0,) * (dim // 2)
         self._inv_freq = [theta ** (-2 * i / dim) / factor for i, factor in enumerate(factors)]
         self._tables = None
@@ -28,7 +29,7 @@ class RotaryEmbedding(Module):
     def tables(self):
         """(cos, sin)."""
         if self._tables is None:
-            self._tables = fused.rope_tables(self._inv_freq, self._n)
+            self._tables = fused.rope_tables(self._inv_freq, self._n, self._device)
         return self._tables
 
     def forward(self, x, start):
@@ -40,19 +41,21 @@ class KVCache:
     """Keys and values of all layers, [kv_heads, max_len, head_dim] each; `start` (i64, one element) tokens are in it.
 
     Memory is touched only where tokens were written. `reserve` refuses what does not fit, before anything is written.
+    `device`: where the memory is; on GPUs dtype may be float8.
     """
 
-    def __init__(self, layers, kv_heads, max_len, head_dim, dtype="f16"):
+    def __init__(self, layers, kv_heads, max_len, head_dim, dtype="f16", device=None):
         shape = (kv_heads, max_len, head_dim)
-        self.layers = [(empty(shape, dtype=dtype), empty(shape, dtype=dtype)) for _ in range(layers)]
-        self.max_len, self.start = max_len, empty((1,), dtype="i64")
+        made = [empty(shape, dtype=dtype, device=device) for _ in range(2 * layers)]
+        self.layers = list(zip(made[::2], made[1::2]))
+        self.max_len, self.start = max_len, empty((1,), dtype="i64", device=device)
         self.length = 0
         self.reset()
 
     def reset(self, length=0):
         """Forgets all tokens after the first `length`."""
         self.length = length
-        launch(kernel("counter", "store"), (self.start.ptr, length), writes=(self.start,))
+        self._count("store", length)
 
     def reserve(self, n):
         """ContextError unless `n` more tokens fit."""
@@ -65,7 +68,10 @@ class KVCache:
     def advance(self, n):
         """`n` tokens were appended to every layer (recorded like any kernel)."""
         self.length += n
-        launch(kernel("counter", "add"), (self.start.ptr, n), writes=(self.start,))
+        self._count("add", n)
+
+    def _count(self, name, n):
+        launch(kernel("counter", name, device=self.start.device.type), (self.start.ptr, n), writes=(self.start,))
 
     def append(self, layer, k, v, rotary=None):
         """Writes k and v [T, kv_heads, head_dim] behind what is there, k rotated first; returns the layer's (keys,

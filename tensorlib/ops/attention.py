@@ -1,7 +1,8 @@
 """`scaled_dot_product_attention` with torch.nn.functional's arguments and shapes.
 
 Flash attention (kernels_numba/attention.py; attention_decode.py for few queries) where it applies: floats of up to 32
-bits, heads of one width up to 256, no dropout, no gradient. The rest is composed of products and a softmax.
+bits, heads of one width up to 256, no dropout, no gradient (on GPUs: no mask and gradient). The rest is composed of
+products and a softmax.
 """
 
 import functools
@@ -12,7 +13,7 @@ from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout, broadcast_shapes
 from tensorlib.ops import create, elementwise, index, linalg, movement, reduce, softmax
 from tensorlib.ops.elementwise import cast
-from tensorlib.ops.fused import FEW_QUERIES, FLOATS, _decode, _prefill
+from tensorlib.ops.fused import FEW_QUERIES, FLOATS, _decode, _prefill, attention
 
 OP = "scaled_dot_product_attention"
 WIDEST = 256  # head that the kernels take
@@ -45,10 +46,14 @@ def scaled_dot_product_attention(
     narrow = query.shape[-1] == value.shape[-1] <= WIDEST and query.dtype.name in FLOATS
     same = query.ndim > 2 and query.shape[:-3] == key.shape[:-3] and key.shape[:-2] == value.shape[:-2]
     same = same and query.shape[:-2] == shape[:-2]
-    if not (narrow and same) or recording or dropout_p or 0 in (*shape, key.shape[-2], *query.shape):
+    composed = not (narrow and same) or dropout_p or 0 in (*shape, key.shape[-2], *query.shape)
+    if recording and not composed and attn_mask is None and query.device.type != "cpu":
+        return _differentiated(query, key, value, is_causal, float(scale))
+    if composed or recording:
         return _composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    q = cast(_adjacent(query), "f32")
-    out = type(query).empty(shape, "f32", query.device)
+    compute = "f32" if query.device.type == "cpu" else query.dtype
+    q = cast(_adjacent(query), compute)
+    out = type(query).empty(shape, compute, query.device)
     mask = None if attn_mask is None else _expanded(_additive(attn_mask), (*shape[:-1], key.shape[-2]))
     _flash(out, q, _adjacent(key), _adjacent(value), mask, is_causal, float(scale))
     return cast(out, query.dtype)
@@ -103,6 +108,14 @@ def _expanded(mask, shape):
         mask = mask.view(mask.layout.expand((*mask.shape[:-1], shape[-1])))
         mask = cast(mask, mask.dtype, copy=True)
     return mask.view(mask.layout.expand(shape))
+
+
+def _differentiated(query, key, value, causal, scale):
+    """`fused.attention`, which has a gradient of its own, of batches among the heads."""
+    q, k, v = (movement.reshape(x, (-1, *x.shape[-2:])) for x in (query, key, value))
+    q, k, v = (x if x.strides[-1] == 1 else movement.contiguous(x) for x in (movement.permute(q, 1, 0, 2), k, v))
+    found = attention(q, k, v, 0, scale, causal, length=k.shape[1])
+    return movement.reshape(movement.permute(found, 1, 0, 2), query.shape)
 
 
 # ---- the kernels ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tensorlib.ops.norm import (  # noqa: F401
 from tensorlib.registry import FLOAT_ONLY, define
 
 FEW_QUERIES = 4  # up to so many, attention reads the caches as they are; more are worth packing K and V
+FLOAT8 = ("f8e4m3", "f8e5m2")
 PACKED_BYTES = 64 << 20  # of K and V at a time: more KV heads than fit are done in several passes
 
 
@@ -131,7 +132,7 @@ def rope(x, cos, sin, start=0, interleaved=False, out=None, out_start=False):
     (t, heads, width), half = x.shape, cos.shape[1]
     words = [*_matrix(x), cos.ptr, sin.ptr, cos.shape[0], half, *_matrix(out), out.shape[0], t, heads, width]
     layout = "pairs" if interleaved else "halves"
-    kernel = backend.kernel("rope", "rope", layout, _name("rope", out), device=x.device.type)
+    kernel = backend.kernel("rope", "rope", layout, _cache_name("rope", out), device=x.device.type)
     words += [*_position("rope", start), int(out_start)]
     backend.launch(kernel, words, 4 * x.numel(), _reads(x, cos, sin, start), (out,))
     return out
@@ -145,7 +146,7 @@ def append(cache, x, start):
     out = _cache_rows("append", cache, x)
     (t, heads, width) = x.shape
     words = [*_matrix(x), *_matrix(out), out.shape[0], t, heads, width, *_position("append", start)]
-    kernel = backend.kernel("rope", "append", _name("append", cache), device=x.device.type)
+    kernel = backend.kernel("rope", "append", _cache_name("append", cache), device=x.device.type)
     backend.launch(kernel, words, x.numel(), _reads(x, start), (cache,))
     return cache
 
@@ -154,6 +155,35 @@ def rope_append(cache, x, cos, sin, start, interleaved=False):
     """`append` of `rope(x, ...)` in one pass. Returns the cache. Raises as the two do."""
     rope(x, cos, sin, start, interleaved, _cache_rows("rope_append", cache, x), out_start=True)
     return cache
+
+
+def rope_layer(q, k, v, keys, values, cos, sin, start, interleaved=False):
+    """What a layer does before attention: `rope` of q, `rope_append` of k to keys, `append` of v to values.
+
+    q [T, H, D], k and v [T, G, D] f32; caches as in `append`. Returns q turned. One launch on GPUs. Raises as those.
+    """
+    if q.device.type == "cpu":
+        rope_append(keys, k, cos, sin, start, interleaved)
+        append(values, v, start)
+        return rope(q, cos, sin, start, interleaved)
+    if q.ndim != 3 or (q.shape[0], q.shape[2], k.shape) != (k.shape[0], k.shape[2], v.shape):
+        got = f"q {q.shape}, k {k.shape}, v {v.shape}"
+        raise ShapeError("rope_layer", got, "q [T, H, D], k and v [T, G, D]", "reshape the projections")
+    rows, more = _cache_rows("rope_layer", keys, k), _cache_rows("rope_layer", values, v)
+    _only_f32("rope_layer", q, cos, sin)
+    _check_rope(q, cos, sin)
+    if rows.shape != more.shape or keys.dtype is not values.dtype:
+        got = f"keys {keys.dtype} {keys.shape}, values {values.dtype} {values.shape}"
+        raise ShapeError("rope_layer", got, "two caches of one shape and dtype", "allocate them alike")
+    _adjacent("rope_layer", q, cos, sin)
+    out = type(q).empty(q.shape, "f32", q.device)
+    words = [q.shape[0], q.shape[2], cos.ptr, sin.ptr, *cos.shape, *_position("rope_layer", start)]
+    words += [*_matrix(q), *_matrix(out), q.shape[1], *_matrix(k), *_matrix(rows), *_matrix(v), *_matrix(more)]
+    layout = "pairs" if interleaved else "halves"
+    kernel = backend.kernel("rope", "layer", layout, "f32", _cache_name("rope_layer", keys), device=q.device.type)
+    reads = _reads(q, k, v, cos, sin, start)
+    backend.launch(kernel, [*words, k.shape[1], rows.shape[0]], 1, reads, (out, keys, values))
+    return out
 
 
 def _cache_rows(op, cache, x):
@@ -172,6 +202,11 @@ def _check_rope(x, cos, sin):
         raise ShapeError("rope", got, "x [T, H, D] and tables [n, R/2] with R <= D", "make them with rope_tables")
     if not (cos.is_contiguous() and sin.is_contiguous()):
         raise ShapeError("rope", f"tables of strides {cos.strides}", "contiguous tables", "make them with rope_tables")
+
+
+def _cache_name(op, x):
+    """The dtype of a cache; GPUs also take float8."""
+    return x.dtype.name if x.dtype.name in FLOAT8 and x.device.type != "cpu" else _name(op, x)
 
 
 def _only_f32(op, *arrays):
@@ -253,7 +288,8 @@ def attention(q, k, v, start=None, scale=None, causal=True, window=0, softcap=0.
     Raises ShapeError, DTypeError, ContextError if start + T is known to exceed the rows.
 
     Flash attention (Dao et al., arXiv:2205.14135) for many queries, ranges of keys read once for few. q may be f64,
-    and then k and v, too: that is computed from the definition, as gradients are.
+    and then k and v, too: that is computed from the definition, as gradients are. On GPUs the caches may be float8, and
+    q has their dtype if it is f16 or bf16.
     """
     _check_attention(q, k, v)
     (t, heads, width), rows = q.shape, k.shape[1]
@@ -274,8 +310,9 @@ def attention(q, k, v, start=None, scale=None, causal=True, window=0, softcap=0.
 
 def _check_attention(q, k, v):
     if q.dtype.name != "f64":
-        _only_f32("attention", q)
-        _name("attention", k)
+        if q.device.type == "cpu" or q.dtype is not k.dtype:
+            _only_f32("attention", q)
+        _cache_name("attention", k)
     if k.dtype is not v.dtype:
         raise DTypeError("attention", f"k of {k.dtype}, v of {v.dtype}", "one dtype", "convert one of them")
     shapes = f"q {q.shape}, k {k.shape}, v {v.shape}"
