@@ -162,11 +162,16 @@ def forget():
         kept.clear()
 
 
+def _place(buffer):
+    """What `quick` has for the CPU's memory, else the device."""
+    return buffer.__class__ if buffer.device is CPU else buffer.device
+
+
 def _key(args, operands):
     key = []
     mixed = any(a.__class__ is not args[0].__class__ for a in args[:operands])
     for a in args[:operands]:
-        part = (a.layout, a.dtype, a.buffer.__class__) if isinstance(a, Array) else (a,)
+        part = (a.layout, a.dtype, _place(a.buffer)) if isinstance(a, Array) else (a,)
         key += ((*part, a.__class__),) if mixed else part
     key += () if mixed else (args[0].__class__,)
     for a in args[operands:]:

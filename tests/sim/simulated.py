@@ -1,0 +1,40 @@
+"""The device "cuda:0" whose kernels are compiled by Triton for an architecture and run by the simulator."""
+
+from tests.sim.host import HostGpu
+from tests.sim.machine import Program
+from tests.sim.memory import Global
+
+
+class Simulated(HostGpu):
+    """Kernels as Triton compiles them for `arch`: their PTX in the simulator, which traps what is wrong."""
+
+    def __init__(self, arch=80):
+        super().__init__(arch)
+        self.global_memory = Global()
+
+    def allocate(self, nbytes):
+        """Poisoned memory that the simulator knows."""
+        ptr, owner = super().allocate(nbytes)
+        self.global_memory.add(ptr, nbytes, f"{nbytes} bytes")
+        return ptr, owner
+
+    def forget(self, ptr):
+        """The simulator forgets it as well."""
+        self.global_memory.remove(ptr)
+
+    def executable(self, kernel, hints):
+        """A function of the grid and raw arguments."""
+        compiled = kernel.compile(self.target, hints)
+        facts = compiled.metadata
+        assert facts.shared <= self.shared, f"{compiled.name}: {facts.shared} bytes of shared memory for {self.arch}"
+        program = Program(compiled.asm["ptx"])
+        options = {"num_warps": facts.num_warps, "shared": facts.shared, "arch": self.arch}
+
+        def run(x, y, z, args):
+            scratch, owner = [0, 0], None
+            if facts.global_scratch_size:
+                scratch[0], owner = self.allocate(facts.global_scratch_size * x * y * z)
+            program.run(self.global_memory, grid=(x, y, z), args=[*args, *scratch], **options)
+            del owner
+
+        return run
