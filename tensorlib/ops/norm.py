@@ -15,6 +15,7 @@ from tensorlib.ops.elementwise import VJP, add, cast, mul, rsqrt, square, sub
 from tensorlib.registry import FLOAT_ONLY, OPS, SAME, define
 
 FLOATS = ("f32", "f16", "bf16")
+GPU_DIMS = reduce.GPU_DIMS
 BLOCKS, BLOCK = 64, 512  # rows of a norm's gradient are cut in so many blocks, of at most so many rows
 
 
@@ -77,7 +78,12 @@ def _launch_rows(name, params, words, inputs, out, weights, cost):
 
 def _readable(x):
     """x, or a copy whose last dim is adjacent."""
-    return x if x.shape[-1] < 2 or x.strides[-1] == 1 else movement.contiguous(x)
+    return _few(x if x.shape[-1] < 2 or x.strides[-1] == 1 else movement.contiguous(x))
+
+
+def _few(x):
+    """x, or a copy of what has more dims than a GPU kernel's table (kernels_triton/tiles.py)."""
+    return x if x.ndim <= GPU_DIMS + 1 or x.device.type == "cpu" else movement.contiguous(x)
 
 
 def _wide(x):
@@ -119,7 +125,11 @@ def _norm_vjp(op, g, x, weight, eps, offset, needs):
 
 def _norm_kernel(op, g, x, weight, eps, offset, needs):
     rows, width = prod(x.shape[:-1]), x.shape[-1]
-    blocks = max(min(rows, BLOCKS), -(-rows // BLOCK))
+    x = _few(x)
+    if x.device.type == "cpu":
+        blocks = max(min(rows, BLOCKS), -(-rows // BLOCK))
+    else:  # as many as run at a time
+        blocks = min(rows, x.device.gpu.units * (4 if width <= 1024 else 2 if width <= 4096 else 1))
     dx = type(x).empty(x.shape, x.dtype, x.device)
     tables = [type(x).empty((blocks, width), "f32", x.device) if n in needs else None for n in ("weight", "bias")]
     words = [x.ptr, _pointer(weight), g.ptr, dx.ptr, width, float(eps), float(offset), *map(_pointer, tables), blocks]
@@ -176,7 +186,7 @@ def rms_norm(x, weight, eps=1e-5, out_dtype=None, offset=0.0):
     _check_norm("rms_norm", x, weight)
     if x.dtype.name == "f64":
         return cast(mul(_unit(x, eps, False)[0], _scale(weight, offset)), out_dtype or x.dtype)
-    out = type(x).empty(x.shape, out_dtype or x.dtype, x.device)
+    out, x = type(x).empty(x.shape, out_dtype or x.dtype, x.device), _few(x)
     names = [_name("rms_norm", x), _weight_name("rms_norm", weight, x), _name("rms_norm", out)]
     words = [x.ptr, _pointer(weight), out.ptr, _width(x), float(eps), float(offset)]
     return _launch_rows("rms_norm", names, words, (x,), out, (weight,), 4)
@@ -215,7 +225,7 @@ def layer_norm(x, weight=None, bias=None, eps=1e-5, out_dtype=None):
     if x.dtype.name == "f64":
         out = mul(_unit(x, eps, True)[0], _scale(weight, 0.0))
         return cast(out if bias is None else add(out, _wide(bias)), out_dtype or x.dtype)
-    out = type(x).empty(x.shape, out_dtype or x.dtype, x.device)
+    out, x = type(x).empty(x.shape, out_dtype or x.dtype, x.device), _few(x)
     names = [_name("layer_norm", x), *(_weight_name("layer_norm", w, x) for w in (weight, bias))]
     words = [x.ptr, _pointer(weight), out.ptr, _width(x), float(eps), _pointer(bias)]
     return _launch_rows("layer_norm", [*names, _name("layer_norm", out)], words, (x,), out, (weight, bias), 6)
@@ -235,7 +245,7 @@ def _gated(op, gate, up):
     _adjacent(op, gate, up)
     if gate.dtype.name == "f64":
         return mul(getattr(elementwise, _ACTIVATIONS[op])(gate), up)
-    out = type(gate).empty(gate.shape, gate.dtype, gate.device)
+    out, gate, up = type(gate).empty(gate.shape, gate.dtype, gate.device), _few(gate), _few(up)
     words = [gate.ptr, up.ptr, out.ptr, _width(gate)]
     return _launch_rows(op, [_name(op, gate)], words, (gate, up), out, (), 20)
 
@@ -245,7 +255,7 @@ def _gated_vjp(op, g, gate, up):
         g, gate, up = _wide(g), _wide(gate), _wide(up)
         activation = _ACTIVATIONS[op]
         return VJP[activation](mul(g, up), gate), mul(g, getattr(elementwise, activation)(gate))
-    g = _readable(g)
+    g, gate, up = _readable(g), _few(gate), _few(up)
     found = [type(gate).empty(gate.shape, gate.dtype, gate.device) for _ in range(2)]
     words = [gate.ptr, up.ptr, g.ptr, found[0].ptr, found[1].ptr, gate.shape[-1], *_leading(gate, up, g, found[0])]
     kernel = backend.kernel("norm", f"{op}_vjp", _name(op, gate), device=gate.device.type)

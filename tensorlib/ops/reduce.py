@@ -24,6 +24,7 @@ from tensorlib.ops._launch import fill
 from tensorlib.registry import ACC, BOOL, FLOAT_ONLY, INDEX, SAME, define
 
 PART = 1 << 15  # elements that one thread reduces at least, where there are few outputs
+GPU_DIMS = 4  # kernels_triton/tiles.py: dims of a table at most
 TILE = 512  # kernels_numba/reduce.py: columns at a time at most
 _START = {"sum": 0, "mean": float("nan"), "prod": 1, "any": False, "all": True}
 
@@ -54,6 +55,8 @@ def _reduce(op, kernel, x, dim, keepdim, out_dtype, compute, count=1.0):
         x = Array.view(x, Layout(x.shape, x.strides, x.offset + rest.offset))
         rest_sizes, (rest_steps,) = collapse(rest)
         dims_words = [(keep_sizes, keep_steps), (rest_sizes, rest_steps)]
+        if x.device.type != "cpu" and (len(keep_sizes) > GPU_DIMS or len(rest_sizes) > GPU_DIMS):
+            return _reduce_copy(op, kernel, x, dims, kept, keepdim, (out_dtype, compute, count))
         if keep_steps[-1] == 1 and keep_sizes[-1] >= 4 and rest_steps[-1] != 1:
             _columns(kernel, x, out, compute, length, count, dims_words)
         else:
@@ -61,6 +64,13 @@ def _reduce(op, kernel, x, dim, keepdim, out_dtype, compute, count=1.0):
     if keepdim:
         out = Array.view(out, contiguous(tuple(1 if d in dims else n for d, n in enumerate(x.shape))))
     return out
+
+
+def _reduce_copy(op, kernel, x, dims, kept, keepdim, rest):
+    """The same of a copy whose reduced dims are one."""
+    rows = movement.reshape(movement.clone(movement.permute(x, [*kept, *dims])), (*(x.shape[d] for d in kept), -1))
+    out = _reduce(op, kernel, rows, -1, False, *rest)
+    return movement.reshape(out, tuple(1 if d in dims else n for d, n in enumerate(x.shape))) if keepdim else out
 
 
 def _table(sizes, steps):
@@ -71,7 +81,8 @@ def _rows(kernel, x, out, compute, length, count, dims):
     (keep_sizes, keep_steps), (rest_sizes, rest_steps) = dims
     outputs = _prod(keep_sizes)
     wide = _wide(kernel, compute)
-    splits = -(-length // PART) if outputs < 32 and length >= 2 * PART else 1
+    cut = outputs < 32 and length >= 2 * PART and x.device.type == "cpu"  # GPU kernels cut rows themselves
+    splits = -(-length // PART) if cut else 1
     target = out if splits == 1 else type(x).empty((outputs, splits), wide, x.device)
     words = [x.ptr, target.ptr, outputs, splits, PART if splits > 1 else length, length]
     words += [count if splits == 1 else 1.0, len(keep_sizes), len(rest_sizes)]
@@ -92,7 +103,7 @@ def _columns(kernel, x, out, compute, length, count, dims):
     outer, n = _prod(keep_sizes[:-1]), keep_sizes[-1]
     tile = TILE if outer * n >= 16 * TILE else TILE // 4
     # few columns: threads share the rows out as well
-    few = outer * -(-n // tile) < 4 and length * n >= 16 * PART
+    few = outer * -(-n // tile) < 4 and length * n >= 16 * PART and x.device.type == "cpu"
     per = -(-length // 16) if few else length
     splits = -(-length // per)
     wide = _wide(kernel, compute)
@@ -267,6 +278,8 @@ def each(op, x, dim, shape, out_dtype, compute, extra=0.0):
     out = type(x).empty(shape(kept, n), out_dtype, x.device)
     if out.numel():
         sizes, (_, steps) = collapse(contiguous(kept), Layout(kept, moved.strides[:-1]))
+        if x.device.type != "cpu" and len(sizes) > GPU_DIMS:
+            return each(op, movement.clone(moved), -1, shape, out_dtype, compute, extra)
         words = [moved.ptr, out.ptr, _prod(kept), n, float(extra), len(sizes)]
         _launch(op, compute, out, moved, words + _table(sizes, steps), 8 * x.numel())
     return out
@@ -329,14 +342,7 @@ def _extreme(x, dim, keepdim, values, indices, pairwise):
     return values(x) if dim is None else Extreme(values(x, dim, keepdim), indices(x, dim, keepdim))
 
 
-def _ddof(name):
-    def ref(np, x, dim=None, correction=1, keepdim=False):
-        return getattr(np, name)(x, dim, keepdims=keepdim, ddof=correction)
-
-    return ref
-
-
-@define("reduce", FLOAT_ONLY, _ddof("var"), vjp={"x": _var_vjp}, wrap=memoised)
+@define("reduce", FLOAT_ONLY, None, vjp={"x": _var_vjp}, wrap=memoised)
 def _var(x, dim=None, correction=1, keepdim=False):
     """Variance: sum (x - mean)^2 / (n - correction), in two passes. NaN for n = correction."""
     FLOAT_ONLY.apply("var", x.dtype)
@@ -348,7 +354,7 @@ def _var(x, dim=None, correction=1, keepdim=False):
     return movement.reshape(out, tuple(1 if d in dims else n for d, n in enumerate(x.shape))) if keepdim else out
 
 
-@define("reduce", FLOAT_ONLY, _ddof("std"), vjp={"x": _std_vjp})
+@define("reduce", FLOAT_ONLY, None, vjp={"x": _std_vjp})
 def _std(x, dim=None, correction=1, keepdim=False):
     """Square root of `var`."""
     return elementwise.sqrt(_var(x, dim, correction, keepdim))
@@ -371,14 +377,7 @@ def std(x, dim=None, correction=1, keepdim=False, unbiased=None):
     return _std(x, *older(dim, correction, unbiased), keepdim)
 
 
-def _norm_ref(np, x, p=2, dim=None, keepdim=False):
-    size = np.abs(x)
-    if abs(p) == float("inf"):
-        return (np.max if p > 0 else np.min)(size, dim, keepdims=keepdim)
-    return np.sum(size**p, dim, keepdims=keepdim) ** (1 / p)
-
-
-@define("reduce", FLOAT_ONLY, _norm_ref, vjp={"x": _norm_vjp})
+@define("reduce", FLOAT_ONLY, None, vjp={"x": _norm_vjp})
 def _norm(x, p=2, dim=None, keepdim=False):
     """(sum |x| ** p) ** (1 / p); p may be inf and -inf."""
     size = elementwise.abs(x)

@@ -144,6 +144,21 @@ def channel_shuffle(np, x, groups):
     return np.swapaxes(x.reshape(n, groups, c // groups, *rest), 1, 2).reshape(x.shape)
 
 
+def var(np, x, dim=None, correction=1, keepdim=False):
+    return np.var(x, dim, keepdims=keepdim, ddof=correction)
+
+
+def std(np, x, dim=None, correction=1, keepdim=False):
+    return np.std(x, dim, keepdims=keepdim, ddof=correction)
+
+
+def norm(np, x, p=2, dim=None, keepdim=False):
+    size = np.abs(x)
+    if abs(p) == float("inf"):
+        return (np.max if p > 0 else np.min)(size, dim, keepdims=keepdim)
+    return np.sum(size**p, dim, keepdims=keepdim) ** (1 / p)
+
+
 def glu(np, x, dim=-1):
     a, b = np.split(x, 2, dim)
     return a / (1 + np.exp(-b))

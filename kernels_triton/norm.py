@@ -1,0 +1,250 @@
+"""RMSNorm, LayerNorm, the gated activations, rows picked from a table; their gradients.
+
+Words as in kernels_numba/norm.py. A norm's row is in registers: one read, one write; rows longer than ROW are read two
+or three times. A gradient's program takes rows that follow each other (as many programs as `ops/norm.py` gives
+rows to the tables of sums), and keeps its sums for weight and bias in registers; rows longer than BACK keep them in the
+table itself. A table's gradient adds up rows in the order of ids, after these were sorted: no atomics.
+
+Designs after Liger-Kernel (Hsu et al., arXiv:2410.10989).
+"""
+
+import functools
+
+import triton
+import triton.language as tl
+
+from . import gated, norm_vjp
+from .dims import LIMIT, WIDTH, offset_of
+from .launch import Kernel, blocks, power_of_2
+from .ordering import order
+from .softmax import warps_of
+from .tiles import byte_table, cells, mean_of, reach
+
+ROW = 32768  # elements of a row held in registers at most
+TILE = 2048  # elements of a tile of several short rows, or of a piece of a long one
+PIECE = 1024  # elements of a row of a table that a program copies
+
+
+@triton.jit
+def norm_rows(
+    x, w, b, out, rows, n, eps, offset, share, n0, n1, n2, xs0, xs1, xs2, xs3, os0, os1, os2, os3,
+    CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ND: tl.constexpr,
+    M: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Whole rows in registers: (x - mean) / root of the variance, or x / root of the mean square, weighted."""
+    p = tl.program_id(0).to(rows.dtype) * M + tl.arange(0, M)
+    base = offset_of(p, n0, n1, n2, 1, xs0, xs1, xs2, xs3, ND)
+    to = offset_of(p, n0, n1, n2, 1, os0, os1, os2, os3, ND)
+    c = tl.arange(0, R)
+    known = (p < rows)[:, None] & (c < n)[None, :]
+    v = tl.load(x + (base[:, None] + c[None, :]), mask=known, other=0.0).to(tl.float32)
+    if CENTRED:
+        mean = mean_of(tl.sum(v, 1), n, share)
+        v = tl.where(known, v - mean[:, None], 0.0)
+    y = v * tl.rsqrt(tl.sum(v * v, 1) * share + eps)[:, None]
+    if WEIGHT:
+        scale = tl.load(w + c, mask=c < n, other=0.0).to(tl.float32)
+        y *= (scale + offset if OFFSET else scale)[None, :]
+    elif OFFSET:
+        y *= 1.0 + offset
+    if BIAS:
+        y += tl.load(b + c, mask=c < n, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + (to[:, None] + c[None, :]), y.to(out.dtype.element_ty), mask=known)
+
+
+@triton.jit
+def norm_long(
+    x, w, b, out, rows, n, eps, offset, share, n0, n1, n2, xs0, xs1, xs2, xs3, os0, os1, os2, os3,
+    CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ND: tl.constexpr,
+    M: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """The same of one long row."""
+    p = tl.program_id(0).to(rows.dtype)
+    x += offset_of(p, n0, n1, n2, 1, xs0, xs1, xs2, xs3, ND)
+    out += offset_of(p, n0, n1, n2, 1, os0, os1, os2, os3, ND)
+    c = tl.arange(0, R)
+    mean = 0.0
+    if CENTRED:
+        total = tl.zeros([R], tl.float32)
+        for at in tl.range(0, n, R):
+            total += tl.load(x + at + c, mask=at + c < n, other=0.0).to(tl.float32)
+        mean = mean_of(tl.sum(total, 0), n, share)
+    total = tl.zeros([R], tl.float32)
+    for at in tl.range(0, n, R):
+        v = tl.load(x + at + c, mask=at + c < n, other=0.0).to(tl.float32)
+        v = tl.where(at + c < n, v - mean, 0.0)
+        total += v * v
+    root = tl.rsqrt(tl.sum(total, 0) * share + eps)
+    for at in tl.range(0, n, R):
+        inside = at + c < n
+        y = (tl.load(x + at + c, mask=inside, other=0.0).to(tl.float32) - mean) * root
+        if WEIGHT:
+            scale = tl.load(w + at + c, mask=inside, other=0.0).to(tl.float32)
+            y *= scale + offset if OFFSET else scale
+        elif OFFSET:
+            y *= 1.0 + offset
+        if BIAS:
+            y += tl.load(b + at + c, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + at + c, y.to(out.dtype.element_ty), mask=inside)
+
+
+@functools.cache
+def norm_kernel(centred, dtypes, offset, nd, shape, warps, long, wide):
+    """The Kernel of `norm_rows` or `norm_long`; dtypes of x, weight, bias ("none" without), output."""
+    integer = "i64" if wide else "i32"
+    given, w, b, _ = dtypes
+    pointers = [cells(given if d == "none" else d) for d in dtypes]
+    strides = [f"{o}s{d}" for o in "xo" for d in range(4)]
+    types = (*pointers, integer, integer, "fp32", "fp32", "fp32", *(integer,) * 11)
+    made = Kernel(
+        norm_long if long else norm_rows, types, ("n", *strides), warps, CENTRED=centred, WEIGHT=w != "none",
+        BIAS=b != "none", OFFSET=offset, ND=nd, M=shape[0], R=shape[1],
+    )  # fmt: skip
+    made.items = shape[0] * shape[1]
+    return made
+
+
+def shape_of(rows, n, limit, tile=TILE):
+    """((rows, elements) of a tile, warps, whether rows are longer than `limit`)."""
+    r = power_of_2(n)
+    if r > limit:
+        return (1, 2 * tile), 8, True
+    m = min(power_of_2(rows), max(1, tile // r))
+    return (m, r), warps_of(m * r), False
+
+
+def _norm(centred, dtypes):
+    sizes = WIDTH[dtypes[0]], WIDTH[dtypes[-1]]
+
+    def plan(gpu, words):
+        x, w, out, n, eps, offset = words[:6]
+        bias, offset = (offset, 0.0) if centred else (0, offset)
+        rows, counts, (xs, os) = byte_table(words, 6, sizes)
+        nd, shape_n = len(counts), counts + [1] * (4 - len(counts))
+        shape, warps, long = shape_of(rows, n, ROW)
+        wide = max(reach(shape_n, xs), reach(shape_n, os)) + n >= LIMIT
+        found = norm_kernel(centred, dtypes, offset != 0, nd, shape, warps, long, wide)
+        grid = (blocks(rows, shape[0]), 1, 1)
+        found(gpu, grid, x, w or x, bias or x, out, rows, n, eps, offset, 1 / n, *shape_n[:3], *xs, *os)
+
+    return plan
+
+
+# ---- rows of a table -------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def pick_rows(ids, table, out, count, n, step, rows, pieces, M: tl.constexpr, R: tl.constexpr):
+    """Rows of a table by ids, as f32; NaN for ids outside of it."""
+    pid = tl.program_id(0)
+    p = (pid // pieces).to(tl.int64) * M + tl.arange(0, M)
+    c = (pid % pieces) * R + tl.arange(0, R)
+    known = (p < count)[:, None] & (c < n)[None, :]
+    row = tl.load(ids + p, mask=p < count, other=0)
+    there = ((row >= 0) & (row < rows))[:, None]
+    v = tl.load(table + ((row * step)[:, None] + c[None, :]), mask=known & there, other=0.0).to(tl.float32)
+    tl.store(out + ((p * n)[:, None] + c[None, :]), tl.where(there, v, float("nan")), mask=known)
+
+
+@triton.jit
+def add_rows(ids, places, g, out, count, rows, n, pieces, R: tl.constexpr):
+    """Where a run of equal sorted ids begins: out[id] = the sum of the rows of g at `places`, in that order."""
+    pid = tl.program_id(0)
+    i = (pid // pieces).to(tl.int64)
+    row = tl.load(ids + i)
+    before = tl.load(ids + i - 1, mask=i > 0, other=-1)
+    c = (pid % pieces) * R + tl.arange(0, R)
+    if (row != before) & (row >= 0) & (row < rows):
+        total = tl.zeros([R], tl.float32)
+        going = row == row
+        while going:
+            total += tl.load(g + (tl.load(places + i) * n + c), mask=c < n, other=0.0)
+            i += 1
+            going = tl.load(ids + i, mask=i < count, other=-1) == row
+        tl.store(out + (row * n + c), total, mask=c < n)
+
+
+@triton.jit
+def clear(out, n, R: tl.constexpr):
+    """Zeros."""
+    at = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
+    tl.store(out + at, tl.zeros([R], tl.float32), mask=at < n)
+
+
+@functools.cache
+def _pick_kernel(dtype, shape):
+    made = Kernel(
+        pick_rows, ("*i64", cells(dtype), "*fp32", "i32", "i32", "i64", "i64", "i32"), ("n", "step"), M=shape[0],
+        R=shape[1],
+    )  # fmt: skip
+    made.items = shape[0] * shape[1]
+    return made
+
+
+def _embedding(dtype):
+    size = WIDTH[dtype]
+
+    def plan(gpu, words):
+        ids, table, step, rows, out, n, count = words
+        r = min(power_of_2(n), PIECE)
+        shape = min(power_of_2(count), max(1, PIECE // r)), r
+        pieces = blocks(n, r)
+        grid = (blocks(count, shape[0]) * pieces, 1, 1)
+        _pick_kernel(dtype, shape)(gpu, grid, ids, table, out, count, n, step // size, rows, pieces)
+
+    return plan
+
+
+@functools.cache
+def _add_kernels(r):
+    add = Kernel(add_rows, ("*i64", "*i64", "*fp32", "*fp32", "i64", "i64", "i32", "i32"), ("n",), R=r)
+    zero = Kernel(clear, ("*fp32", "i64"), ("n",), R=4 * PIECE)
+    add.items, zero.items = r, 4 * PIECE
+    return add, zero
+
+
+def _embedding_vjp():
+    def plan(gpu, words):
+        ids, g, out, rows, n, count = words
+        r = min(power_of_2(n), PIECE)
+        add, zero = _add_kernels(r)
+        zero(gpu, (blocks(rows * n, 4 * PIECE), 1, 1), out, rows * n)
+        if count and n:
+            places, owner = gpu.allocate(16 * count)
+            ordered, pieces = places + 8 * count, blocks(n, r)
+            order(gpu, "i64", ids, 1, count, count, 0, places, ordered)
+            add(gpu, (count * pieces, 1, 1), ordered, places, g, out, count, rows, n, pieces)
+            del owner
+
+    return plan
+
+
+def build(name, *params, source=None):
+    """See kernels_triton/__init__.py; names and params as in kernels_numba/norm.py."""
+    if not all(p in ("f32", "f16", "bf16", "none") for p in params):
+        return None
+    if name == "rms_norm":
+        return _norm(False, (params[0], params[1], "none", params[2]))
+    if name == "layer_norm":
+        return _norm(True, params)
+    if name in ("rms_norm_vjp", "layer_norm_vjp"):
+        return norm_vjp.plan_of(name == "layer_norm_vjp", *params)
+    if name == "embedding":
+        return _embedding(*params)
+    return _embedding_vjp() if name == "embedding_vjp" else gated.build(name, *params)
+
+
+def variants(arch):
+    """Representative kernels."""
+    found = {}
+    for dtype in ("f32", "bf16"):
+        for n in (128, 1024, 4096, 8192, 32768):
+            shape, warps, _ = shape_of(4096, n, ROW)
+            kernel = norm_kernel(False, (dtype, dtype, "none", dtype), False, 1, shape, warps, False, False)
+            found[f"rms_norm of {n} {dtype}"] = kernel
+        shape, warps, _ = shape_of(4096, 4096, ROW)
+        found[f"layer_norm of 4096 {dtype}"] = norm_kernel(True, (dtype,) * 4, False, 1, shape, warps, False, False)
+        shape, warps, _ = shape_of(4096, 1 << 17, ROW)
+        found[f"layer_norm long {dtype}"] = norm_kernel(True, (dtype,) * 4, False, 1, shape, warps, True, False)
+        found[f"embedding {dtype}"] = _pick_kernel(dtype, (1, PIECE))
+    return found | {"embedding_vjp": _add_kernels(PIECE)[0], "clear": _add_kernels(PIECE)[1]}

@@ -1,0 +1,295 @@
+"""Softmax, log_softmax, logsumexp and variance along rows, or along a middle dim of dense memory: part of room reduce.
+
+Rows that fit are held in registers by one program: one read, one write. Longer ones are read once for what they add up
+to (running top and total of exponentials per lane; Welford's mean and squares), in parts where rows are few, and once
+more, out of the parts, for what is written. Words as in kernels_numba/reduce.py.
+
+Online softmax: Milakov and Gimelshein, arXiv:1805.02867; variance in parts: Chan, Golub, LeVeque (1983).
+"""
+
+import functools
+
+import triton
+import triton.language as tl
+from triton.language.extra import libdevice
+
+from .dims import LIMIT, offset_of
+from .launch import Kernel, blocks, power_of_2
+from .tiles import WIDE, cells, divide, exponential, largest, narrow, packed, reach, strides_of, table, widen
+
+ROW = 32768  # elements of a row held in registers at most, f64 half as many: 32 warps of 32 registers
+COLUMN = 1024  # the same of a middle dim, with 8 columns at least
+TILE = 2048  # elements of a tile of longer rows
+PARTS = 256  # of a row at most
+NAMES = ("softmax", "log_softmax", "logsumexp", "var")
+
+
+@triton.jit
+def finite(top):
+    """top, or 0 for -inf: what is subtracted where nothing was seen yet."""
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit
+def load_or(pointers, known, other, GIVEN: tl.constexpr, ACC: tl.constexpr):
+    """Elements of dtype GIVEN as numbers of ACC, `other` where they are not known."""
+    if GIVEN == "f8e4m3" or GIVEN == "f8e5m2":
+        v = tl.where(known, widen(tl.load(pointers, mask=known, other=0), GIVEN, ACC), other)
+    else:
+        v = tl.load(pointers, mask=known, other=other).to(ACC)
+    return v
+
+
+@triton.jit
+def place(pid, n, length, rows, kn0, ks0, kn1, ks1, kn2, ks2, ks3, COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr):  # noqa: E501  # fmt: skip
+    """(row, whether it is one, where it begins in x, in the output, step of its elements) of a tile of M rows."""
+    if COLUMNS:
+        tiles = tl.cdiv(n, M)
+        outer = pid // tiles
+        column = (pid - outer * tiles) * M + tl.arange(0, M)
+        inside, p = column < n, outer * n + column
+        base = outer * length * n + column
+        to, stride = base, n
+    else:
+        p = pid * M + tl.arange(0, M)
+        inside = p < rows
+        base = offset_of(p, kn0, kn1, kn2, 1, ks0, ks1, ks2, ks3, NK)
+        to, stride = p * length, 1
+    return p, inside, base, to, stride
+
+
+@triton.jit
+def row_tiles(
+    x, out, rows, n, length, extra, kn0, ks0, kn1, ks1, kn2, ks2, ks3,
+    KIND: tl.constexpr, GIVEN: tl.constexpr, OUT: tl.constexpr, ACC: tl.constexpr, ACCURATE: tl.constexpr,
+    COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """Whole rows in registers."""
+    pid = tl.program_id(0).to(rows.dtype)
+    p, inside, base, to, stride = place(pid, n, length, rows, kn0, ks0, kn1, ks1, kn2, ks2, ks3, COLUMNS, NK, M)
+    r = tl.arange(0, R)
+    known = inside[:, None] & (r < length)[None, :]
+    v = load_or(x + (base[:, None] + (r * stride)[None, :]), known, 0.0 if KIND == "var" else float("-inf"), GIVEN, ACC)
+    kind: tl.constexpr = out.dtype.element_ty
+    if KIND == "var":
+        mean = divide(tl.sum(v, 1), length)
+        d = tl.where(known, v - mean[:, None], 0.0)
+        rest = tl.sum(d, 1)
+        squares = tl.sum(d * d, 1) - rest * rest / length
+        free = tl.maximum(tl.full([M], length, ACC) - extra, 0.0)
+        tl.store(out + p, narrow(squares / free, OUT, kind), mask=inside)
+    else:
+        top = tl.reduce(v, 1, largest)
+        v = v - top[:, None]
+        e = exponential(v, ACCURATE)
+        total = tl.sum(e, 1)  # where all are -inf, NaN is right
+        if KIND == "logsumexp":
+            y = tl.where(tl.abs(top) == float("inf"), top, top + libdevice.log(total))
+            tl.store(out + p, narrow(y, OUT, kind), mask=inside)
+        else:
+            if KIND == "softmax":
+                y = e * (1.0 / total)[:, None]
+            else:
+                y = v - libdevice.log(total)[:, None]
+            tl.store(out + (to[:, None] + (r * stride)[None, :]), narrow(y, OUT, kind), mask=known)
+
+
+@triton.jit
+def part_tiles(
+    x, tops, totals, rows, n, length, per, kn0, ks0, kn1, ks1, kn2, ks2, ks3,
+    KIND: tl.constexpr, GIVEN: tl.constexpr, ACC: tl.constexpr, ACCURATE: tl.constexpr,
+    COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
+):  # fmt: skip
+    """tops[part, row], totals[part, row]: top and sum of exponentials of a part of a row; or mean, sum of squares."""
+    pid = tl.program_id(0).to(rows.dtype)
+    p, inside, base, _, stride = place(pid, n, length, rows, kn0, ks0, kn1, ks1, kn2, ks2, ks3, COLUMNS, NK, M)
+    part = tl.program_id(1).to(rows.dtype)
+    first = part * per
+    end = tl.minimum(first + per, length)
+    r = tl.arange(0, R)
+    top = tl.full([M, R], 0.0 if KIND == "var" else float("-inf"), ACC)
+    total = tl.zeros([M, R], ACC)
+    seen = tl.zeros([M, R], ACC)
+    for at in tl.range(first, end, R):
+        known = inside[:, None] & (at + r < end)[None, :]
+        pointers = x + (base[:, None] + ((at + r) * stride)[None, :])
+        v = load_or(pointers, known, 0.0 if KIND == "var" else float("-inf"), GIVEN, ACC)
+        if KIND == "var":
+            seen += tl.where(known, 1.0, 0.0)
+            d = tl.where(known, v - top, 0.0)
+            top += d / tl.maximum(seen, 1.0)
+            total += d * tl.where(known, v - top, 0.0)
+        else:
+            new = largest(top, v)
+            shift = finite(new)
+            total = total * exponential(top - shift, ACCURATE) + exponential(v - shift, ACCURATE)
+            top = new
+    if KIND == "var":
+        mean = divide(tl.sum(seen * top, 1), tl.maximum(tl.sum(seen, 1), 1.0))
+        d = top - mean[:, None]
+        sums = tl.sum(total + seen * d * d, 1)
+    else:
+        mean = tl.reduce(top, 1, largest)
+        sums = tl.sum(total * exponential(top - finite(mean)[:, None], ACCURATE), 1)
+    count = tl.num_programs(1)
+    tl.store(tops + (p * count + part), mean, mask=inside)
+    tl.store(totals + (p * count + part), sums, mask=inside)
+
+
+@triton.jit
+def finish_tiles(
+    x, tops, totals, out, rows, n, length, per, parts, extra, kn0, ks0, kn1, ks1, kn2, ks2, ks3,
+    KIND: tl.constexpr, GIVEN: tl.constexpr, OUT: tl.constexpr, ACC: tl.constexpr, ACCURATE: tl.constexpr,
+    COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
+):  # fmt: skip
+    """What parts of rows add up to; and for softmax the elements of one part."""
+    pid = tl.program_id(0).to(rows.dtype)
+    p, inside, base, to, stride = place(pid, n, length, rows, kn0, ks0, kn1, ks1, kn2, ks2, ks3, COLUMNS, NK, M)
+    q = tl.arange(0, P)
+    given = inside[:, None] & (q < parts)[None, :]
+    m = tl.load(tops + (p[:, None] * parts + q[None, :]), mask=given, other=0.0 if KIND == "var" else float("-inf"))
+    s = tl.load(totals + (p[:, None] * parts + q[None, :]), mask=given, other=0.0)
+    kind: tl.constexpr = out.dtype.element_ty
+    if KIND == "var":
+        seen = tl.minimum(tl.maximum(length - q * per, 0), per).to(ACC)[None, :]
+        mean = divide(tl.sum(m * seen, 1), length)
+        d = m - mean[:, None]
+        squares = tl.sum(s + seen * d * d, 1)
+        free = tl.maximum(tl.full([M], length, ACC) - extra, 0.0)
+        tl.store(out + p, narrow(squares / free, OUT, kind), mask=inside)
+    else:
+        top = tl.reduce(m, 1, largest)
+        total = tl.sum(s * exponential(m - finite(top)[:, None], ACCURATE), 1)
+        if KIND == "logsumexp":
+            y = tl.where(tl.abs(top) == float("inf"), top, top + libdevice.log(total))
+            tl.store(out + p, narrow(y, OUT, kind), mask=inside)
+        else:
+            last = 1.0 / total if KIND == "softmax" else libdevice.log(total)
+            first = tl.program_id(1).to(rows.dtype) * per
+            end = tl.minimum(first + per, length)
+            r = tl.arange(0, R)
+            for at in tl.range(first, end, R):
+                known = inside[:, None] & (at + r < end)[None, :]
+                step = ((at + r) * stride)[None, :]
+                v = widen(tl.load(x + (base[:, None] + step), mask=known, other=0), GIVEN, ACC) - top[:, None]
+                y = exponential(v, ACCURATE) * last[:, None] if KIND == "softmax" else v - last[:, None]
+                tl.store(out + (to[:, None] + step), narrow(y, OUT, kind), mask=known)
+
+
+def _names(columns):
+    return ("n",) if columns else ("length", *strides_of("k"))
+
+
+def _options(kind, compute, given, out, columns, nk, shape):
+    accurate = out in ("f32", "f64")
+    return {
+        "KIND": kind, "GIVEN": given, "OUT": out, "ACC": WIDE[compute], "ACCURATE": accurate, "COLUMNS": columns,
+        "NK": max(nk, 1), "M": shape[0], "R": shape[1],
+    }  # fmt: skip
+
+
+@functools.cache
+def row_kernel(kind, compute, given, out, columns, nk, shape, warps, wide):
+    """The Kernel of `row_tiles`."""
+    integer, real = "i64" if wide else "i32", "fp64" if compute == "f64" else "fp32"
+    types = (cells(given), cells(out), *(integer,) * 3, real, *(integer,) * 7)
+    options = _options(kind, compute, given, out, columns, nk, shape)
+    made = Kernel(row_tiles, types, _names(columns), warps, **options)
+    made.items = shape[0] * shape[1]
+    return made
+
+
+@functools.cache
+def part_kernels(kind, compute, given, out, columns, nk, shape, parts, warps, wide):
+    """The Kernels of `part_tiles` and `finish_tiles`."""
+    integer, real, acc = "i64" if wide else "i32", "fp64" if compute == "f64" else "fp32", cells(compute)
+    options = _options(kind, compute, given, out, columns, nk, shape)
+    types = (cells(given), acc, acc, cells(out), *(integer,) * 5, real, *(integer,) * 7)
+    finish = Kernel(finish_tiles, types, (*_names(columns), "per"), warps, **options, P=parts)
+    options.pop("OUT")
+    types = (cells(given), acc, acc, *(integer,) * 11)
+    part = Kernel(part_tiles, types, (*_names(columns), "per"), warps, **options)
+    part.items = finish.items = shape[0] * shape[1]
+    return part, finish
+
+
+def warps_of(elements):
+    """Liger's ladder: 4 warps, 8 from 2048 elements, 16 from 8192, 32 from 32768."""
+    return 4 if elements < 2048 else 8 if elements < 8192 else 16 if elements < 32768 else 32
+
+
+def _whole(columns, compute, rows, n, length):
+    """((M, R), warps) of a tile of whole rows in registers, or None if they are too long."""
+    r, share = power_of_2(length), 2 if compute == "f64" else 1
+    if columns:
+        if r > COLUMN // share:
+            return None
+        m = min(power_of_2(n), max(8 // share, min(64, 8192 // share // r)))
+    else:
+        if r > ROW // share:
+            return None
+        m = min(power_of_2(rows), max(1, TILE // share // r))
+    return (m, r), warps_of(m * r * share)
+
+
+def _plan(kind, compute, given, out, columns):
+    share = 2 if compute == "f64" else 1
+
+    def plan(gpu, words):
+        if columns:
+            (x, to, outer, n, length), extra, nk = words[:5], 0.0, 1
+            rows, keep = outer * n, ([1] * 4, [0] * 4)
+            wide = rows * length >= LIMIT
+        else:
+            (x, to, rows, length, extra, nk), n = words[:6], 1
+            keep = table(words, 6, nk)
+            wide = max(reach(*keep) + length, rows * length) >= LIMIT
+        whole = _whole(columns, compute, rows, n, length)
+        if whole is not None:
+            (m, r), warps = whole
+            programs = outer * blocks(n, m) if columns else blocks(rows, m)
+            found = row_kernel(kind, compute, given, out, columns, nk, (m, r), warps, wide)
+            found(gpu, (programs, 1, 1), x, to, rows, n, length, extra, *packed(*keep))
+            return
+        m = min(power_of_2(n), 64) if columns else 1
+        r = TILE // share // m
+        programs = outer * blocks(n, m) if columns else rows
+        parts = min(blocks(4 * gpu.units, programs), blocks(length, 4 * r), PARTS) if programs < 2 * gpu.units else 1
+        per = blocks(blocks(length, parts), r) * r
+        parts = blocks(length, per)
+        part, finish = part_kernels(kind, compute, given, out, columns, nk, (m, r), power_of_2(parts), 4, wide)
+        size = 4 * share
+        tops, owner = gpu.allocate(2 * rows * parts * size)
+        totals = tops + rows * parts * size
+        part(gpu, (programs, parts, 1), x, tops, totals, rows, n, length, per, *packed(*keep))
+        grid = (programs, parts if kind in ("softmax", "log_softmax") else 1, 1)
+        finish(gpu, grid, x, tops, totals, to, rows, n, length, per, parts, extra, *packed(*keep))
+        del owner
+
+    return plan
+
+
+def build(name, compute, out, given):
+    """A plan for softmax, log_softmax (both with "_columns" too), logsumexp, var; None for other names."""
+    columns = name.endswith("_columns")
+    kind = name.removesuffix("_columns")
+    if kind not in NAMES or compute not in ("f32", "f64") or (columns and kind not in NAMES[:2]):
+        return None
+    return _plan(kind, compute, given, out, columns)
+
+
+def variants(arch):
+    """Representative kernels."""
+    found = {}
+    for dtype in ("f32", "bf16"):
+        for length in (1024, 4096, 8192, 32768):
+            (shape, warps), label = _whole(False, "f32", 4096, 1, length), f"rows of {length} {dtype}"
+            found[f"softmax {label}"] = row_kernel("softmax", "f32", dtype, dtype, False, 1, shape, warps, False)
+        shape, warps = _whole(True, "f32", 4096, 4096, 256)
+        found[f"softmax columns {dtype}"] = row_kernel("softmax", "f32", dtype, dtype, True, 1, shape, warps, False)
+        part, finish = part_kernels("softmax", "f32", dtype, dtype, False, 1, (1, TILE), 1, 4, False)
+        found |= {f"softmax part {dtype}": part, f"softmax finish {dtype}": finish}
+    shape, warps = _whole(False, "f32", 4096, 1, 4096)
+    for kind in ("log_softmax", "logsumexp", "var"):
+        found[f"{kind} rows of 4096 f32"] = row_kernel(kind, "f32", "f32", "f32", False, 1, shape, warps, False)
+    return found
