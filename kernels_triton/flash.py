@@ -76,12 +76,12 @@ def span(lo, inner, outer, hi, segment, segments, BN: tl.constexpr):
 
 @triton.jit
 def seen(at, n, keys, left, right, C: tl.constexpr):
-    """Whether queries at positions `at` see keys n"""
-    found = (n < keys)[None, :] & (at == at)[:, None]
+    """Whether queries at positions `at` see keys n, of shapes that broadcast"""
+    found = (n < keys) & (at == at)
     if C.LEFT:
-        found &= n[None, :] >= (at - left)[:, None]
+        found &= n >= at - left
     if C.RIGHT:
-        found &= n[None, :] <= (at + right)[:, None]
+        found &= n <= at + right
     return found
 
 
@@ -171,12 +171,12 @@ def visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C: tl.cons
     if C.CAP or C.MASK or C.SLOPES:
         s = adjusted(s, factor, cap, at, n, keys, mask_rows, slope, C, EDGE)
         if EDGE:
-            s = tl.where(seen(at, n, keys, left, right, C), s, float("-inf"))
+            s = tl.where(seen(at[:, None], n[None, :], keys, left, right, C), s, float("-inf"))
         new = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new[:, None])
     else:
         if EDGE:
-            s = tl.where(seen(at, n, keys, left, right, C), s, float("-inf"))
+            s = tl.where(seen(at[:, None], n[None, :], keys, left, right, C), s, float("-inf"))
         new = tl.maximum(top, tl.max(s * factor, 1))
         p = tl.exp2(s * factor - new[:, None])
     alpha = tl.exp2(top - new)

@@ -7,7 +7,7 @@ depend on the number of threads. The last dim of every operand must be adjacent 
 
 import struct
 
-from tensorlib import backend
+from tensorlib import backend, tape
 from tensorlib.device import Array
 from tensorlib.errors import ContextError, DTypeError, ShapeError
 from tensorlib.ops import attention_vjp, create, elementwise, flash, index, movement
@@ -241,6 +241,10 @@ def _attention_vjp(g, q, k, v, out, start, scale, causal, window, softcap, lengt
         return (create.zeros(type(g), x.shape, dtype=g.dtype, device=g.device) for x in (q, k, v))
     start, length = _positions(start, length, q.shape[0], k.shape[1], causal or window)
     scale = q.shape[2] ** -0.5 if scale is None else scale
+    if hasattr(out.buffer, "sums") and not tape.mode.recording:
+        g = movement.contiguous(elementwise.cast(g, q.dtype))
+        words = _attention_words(q, k, start, length, scale, causal, window, softcap)
+        return flash.vjp(g, q, k, v, out, words, _reads(q, k, v, start, length))
     return attention_vjp.vjp(g, q, k, v, out, start, scale, causal, window, softcap, length)
 
 
@@ -292,7 +296,7 @@ def attention(q, k, v, start=None, scale=None, causal=True, window=0, softcap=0.
     q has their dtype if it is f16 or bf16.
     """
     _check_attention(q, k, v)
-    (t, heads, width), rows = q.shape, k.shape[1]
+    (t, _, width), rows = q.shape, k.shape[1]
     out = type(q).empty(q.shape, q.dtype, q.device)
     if 0 in q.shape:
         return out
@@ -300,12 +304,21 @@ def attention(q, k, v, start=None, scale=None, causal=True, window=0, softcap=0.
     scale = width**-0.5 if scale is None else scale
     if q.dtype.name == "f64":
         return attention_vjp.composed(q, k, v, start, scale, causal, window, softcap, length)
-    first, count = _position("attention", start), (0, -1) if length is None else _position("attention", length)
-    words = [t, heads, k.shape[0], width, *first, *count, rows, int(causal), window, float(scale), float(softcap)]
+    words = _attention_words(q, k, start, length, scale, causal, window, softcap)
     reads = _reads(q, k, v, start, length)
+    if q.device.type != "cpu" and k.dtype.name in FLOATS and any(map(tape.live, (q, k, v))):
+        flash.forward(out, q, k, v, words, reads, sums=flash.sums_of(out, q))
+        return out
     few = t <= FEW_QUERIES and rows >= 16
     (_decode if few else _prefill)(out, q, k, v, words, reads)
     return out
+
+
+def _attention_words(q, k, start, length, scale, causal, window, softcap):
+    """What the words of all kernels of attention begin with."""
+    first, count = _position("attention", start), (0, -1) if length is None else _position("attention", length)
+    words = [*q.shape[:2], k.shape[0], q.shape[2], *first, *count, k.shape[1]]
+    return [*words, int(causal), window, float(scale), float(softcap)]
 
 
 def _check_attention(q, k, v):

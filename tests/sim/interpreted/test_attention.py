@@ -1,16 +1,13 @@
 """Attention, rotary embeddings and caches of the GPU backend, interpreted: what the rows of the ops do not reach."""
 
-import ctypes
-
 import numpy as np
 import pytest
 
 import tensorlib
 from tensorlib import nn
 from tensorlib.capture import Capture
-from tensorlib.device import Array, Device
+from tensorlib.device import Device
 from tensorlib.dtype import get
-from tensorlib.layout import contiguous
 from tensorlib.ops import fused
 
 U = {"f32": 2.0**-24, "f16": 2.0**-17, "bf16": 2.0**-17}  # of products: 2 terms of a narrow cache's dtype have 17 bits
@@ -46,7 +43,7 @@ def reference(q, k, v, start, n, left=-1, right=0, softcap=0.0, scale=None, bias
     s = softcap * np.tanh(s / softcap) if softcap else s
     distance = np.arange(n) - (np.arange(t)[:, None] + start)
     seen = ((distance >= -left) | (left < 0)) & ((distance <= right) | (right < 0))
-    s = s if bias is None else s + bias(distance)
+    s = s if bias is None else s + bias
     s = np.where(seen[:, None], s, -np.inf)
     w = np.exp(s - np.maximum(s.max(-1, keepdims=True, initial=-np.inf), -1e300))
     w /= np.maximum(w.sum(-1, keepdims=True), 1e-300)
@@ -147,7 +144,7 @@ def test_scaled_dot_product_attention(dtype, t, device):
         for b in range(2):
             want, bound = reference(
                 q[b].transpose(1, 0, 2), k[b], v[b], 0, 50, -1, 0 if causal else -1,
-                bias=None if bias is None else lambda _: bias.transpose(1, 0, 2),
+                bias=None if bias is None else bias.transpose(1, 0, 2),
             )  # fmt: skip
             narrow = {"f32": 0, "f16": 2.0**-10, "bf16": 2.0**-7}[dtype]
             inside = 2 * narrow * np.abs(v).max() + U["f32"] * bound
@@ -189,16 +186,16 @@ def test_rounding_to_float8(device):
 
 
 def test_a_cache_and_tables_on_the_device(device):
-    rotary = nn.RotaryEmbedding(16, 64, device="cuda:0")
+    rotary = nn.RotaryEmbedding(16, 64)
     cache = nn.KVCache(2, 2, 12, 16, device="cuda:0")
     rng = np.random.default_rng(6)
     k, v = (array(rng.standard_normal((5, 2, 16)).astype(np.float32)) for _ in range(2))
     cache.reserve(5)
-    keys, values = cache.append(1, k, v, rotary)
+    _, values = cache.append(1, k, v, rotary)
     cache.advance(5)
     assert cache.start.tolist() == [5]
     np.testing.assert_array_equal(read(values)[:, :5], rounded(read(v), "f16").transpose(1, 0, 2))
-    cos, _ = rotary.tables
+    cos, _ = rotary.tables("cuda:0")
     np.testing.assert_allclose(read(cos)[:, 1], np.cos(np.arange(64) * 10000 ** (-1 / 8)), atol=1e-7)
     cache.reset(2)
     assert cache.start.tolist() == [2]
