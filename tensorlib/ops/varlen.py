@@ -9,8 +9,9 @@
 
 import itertools
 
+from tensorlib import tape
 from tensorlib.errors import ShapeError
-from tensorlib.ops import create, elementwise, movement
+from tensorlib.ops import create, elementwise, flash, fused, movement
 from tensorlib.ops.attention import scaled_dot_product_attention
 from tensorlib.ops.exchange import tolist
 from tensorlib.registry import FLOAT_ONLY, define
@@ -57,8 +58,12 @@ def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, scale=None, is_causal=Fal
     cu_seq_q, cu_seq_k: where sequences begin, and the total at the end (lists or integer tensors of one length). The
     queries of a sequence end with its last key. window_size (left, right): how many keys before and after its own place
     a query sees, -1 for all. alibi (H): slopes m of a bias -m |i - j| (Press et al., arXiv:2108.12409). The result has
-    the operands' dtype. Raises ShapeError, DTypeError.
+    the operands' dtype. Raises ShapeError, DTypeError. On GPUs tensors of starts are not checked.
     """
+    if _on_gpu(query, key, value, cu_seq_q, cu_seq_k):
+        right = [r for r in (0 if is_causal else -1, window_size[1]) if r >= 0]
+        sides = max(window_size[0], -1), min(right, default=-1)
+        return flash.varlen(query, key, value, cu_seq_q, cu_seq_k, scale, sides, alibi)
     starts = [tolist(c) if hasattr(c, "dtype") else list(c) for c in (cu_seq_q, cu_seq_k)]
     _check(query, key, value, *starts)
     parts = []
@@ -71,6 +76,18 @@ def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, scale=None, is_causal=Fal
         found = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
         parts.append(movement.transpose(found, 0, 1))
     return movement.cat(parts, 0)
+
+
+def _on_gpu(query, key, value, q, k):
+    """Whether one kernel does it all; tensors of starts are read by it alone, so that no one waits for it."""
+    operands = (query, key, value)
+    if query.device.type == "cpu" or query.dtype.name not in fused.FLOATS or query.shape[-1] > 256:
+        return False
+    if not all(hasattr(c, "dtype") and c.device is query.device for c in (q, k)):
+        _check(*operands, *(tolist(c) if hasattr(c, "dtype") else list(c) for c in (q, k)))
+    elif len(q.shape) != 1 or q.shape != k.shape or key.shape != value.shape or query.ndim != 3:
+        _check(*operands, [], [])
+    return not (tape.used and tape.mode.recording and any(map(tape.live, operands)))
 
 
 def _check(query, key, value, q, k):

@@ -199,3 +199,61 @@ def test_a_cache_and_tables_on_the_device(device):
     np.testing.assert_allclose(read(cos)[:, 1], np.cos(np.arange(64) * 10000 ** (-1 / 8)), atol=1e-7)
     cache.reset(2)
     assert cache.start.tolist() == [2]
+
+
+LENGTHS = [(0, 5), (70, 130), (1, 1), (0, 0), (3, 90)]  # queries and keys of sequences
+
+
+@pytest.mark.parametrize("counts", [LENGTHS, [(1, 77), (1, 3), (1, 130)]], ids=["mixed", "decoding"])
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_sequences_of_several_lengths(counts, dtype, device):
+    """One kernel: as sequence by sequence, with a window and ALiBi; starts are read by it, and may be on the device."""
+    rng = np.random.default_rng(8)
+    q0, k0 = ([int(n) for n in np.cumsum([0, *(c[i] for c in counts)])] for i in (0, 1))
+    q, k, v = (rounded(rng.standard_normal((n[-1], h, 32)), dtype) for n, h in ((q0, 4), (k0, 2), (k0, 2)))
+    slopes = np.float32([0.5, 0.25, 0.0, 1.0])
+    for window, alibi in (((-1, -1), None), ((20, 3), slopes)):
+        starts = (array(np.array(n)) for n in (q0, k0))
+        given = None if alibi is None else array(alibi)
+        before = device.launches
+        some = (array(x, dtype) for x in (q, k, v))
+        found = tensorlib.varlen_attn(*some, *starts, is_causal=alibi is None, window_size=window, alibi=given)
+        assert device.launches - before <= 2
+        for i, (n, m) in enumerate(counts):
+            distance = np.arange(m) - (np.arange(n)[:, None] + m - n)
+            bias = None if alibi is None else -alibi[None, :, None] * abs(distance)[:, None]
+            keys = (x[k0[i] : k0[i + 1]].transpose(1, 0, 2) for x in (k, v))
+            left, right = window[0], 0 if alibi is None else window[1]
+            if m:
+                want, bound = reference(q[q0[i] : q0[i + 1]], *keys, m - n, m, left, right, bias=bias)
+                narrow = 0 if dtype == "f32" else 2.0**-9 * np.abs(v).max()
+                got = read(found)[q0[i] : q0[i + 1]]
+                assert (abs(got - want) <= narrow + U["f32"] * bound).all()
+
+
+@pytest.mark.parametrize("kv", ["f16", "f8e4m3", "f32"])
+@pytest.mark.parametrize("index", ["i64", "i32"])
+def test_pages(kv, index, device):
+    """Pages in any order are what one stretch is; behind a sequence's length there may be anything."""
+    rng = np.random.default_rng(9)
+    counts, lengths = [1, 3, 20], [40, 3, 37]
+    q = rng.standard_normal((24, 6, 32)).astype(np.float32)
+    k, v = (rounded(rng.standard_normal((3, 3, 48, 32)), kv) for _ in range(2))
+    table = np.array([[7, 2, 11], [0, 9, 9], [5, 1, 3]])
+    pages = [np.full((12, 3, 16, 32), np.nan) for _ in range(2)]
+    for i, n in enumerate(lengths):
+        for x, page in zip((k, v), pages):
+            x[i, :, n:] = np.nan
+            for j in range(-(-n // 16)):
+                page[table[i, j]] = x[i, :, 16 * j : 16 * j + 16]
+    starts = array(np.cumsum([0, *counts]))
+    given = (array(q), array(pages[0], kv), array(pages[1], kv), array(table, index), array(np.array(lengths)), starts)
+    found = read(tensorlib.paged_attention(*given, window=30, softcap=4.0))
+    for i, n in enumerate(lengths):
+        rows = slice(sum(counts[:i]), sum(counts[: i + 1]))
+        want, bound = reference(q[rows], k[i], v[i], n - counts[i], n, 29, 0, 4.0)
+        check(found[rows], want, bound, 2.0**-19)
+    one = tensorlib.paged_attention(*(array(x) if i == 0 else x for i, x in enumerate([q[:3], *given[1:5]])))
+    for i, n in enumerate(lengths):
+        check(read(one)[i : i + 1], *reference(q[i : i + 1], k[i], v[i], n - 1, n), 2.0**-19)
+    device.check()

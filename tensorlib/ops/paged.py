@@ -1,0 +1,90 @@
+"""Attention over caches in pages: a block table says which pages a sequence has, so that no sequence needs one stretch.
+
+>>> import tensorlib
+>>> k, v = tensorlib.randn(6, 2, 16, 32), tensorlib.randn(6, 2, 16, 32)  # 6 pages of 16 keys, 2 KV heads
+>>> table, lengths = tensorlib.tensor([[4, 0], [2, 5]]), tensorlib.tensor([20, 7])
+>>> paged_attention(tensorlib.randn(2, 8, 32), k, v, table, lengths).shape
+(2, 8, 32)
+"""
+
+from tensorlib import tape
+from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.ops import create, flash, fused, index, movement
+from tensorlib.ops.elementwise import cast
+from tensorlib.ops.exchange import tolist
+from tensorlib.registry import FLOAT_ONLY, define
+
+
+def _ref(np, q, k_pages, v_pages, block_table, lengths, cu_seq_q=None, scale=None, window=0, softcap=0.0):
+    found, starts = [], list(range(len(lengths) + 1)) if cu_seq_q is None else cu_seq_q
+    for i, n in enumerate(np.asarray(lengths).tolist()):
+        k, v = (np.concatenate(list(pages[np.asarray(block_table)[i]]), 1) for pages in (k_pages, v_pages))
+        some = q[starts[i] : starts[i + 1]]
+        found.append(fused._attention_ref(np, some, k, v, n - len(some), scale, True, window, softcap, n))
+    return np.concatenate(found, 0)
+
+
+def _domain(s, dtype):
+    sequences, pages, size, heads = s.integer(1, 3), s.integer(1, 2), s.integer(2, 4), s.pick([(1, 1), (2, 1), (4, 2)])
+    counts, width = [s.integer(1, 2) for _ in range(sequences)], s.integer(1, 5)
+    lengths = [s.integer(n, pages * size) for n in counts]
+    table = [[s.integer(0, 4) for _ in range(pages)] for _ in range(sequences)]
+    starts = [sum(counts[:n]) for n in range(sequences + 1)]
+    q = fused.adjacent_array(s, (starts[-1], heads[0], width), low=-2, high=2)
+    caches = (fused.adjacent_array(s, (5, heads[1], size, width), low=-2, high=2) for _ in range(2))
+    return (q, *caches, table, lengths, starts), {"window": s.pick([0, 0, 2]), "softcap": s.pick([0.0, 2.0])}
+
+
+@define("composite", FLOAT_ONLY, _ref, 3, _domain)
+def paged_attention(q, k_pages, v_pages, block_table, lengths, cu_seq_q=None, scale=None, window=0, softcap=0.0):
+    """Causal `attention` of sequences whose keys lie in pages: q [total, H, D], pages [P, G, rows, D] -> [total, H, D].
+
+    block_table [B, most]: the pages of each of B sequences, in order; lengths [B]: how many keys it has, the last of
+    them its last query's. cu_seq_q [B + 1]: where the queries of each begin in q, and the total; by default each has
+    one. All three are lists or integer tensors; on GPUs tensors are read by the kernel alone, and a graph may replay
+    it. scale, window and softcap as in `attention`. Raises ShapeError, DTypeError.
+
+    On GPUs one kernel, on the CPU a gather per sequence (Kwon et al., arXiv:2309.06180).
+    """
+    sequences = _count(block_table)
+    counts = (sequences, _count(lengths), sequences if cu_seq_q is None else _count(cu_seq_q) - 1)
+    _check(q, k_pages, v_pages, counts)
+    recording = tape.used and tape.mode.recording and any(map(tape.live, (q, k_pages, v_pages)))
+    if q.device.type != "cpu" and q.dtype.name != "f64" and not recording:
+        starts = range(sequences + 1) if cu_seq_q is None else cu_seq_q
+        return flash.paged(q, k_pages, v_pages, block_table, lengths, starts, scale, window, softcap)
+    table, lengths = _listed(block_table), _listed(lengths)
+    starts = list(range(sequences + 1)) if cu_seq_q is None else _listed(cu_seq_q)
+    wide, found = q.dtype if q.dtype.name == "f64" else "f32", []
+    for i, n in enumerate(lengths):
+        pages = create.tensor(type(q), table[i][: max(1, -(-n // k_pages.shape[2]))], dtype="i64", device=q.device)
+        k, v = (_gathered(x, pages) for x in (k_pages, v_pages))
+        some = cast(movement.narrow(q, 0, starts[i], starts[i + 1] - starts[i]), wide)
+        found.append(fused.attention(some, k, v, n - some.shape[0], scale, True, window, softcap, n))
+    return cast(movement.cat(found, 0), q.dtype)
+
+
+def _gathered(x, pages):
+    """Pages of a cache [P, G, rows, D], one behind the other: [G, n * rows, D]"""
+    found = movement.permute(index.index_select(x, 0, pages), 1, 0, 2, 3)
+    return movement.reshape(found, (x.shape[1], -1, x.shape[3]))
+
+
+def _listed(x):
+    return tolist(x) if hasattr(x, "dtype") else list(x)
+
+
+def _count(x):
+    return x.shape[0] if hasattr(x, "shape") else len(x)
+
+
+def _check(q, k, v, counts):
+    """ShapeError unless all fit; counts: rows of the block table, lengths, sequences of queries."""
+    fine = q.ndim == 3 and k.ndim == 4 and k.shape == v.shape and q.shape[2] == k.shape[3] <= 256
+    if not fine or q.shape[1] % k.shape[1] or not 0 < counts[0] == counts[1] == counts[2]:
+        got = f"q {q.shape}, pages {k.shape} and {v.shape}, {counts} rows of pages, lengths and sequences"
+        raise ShapeError(
+            "paged_attention", got, "q [total, H, D], pages [P, G, rows, D]", "give one of each a sequence"
+        )
+    if k.dtype is not v.dtype:
+        raise DTypeError("paged_attention", f"pages of {k.dtype} and {v.dtype}", "one dtype", "convert one of them")
