@@ -24,9 +24,12 @@ from .expressions import OPERANDS, expression, translated
 from .launch import Kernel, blocks, pick, power_of_2
 
 LETTERS = "xyzuvwpqrst"  # names of operands
-BYTES = {80: 4096, "gfx942": 8192}  # of the widest operand, per program of 128 (256) threads
-COLUMNS = (1024, 256, 64, 16)  # of a tile, the widest first: whole sectors of any row
-SIDE = {8: 32, 4: 32, 2: 64, 1: 64}  # rows of a tile that a transposed operand walks along, by the widest itemsize
+BYTES = {
+    80: 4096,
+    "gfx942": 8192,
+}  # of the widest operand, per program of 128 (256) threads; tiles have twice as many elements
+COLUMNS = (1024, 256, 64)  # of a tile, the widest first: whole cache lines of any row
+SIDE = {8: 32, 4: 64, 2: 64, 1: 64}  # of a square tile with a transposed operand, by the widest itemsize
 LIMIT = 65535  # programs along all axes of a grid but the first
 ANY = frozenset((0, 1, "n"))
 SCOPE = {"tl": tl, "libdevice": libdevice, "__name__": __name__}
@@ -76,8 +79,9 @@ class Row:
         return value if convert.register(dtype) == convert.register(target) else convert.converted(value, target)
 
     def width(self, numbers):
-        """Bytes of the widest element in memory."""
-        return max(convert.width(d) for k, d in self.dtypes.items() if k not in numbers)
+        """Bytes of the widest element, in memory or between."""
+        wide = any(f"{name}(" in self.value for name in functions.IN_F64)
+        return 8 if wide else max(convert.width(d) for k, d in self.dtypes.items() if k not in numbers)
 
     def function(self, numbers, places, whole, parameters, head):
         """The Triton function: `places` are (address, mask if `whole` holds, mask otherwise) by operand."""
@@ -121,10 +125,10 @@ def flat(row, classes, arch):
 # ---- tiles of rows and columns ---------------------------------------------------------------------------------------
 
 
-def _place(k, inner, outer):
-    """(address, masks) of an operand's elements in a tile, by the classes of its strides."""
+def _place(k, inner, outer, single):
+    """(address, masks) of an operand's elements in a tile, by the classes of its strides; `single`: tiles of a row."""
     steps = [{"0": "", "1": " + i", "s": f" + i * {k}_i"}[outer], {"0": "", "1": " + j", "s": f" + j * {k}_j"}[inner]]
-    rows, columns = ("i < left_i" if outer != "0" else ""), ("j < left_j" if inner != "0" else "")
+    rows, columns = ("i < left_i" if outer != "0" and not single else ""), ("j < left_j" if inner != "0" else "")
     return k + "".join(steps), rows, f"({rows}) & ({columns})" if rows and columns else rows or columns
 
 
@@ -143,14 +147,10 @@ def tiled(row, classes, dims, wide, axes, shape):
         f"    {a} = tl.arange(0, {a.upper()}){cut}{'.to(tl.int64)' if wide else ''}"
         for n, (a, size, cut) in enumerate((("i", "rows", "[:, None]"), ("j", "columns", "[None, :]")))
     ]
-    head += [f"left = tl.program_id({axes[2]})"] if dims else []
-    for d in range(dims):
-        last = d == dims - 1
-        head += (
-            [f"e{d} = left.to(tl.int64)"]
-            if last
-            else [f"e{d} = (left % size{d}).to(tl.int64)", f"left = left // size{d}"]
-        )
+    head += [f"left = tl.program_id({axes[2]}).to(tl.uint32)"] if dims else []
+    for d in range(dims - 1):
+        head += [f"up = left // size{d}.to(tl.uint32)", f"e{d} = (left - up * size{d}).to(tl.int64)", "left = up"]
+    head += [f"e{dims - 1} = left.to(tl.int64)"] if dims else []
     strides, types, divisible = [], [], []
     for k, (inner, outer) in arrays.items():
         along = {"i": outer, "j": inner}
@@ -165,7 +165,7 @@ def tiled(row, classes, dims, wide, axes, shape):
         divisible += own + far if "1" in (inner, outer) else []
     sizes = [f"size{d}" for d in range(dims - 1)]
     numbers = [k for k in letters if k not in arrays]
-    places = {k: _place(k, *c) for k, c in arrays.items() if c != "00"}
+    places = {k: _place(k, *c, shape[0] == 1) for k, c in arrays.items() if c != "00"}
     whole = "left_j == J"
     if "s1" in arrays.values():  # which walks along rows
         whole, places = "(left_i == I) & (left_j == J)", {k: (at, "", part) for k, (at, _, part) in places.items()}
@@ -180,9 +180,9 @@ def tile(rows, columns, turned, width, arch):
     """(rows, columns) of a tile: what leaves few lanes idle, and few columns to tiles that are not full.
 
     >>> tile(4096, 4096, False, 4, 80), tile(4096, 1000, False, 4, 80), tile(4096, 4096, True, 4, 80)
-    ((1, 1024), (16, 64), (32, 32))
+    ((2, 1024), (32, 64), (64, 64))
     """
-    most = pick(BYTES, arch) // max(2, width)
+    most = 2 * pick(BYTES, arch) // max(2, width)
     if turned:
         i = min(SIDE[width], power_of_2(rows))
         return i, max(16, min(SIDE[width] if i >= 16 else most // i, power_of_2(columns)))
@@ -273,15 +273,15 @@ def variants(arch):
     found = {
         "add f32": flat(add, "111", arch), "add bf16": flat(half, "111", arch),
         "add f32, a number": flat(add, "11n", arch),
-        "add f32, rows": tiles(add, ["1s", "1s", "1s"], 0, (1, 1024)),
-        "add bf16, rows": tiles(half, ["1s", "1s", "1s"], 0, (1, 2048)),
-        "add f32, bias": tiles(add, ["1s", "1s", "10"], 0, (1, 1024)),
-        "add f32, bias, short rows": tiles(add, ["1s", "1s", "10"], 0, (16, 64)),
-        "add f32, column": tiles(add, ["1s", "1s", "0s"], 0, (4, 256)),
-        "add f32, 4 dims": tiles(add, ["1s", "1s", "1s"], 2, (4, 256)),
-        "add f32, transposed": tiles(add, ["1s", "1s", "s1"], 0, (32, 32)),
+        "add f32, rows": tiles(add, ["1s", "1s", "1s"], 0, (2, 1024)),
+        "add bf16, rows": tiles(half, ["1s", "1s", "1s"], 0, (4, 1024)),
+        "add f32, bias": tiles(add, ["1s", "1s", "10"], 0, (2, 1024)),
+        "add f32, bias, short rows": tiles(add, ["1s", "1s", "10"], 0, (32, 64)),
+        "add f32, column": tiles(add, ["1s", "1s", "0s"], 0, (8, 256)),
+        "add f32, 4 dims": tiles(add, ["1s", "1s", "1s"], 2, (8, 256)),
+        "add f32, transposed": tiles(add, ["1s", "1s", "s1"], 0, (64, 64)),
         "add bf16, transposed": tiles(half, ["1s", "1s", "s1"], 0, (64, 64)),
-        "add f32, any strides": tiles(add, ["ss", "ss", "ss"], 1, (4, 256)),
+        "add f32, any strides": tiles(add, ["ss", "ss", "ss"], 1, (8, 256)),
     }  # fmt: skip
     for name, compute, *dtypes in (
         ("silu", "f32", "bf16", "bf16"), ("gelu", "f32", "f32", "f32"), ("exp", "f32", "f32", "f32"),

@@ -13,6 +13,7 @@ LIBRARY = frozenset(
     " erfc atan2 fmod pow hypot copysign".split()
 )
 
+IN_F64 = ("lgamma", "digamma", "sinc")  # that compute in f64, whatever they are given
 
 # ---- floats ----------------------------------------------------------------------------------------------------------
 
@@ -107,13 +108,29 @@ def floor_divide(x, y):
 
 
 @triton.jit
+def _quarter(f):
+    """sin and cos of pi f / 2 for |f| <= 1/2, in f64."""
+    r = f * 1.5707963267948966
+    z = r * r
+    s = 1.5915309183057952557e-10 * z - 2.5051092308431316672e-8
+    s = (s * z + 2.7557315910939001563e-6) * z - 0.00019841269836385434484
+    s = (s * z + 0.0083333333333306993363) * z - 0.16666666666666664365
+    c = 2.0876121534608455566e-9 - 1.1380868171449913386e-11 * z
+    c = (c * z - 2.7557317151864553e-7) * z + 0.000024801587298532259045
+    c = (c * z - 0.0013888888888887241376) * z + 0.041666666666666665227
+    return r + r * z * s, 1.0 - 0.5 * z + z * z * c
+
+
+@triton.jit
 def sinc(x):
-    """sin(pi x) / (pi x), the argument reduced before it is multiplied by pi."""
-    n = libdevice.rint(x)
+    """sin(pi x) / (pi x) in f64, the argument reduced before it is multiplied by pi: by two half angles."""
+    v = x.to(tl.float64)
+    n = libdevice.rint(v)
     half = n * 0.5
-    wave = libdevice.sin((x - n) * 3.141592653589793)
-    value = div(tl.where(libdevice.trunc(half) == half, wave, -wave), x * 3.141592653589793)
-    return tl.where(x == 0, 1.0, tl.where(tl.abs(x) == float("inf"), 0.0, value))
+    s, c = _quarter(v - n)
+    wave = 2.0 * s * c
+    value = tl.where(libdevice.trunc(half) == half, wave, -wave) / (v * 3.141592653589793)
+    return tl.where(v == 0, 1.0, tl.where(tl.abs(v) == float("inf"), 0.0, value)).to(x.dtype)
 
 
 @triton.jit
@@ -169,7 +186,8 @@ def digamma(x):
     tail = tail * w + 0.083333333333333333333
     value = (libdevice.log(a) - 0.5 * inverse - tail * w) - total
     fraction = v - libdevice.rint(v)
-    value = tl.where(v < 0, value - 3.141592653589793 / libdevice.tan(fraction * 3.141592653589793), value)
+    s, c = _quarter(fraction)
+    value = tl.where(v < 0, value - 3.141592653589793 * ((c - s) * (c + s)) / (2.0 * s * c), value)
     value = tl.where((fraction == 0) & (v < 0), float("nan"), value)
     # 1 / v has the infinity's sign at either zero
     return tl.where(v == 0, -1.0 / v, tl.where(v == float("inf"), v, value)).to(x.dtype)
