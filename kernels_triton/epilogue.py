@@ -29,12 +29,14 @@ def finish(
     total, c_ptr, bias_ptr, r_ptr, m, n, M, N, c_m, c_n, bias_step, r_m, r_n,
     C_EIGHT: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """c[m, n] = activation(total + bias) + residual, where m < M and n < N; BIAS: the dim it runs along, or ""."""
+    """c[m, n] = activation(total + bias) + residual, m < M and n < N. BIAS: "", or its dim ("n any": of any stride)."""
     m, n = m.to(tl.int64), n.to(tl.int64)
     inside = (m < M)[:, None] & (n < N)[None, :]
-    if BIAS == "n":
+    if BIAS == "n" or BIAS == "m":
+        bias_step = 1
+    if BIAS == "n" or BIAS == "n any":
         total += tl.load(bias_ptr + n * bias_step, mask=n < N, other=0.0).to(total.dtype)[None, :]
-    elif BIAS == "m":
+    elif BIAS == "m" or BIAS == "m any":
         total += tl.load(bias_ptr + m * bias_step, mask=m < M, other=0.0).to(total.dtype)[:, None]
     total = activate(total, ACT)
     if RESIDUAL == "rows":

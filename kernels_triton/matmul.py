@@ -22,7 +22,7 @@ from . import matmul_configs as configs
 from . import matvec
 from .epilogue import finish
 from .float8 import widened
-from .launch import Kernel
+from .launch import Kernel, pick
 from .product import INTEGERS, SUMS, Names, Product, by_16, eight, memory, numbers, residual, scratch_then, summing
 
 FEW = 64  # columns up to which a product with more rows is computed transposed
@@ -55,7 +55,7 @@ def product(
     inner, a_0, a_1, b_0, b_1, c_0, c_1, r_0, r_1, depth, part,
     A_UNIT: tl.constexpr, B_UNIT: tl.constexpr, C_UNIT: tl.constexpr, A_EIGHT: tl.constexpr, B_EIGHT: tl.constexpr,
     C_EIGHT: tl.constexpr, DOT: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr, BIAS: tl.constexpr,
-    ACT: tl.constexpr, RESIDUAL: tl.constexpr, TAIL: tl.constexpr,
+    ACT: tl.constexpr, RESIDUAL: tl.constexpr, TAIL: tl.constexpr, HALVES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """One tile of one matrix of one part (`depth` elements of K); UNIT: which dim is in order in memory."""
@@ -89,6 +89,7 @@ def product(
     b = b_ptr + outer * b_0 + z * b_1 + start.to(tl.int64) * b_k + (tile_n * BLOCK_N).to(tl.int64) * b_n
     a = a + m_at[:, None] * a_m + k[None, :] * a_k
     b = b + k[:, None] * b_k + n_at[None, :] * b_n
+    EXACT: tl.constexpr = BLOCK_K if DOT.is_fp8() else 0  # products of float8 until their sum is added in f32
     total = tl.zeros((BLOCK_M, BLOCK_N), SUM)
     for i in range(tl.cdiv(steps, BLOCK_K)):
         k_in = k < K - (start + i * BLOCK_K)
@@ -98,14 +99,20 @@ def product(
         else:
             x = fetch(a, m_in, A_UNIT == "m", DOT, A_EIGHT)
             y = fetch(b, n_in, B_UNIT == "n", DOT, B_EIGHT)
-        total = tl.dot(x, y, total, input_precision=PRECISION, out_dtype=SUM)
+        total = tl.dot(x, y, total, input_precision=PRECISION, max_num_imprecise_acc=EXACT, out_dtype=SUM)
         a += BLOCK_K * a_k
         b += BLOCK_K * b_k
-    to = tl.program_id(1).to(tl.int64) * part + outer * c_0 + z * c_1
-    finish(
-        total, c_ptr + to, bias_ptr, r_ptr + outer * r_0 + z * r_1, tile_m * BLOCK_M + m, tile_n * BLOCK_N + n, M, N,
-        c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL,
-    )  # fmt: skip
+    c, r = c_ptr + tl.program_id(1).to(tl.int64) * part + outer * c_0 + z * c_1, r_ptr + outer * r_0 + z * r_1
+    m += tile_m * BLOCK_M
+    if HALVES:
+        left, right = tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+        n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N // 2)
+        finish(left, c, bias_ptr, r, m, n, M, N, c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL)
+        n += BLOCK_N // 2
+        finish(right, c, bias_ptr, r, m, n, M, N, c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL)
+    else:
+        n += tile_n * BLOCK_N
+        finish(total, c, bias_ptr, r, m, n, M, N, c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL)
 
 
 @triton.jit
@@ -146,17 +153,13 @@ def _kernel(names, found, tile, units, tail, divisible, bias, lies, arch):
     options = {"divisible": divisible, "warps": tile.warps, "stages": tile.stages}
     if found.family == "whole":
         return Kernel(whole, (*types, *INTEGERS), **options, **consts)
+    heavy = names.act in ("gelu", "gelu_tanh", "silu") or lies != ""
     consts |= {"A_UNIT": units[0], "B_UNIT": units[1], "C_UNIT": units[2], "BLOCK_K": tile.k, "TAIL": tail}
     native = found.dot in (tl.float8e4nv, tl.float8e5)
     types[:2] = ["*" + found.dot.name] * 2 if native else types[:2]
     consts |= {"A_EIGHT": 0 if native else eight(names.a), "B_EIGHT": 0 if native else eight(names.b)}
-    consts |= {
-        "C_EIGHT": eight(names.c),
-        "DOT": found.dot,
-        "PRECISION": found.precision,
-        "BIAS": bias,
-        "ACT": names.act,
-    }
+    consts |= {"C_EIGHT": eight(names.c), "DOT": found.dot, "PRECISION": found.precision, "BIAS": bias}
+    consts |= {"ACT": names.act, "HALVES": heavy and tile.m * tile.n > 2048 * tile.warps}
     return Kernel(product, (*types, *INTEGERS), **options, **consts)
 
 
@@ -166,7 +169,7 @@ def _needed(units):
     first = {"k": ("a_m",), "m": ("a_k", "M")}.get(a, ())
     second = {"k": ("b_n",), "n": ("b_k", "N")}.get(b, ())
     third = {"n": ("c_m", "N"), "m": ("c_n", "M")}.get(c, ())
-    return (*first, "a_0", "a_1"), (*second, "b_0", "b_1"), (*third, "c_0", "c_1")
+    return (*first, "a_0", "a_1"), (*second, "b_0", "b_1"), (*third, "c_0", "c_1"), ("part",), ("depth",)
 
 
 def _tiled(p, names, arch, units):
@@ -174,19 +177,20 @@ def _tiled(p, names, arch, units):
     found, order = numbers(names, arch), p.units()
     free = p.arguments(16, 16, 1)
     wide = found.family == "whole" or all(by_16([n], free) and dim for n, dim in zip(_needed(order), order[:2]))
-    tile = configs.choose(found.family, arch, wide, p.m, p.n, p.k, p.count, units)
+    tile = configs.choose(found.family, arch, wide, names.act != "gelu", p.m, p.n, p.k, p.count, units)
     parts = configs.parts(tile, p.m, p.n, p.k, p.count, units)
     depth = max(1, -(-p.k // (parts * tile.k))) * tile.k
     parts = max(1, -(-p.k // depth))
-    args, grid = p.arguments(depth, p.count * p.m * p.n, parts), (configs.count(tile, p.m, p.n) * p.count, parts, 1)
+    part = p.count * p.m * p.n if parts > 1 else 0
+    args, grid = p.arguments(depth, part, parts), (configs.count(tile, p.m, p.n) * p.count, parts, 1)
     tail = p.k % tile.k > 0
     own = p.own_names(names)
     if parts == 1:
-        divisible = by_16([*_needed(order), *([("K", "depth")] if tail else [])], args)
+        divisible = by_16([*_needed(order), ("r_m", "r_0", "r_1"), *([("K",)] if tail else [])], args)
         kernel = _kernel(own, found, tile, order, tail, divisible, p.along(names), residual(p, names), arch)
         return lambda gpu, *pointers: kernel(gpu, grid, *pointers, *args)
     order, bare = (*order[:2], "n"), own._replace(c=SUMS[found.sum.name], bias="none", residual="none", act="none")
-    divisible = by_16([*_needed(order), ("part",), *([("K", "depth")] if tail else [])], args)
+    divisible = by_16([*_needed(order), *([("K",)] if tail else [])], args)
     kernel = _kernel(bare, found, tile, order, tail, divisible, "", "", arch)
     return scratch_then(
         lambda gpu, *pointers: kernel(gpu, grid, *pointers, *args), summing(p, own, found, parts),
@@ -220,3 +224,40 @@ def build(name, *params, source=None):
             launch(gpu, a + a_at, b + b_at, c + c_at, bias, r + r_at)
 
     return plan
+
+
+# ---- what the report compiles ----------------------------------------------------------------------------------------
+
+_ROWS, _COLUMNS = ("k", "k", "n"), ("k", "n", "n")  # B as Linear keeps its weights, or row-major
+_VARIANTS = (  # label, dtypes of A and B, of C, precision, how the operands lie
+    ("f16", "f16", "f16", "highest", _ROWS), ("bf16 row-major", "bf16", "bf16", "highest", _COLUMNS),
+    ("f32", "f32", "f32", "highest", _COLUMNS), ("tf32", "f32", "f32", "medium", _ROWS),
+    ("tf32x3", "f32", "f32", "high", _ROWS), ("i8", "i8", "i8", "highest", _ROWS),
+    ("f8", "f8e4m3", "f8e4m3", "highest", _ROWS), ("f64", "f64", "f64", "highest", _COLUMNS),
+    ("i32", "i32", "i32", "highest", _COLUMNS),
+)  # fmt: skip
+
+
+def _variant(arch, tile, operands, result, precision, order, tail=False, bias="none", act="none", residual="none"):
+    names = Names(operands, operands, result, bias, residual, act, precision)
+    divisible = tuple(n for group in (*_needed(order), ("K",)) for n in group)
+    divisible += ("r_m", "r_0", "r_1") if residual != "none" else ()
+    along, lies = "" if bias == "none" else "n", "" if residual == "none" else "rows"
+    return _kernel(names, numbers(names, arch), tile, order, tail, divisible, along, lies, arch)
+
+
+def variants(arch):
+    """{label: Kernel}: every tile of every family; a K that no tile divides; bias and activation; few rows."""
+    found = {}
+    for label, operands, result, precision, order in _VARIANTS:
+        names = Names(operands, operands, result, "none", "none", "none", precision)
+        tiles = pick(configs.TABLES[numbers(names, arch).family], arch)
+        for tile in tiles:
+            size = "x".join(map(str, tile[:3]))
+            found[f"{label} {size}"] = _variant(arch, tile, operands, result, precision, order)
+    first = pick(configs.HALF, arch)[0]
+    found["f16 any K"] = _variant(arch, first, "f16", "f16", "highest", _ROWS, tail=True)
+    found["f16 residual silu"] = _variant(arch, first, "f16", "f16", "highest", _ROWS, act="silu", residual="f16")
+    found["f16 bias gelu"] = _variant(arch, first, "f16", "f16", "highest", _ROWS, bias="f16", act="gelu")
+    found["bf16 A transposed"] = _variant(arch, first, "bf16", "bf16", "highest", ("m", "n", "n"))
+    return found | matvec.variants(arch)

@@ -33,6 +33,11 @@ BYTE = {
     "gfx942": HALF["gfx942"],
 }
 NARROW = Tile(64, 64, 32, 4, 2)
+FLOAT8 = {  # half the size: on sm_90 a second set of sums takes over every BLOCK_K products, which are added in 14 bits
+    89: BYTE[80],
+    90: (Tile(128, 128, 128, 8, 3), Tile(64, 128, 128, 4, 3), Tile(64, 64, 128, 4, 4), Tile(16, 64, 128, 4, 4)),
+    120: BYTE[120],
+}
 FMA = {  # f32 without tensor cores
     75: HALF[75],
     80: (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 4, 3), Tile(32, 64, 16, 4, 3), Tile(16, 32, 32, 4, 3)),
@@ -42,10 +47,21 @@ TF32 = {
     80: (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 4), Tile(16, 64, 64, 4, 4)),
     "gfx942": FMA["gfx942"],
 }
-DOUBLE = {75: (Tile(32, 32, 16, 4, 1), Tile(16, 16, 16, 4, 1))}
-WHOLE = {75: (Tile(64, 64, 1, 4, 1), Tile(16, 32, 1, 4, 1))}
+TF32X3 = {
+    80: (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(16, 64, 32, 4, 4)),
+    90: (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(16, 64, 32, 4, 4)),
+    120: (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 3), Tile(16, 64, 32, 4, 4)),
+    "gfx942": FMA["gfx942"],
+}
+DOUBLE = {
+    75: (Tile(32, 32, 16, 4, 1), Tile(16, 16, 16, 4, 1)),
+    80: (Tile(64, 64, 16, 4, 3), Tile(32, 32, 16, 4, 3), Tile(16, 32, 16, 4, 3)),
+}
+_WHOLE = (Tile(64, 64, 1, 4, 1), Tile(16, 32, 1, 4, 1))
+WHOLE = {75: _WHOLE, 80: _WHOLE}
 TABLES = {
-    "half": HALF, "byte": BYTE, "ieee": FMA, "tf32": TF32, "tf32x3": TF32, "double": DOUBLE, "whole": WHOLE,
+    "half": HALF, "byte": BYTE, "float8": FLOAT8, "ieee": FMA, "tf32": TF32, "tf32x3": TF32X3,
+    "double": DOUBLE, "whole": WHOLE,
 }  # fmt: skip
 
 
@@ -60,14 +76,16 @@ def parts(tile, m, n, k, batch, units):
     return 1 if here >= units else max(1, min(MAX_PARTS, k // MIN_DEPTH, -(-2 * units // here)))
 
 
-def choose(family, arch, wide, m, n, k, batch, units):
+def choose(family, arch, wide, light, m, n, k, batch, units):
     """The largest tile that is not much larger than the matrix and, with K in parts, leaves no multiprocessor idle.
 
-    Operands that are not `wide` are read element by element, through registers: their tile is a small one.
+    Operands that are not `wide` are read element by element, through registers: their tile is a small one. An
+    epilogue that is not `light` needs registers beside the sums.
     """
     tiles = pick(TABLES[family], arch)
     if not wide and m > tiles[-1].m and arch != 75:
         return NARROW
+    tiles = tiles if light or tiles[0].n <= 128 else tiles[1:]
     most = max(1, min(MAX_PARTS, k // MIN_DEPTH))
     for tile in tiles[:-1]:
         wasteful = tile.m // 2 >= m or tile.n // 2 >= max(n, 32)

@@ -14,7 +14,7 @@ import triton.language as tl
 from .epilogue import finish
 from .float8 import widened
 from .launch import Kernel, blocks, power_of_2
-from .product import INTEGERS, SIZES, SUMS, by_16, eight, memory, numbers, residual, scratch_then, summing
+from .product import INTEGERS, SIZES, SUMS, Names, by_16, eight, memory, numbers, residual, scratch_then, summing
 
 SUMS_PER_THREAD = 64  # registers
 MIN_DEPTH, MAX_PARTS = 1024, 32
@@ -143,9 +143,10 @@ def plan(p, names, arch, units):
     parts = 1 if here >= 2 * units else max(1, min(MAX_PARTS, p.k // MIN_DEPTH, blocks(4 * units, here)))
     depth = max(1, blocks(p.k, parts * block[1])) * block[1]
     parts = max(1, blocks(p.k, depth))
-    args, grid, tail = p.arguments(depth, p.count * p.m * p.n, parts), (here, parts, 1), p.k % block[1] > 0
+    args, grid = p.arguments(depth, p.count * p.m * p.n if parts > 1 else 0, parts), (here, parts, 1)
+    tail = p.k % block[1] > 0
     groups = [("b_n", "b_0", "b_1"), ("a_m", "a_0", "a_1")] if unit == "k" else [("b_k", "b_0", "b_1", "N")]
-    groups += [("K", "depth")] if tail else []
+    groups += [("depth",), ("part",), ("c_m", "N", "c_0", "c_1"), *([("K",)] if tail else [])]
     divisible = tuple(n.replace("a_", "x_").replace("b_", "w_") for n in by_16(groups, args))
     if parts == 1:
         kernel = _kernel(own, found, unit, x_unit, rows, block, tail, divisible, p.along(names), residual(p, names))
@@ -156,3 +157,30 @@ def plan(p, names, arch, units):
         lambda gpu, *pointers: kernel(gpu, grid, *pointers, *args), summing(p, own, found, parts),
         parts * p.count * p.m * p.n * found.sum.primitive_bitwidth // 8,
     )  # fmt: skip
+
+
+def variants(arch):
+    """{label: Kernel} of one to eight rows."""
+    found = {}
+    for unit, operands, rows in (
+        ("k", "f16", 1), ("k", "bf16", 4), ("k", "f32", 1), ("k", "f32", 8), ("n", "f16", 1), ("n", "f32", 2),
+    ):  # fmt: skip
+        names = Names(operands, operands, operands, "none", "none", "none", "highest")
+        block = shape(unit, rows, SIZES[operands], 4096, 4096)
+        divisible = (
+            "w_n" if unit == "k" else "w_k",
+            "w_0",
+            "w_1",
+            "x_m",
+            "x_0",
+            "x_1",
+            "N",
+            "c_m",
+            "c_0",
+            "c_1",
+            "depth",
+        )
+        label = f"{operands} {rows} rows, W by {'rows' if unit == 'k' else 'columns'}"
+        kernel = found[label] = _kernel(names, numbers(names, arch), unit, True, rows, block, False, divisible, "", "")
+        kernel.items = block[0] * block[1]
+    return found

@@ -60,7 +60,7 @@ def numbers(names, arch):
         return Numbers("double", tl.float64, tl.float64, "ieee")
     dot = _dot(a, b, arch)
     if dot in FLOATS8:
-        return Numbers("byte", FLOATS8[dot], tl.float32, "ieee")
+        return Numbers("float8", FLOATS8[dot], tl.float32, "ieee")
     if dot != "f32":
         return Numbers("half", FLOATS[dot], tl.float32, "ieee")
     precision = "tf32" if {a, b} <= set(SHORT) else PRECISIONS[names.precision]
@@ -114,8 +114,9 @@ class Product:
         return found
 
     def along(self, names):
-        """The dim that the bias runs along, "" without one."""
-        return "" if names.bias == "none" else "m" if self.flipped else "n"
+        """The dim that the bias runs along ("n any": not of unit stride), "" without one."""
+        step = "" if self.bias == 1 else " any"
+        return "" if names.bias == "none" else ("m" if self.flipped else "n") + step
 
     def arguments(self, depth, part, parts):
         """What follows the addresses; of C as it is, or where it is in `parts` contiguous parts of `part` elements."""

@@ -131,6 +131,8 @@ _FUNCTIONS = (
     "ctc",
     "windows",
     "varlen",
+    "paged",
+    "precision",
 )
 _MODULES = {"linalg": "lapack", "fft": "fft"}  # torch's modules, where tensorlib.ops has functions of their names
 

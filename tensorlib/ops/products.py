@@ -1,36 +1,9 @@
-"""Matrix products on GPUs: one launch per product, bias, activation and residual in it; the precision of f32 products.
+"""Matrix products on GPUs: one launch per product, with bias, activation and residual in it."""
 
->>> get_float32_matmul_precision()
-'highest'
-"""
-
-from tensorlib import backend, memo
+from tensorlib import backend
 from tensorlib import layout as _layout
-from tensorlib.errors import DTypeError
 from tensorlib.layout import Layout
-
-PRECISIONS = ("highest", "high", "medium")
-_setting = ["highest"]
-
-
-def set_float32_matmul_precision(precision):
-    """How GPUs multiply matrices of f32: "highest" (f32), "high" (three products of tf32), "medium" (one of tf32).
-
-    tf32 rounds operands to 10 bits behind the point; "high" splits each in two of them, an error of about 2**-21. Sums
-    are f32 always. Nothing changes on the CPU, nor for other dtypes. torch.set_float32_matmul_precision.
-
-    >>> set_float32_matmul_precision("highest")
-    """
-    if precision not in PRECISIONS:
-        fix = "use one of these names"
-        raise DTypeError("set_float32_matmul_precision", repr(precision), ", ".join(PRECISIONS), fix)
-    _setting[0] = precision
-    memo.forget()
-
-
-def get_float32_matmul_precision():
-    """What `set_float32_matmul_precision` set: "highest" by default."""
-    return _setting[0]
+from tensorlib.ops.precision import get_float32_matmul_precision
 
 
 def launch(out, a, b, bias=None, accumulate=False, act="none", residual=None):
@@ -40,7 +13,7 @@ def launch(out, a, b, bias=None, accumulate=False, act="none", residual=None):
     """
     residual = out if accumulate else residual
     names = [x.dtype.name if x is not None else "none" for x in (a, b, out, bias, residual)]
-    kernel = backend.kernel("matmul", "product", *names, act, _setting[0], device=out.device.type)
+    kernel = backend.kernel("matmul", "product", *names, act, get_float32_matmul_precision(), device=out.device.type)
     (m, n), k, given = out.shape[-2:], a.shape[-1], [x for x in (out, a, b, residual) if x is not None]
     words = [x.ptr if x is not None else 0 for x in (a, b, out, bias, residual)]
     words += [m, n, k, *a.strides[-2:], *b.strides[-2:], *out.strides[-2:], bias.strides[0] if bias is not None else 0]
