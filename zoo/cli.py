@@ -106,6 +106,7 @@ def _model_options(parser):
     )
     group.add_argument("-t", "--threads", type=_at_least(1), metavar="N", help="threads (default: one per core)")
     group.add_argument("-c", "--context", type=_at_least(1), metavar="N", help="tokens of context to prepare for")
+    group.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda:N (cpu)")
     group.add_argument("-v", "--verbose", action="store_true", help="times and speed on standard error")
 
 

@@ -42,7 +42,7 @@ def run_chat(arguments):
 def _load(arguments):
     from zoo.generate import load
 
-    return load(arguments.model, threads=arguments.threads, context=arguments.context)
+    return load(arguments.model, arguments.threads, arguments.context, arguments.device)
 
 
 def _prompt(given):

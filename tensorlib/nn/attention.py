@@ -16,25 +16,25 @@ class RotaryEmbedding(Module):
     """RoPE (arXiv:2104.09864): cos and sin of position * theta^(-2i/dim), [max_positions, dim / 2] f32, made once.
 
     `interleaved`: pairs are neighbours (x0, x1), as in the paper and in GGUF's Llama files; else (x0, x[dim/2]), as in
-    Hugging Face's. `factors` divide the frequencies one by one (scaled variants). `device`: where the tables are.
+    Hugging Face's. `factors` divide the frequencies one by one (scaled variants).
     """
 
-    def __init__(self, dim, max_positions, theta=10000.0, interleaved=False, factors=None, device=None):
-        self._n, self.interleaved, self._device = max_positions, interleaved, Device(device or "cpu")
+    def __init__(self, dim, max_positions, theta=10000.0, interleaved=False, factors=None):
+        self._n, self.interleaved = max_positions, interleaved
         factors = factors or (1.0,) * (dim // 2)
         self._inv_freq = [theta ** (-2 * i / dim) / factor for i, factor in enumerate(factors)]
-        self._tables = None
+        self._tables = {}
 
-    @property
-    def tables(self):
-        """(cos, sin)."""
-        if self._tables is None:
-            self._tables = fused.rope_tables(self._inv_freq, self._n, self._device)
-        return self._tables
+    def tables(self, device="cpu"):
+        """(cos, sin) on a device."""
+        device = Device(device)
+        if device not in self._tables:
+            self._tables[device] = fused.rope_tables(self._inv_freq, self._n, device)
+        return self._tables[device]
 
     def forward(self, x, start):
         """x [T, H, D] at positions start[0], start[0] + 1, ..."""
-        return fused.rope(x, *self.tables, start, interleaved=self.interleaved)
+        return fused.rope(x, *self.tables(x.device), start, interleaved=self.interleaved)
 
 
 class KVCache:
@@ -81,6 +81,6 @@ class KVCache:
         if rotary is None:
             fused.append(keys, k, self.start)
         else:
-            fused.rope_append(keys, k, *rotary.tables, self.start, interleaved=rotary.interleaved)
+            fused.rope_append(keys, k, *rotary.tables(k.device), self.start, interleaved=rotary.interleaved)
         fused.append(values, v, self.start)
         return keys, values

@@ -2,8 +2,8 @@
 an id.
 """
 
-import ctypes
 import os
+import struct
 
 from tensorlib import backend
 from tensorlib.errors import ShapeError
@@ -18,16 +18,15 @@ class Sampler(Module):
     """Logits [1, V] (or [T, V]: the last row counts) to `token`, an i64 Tensor of one element, by one kernel.
 
     `reset` sets parameters, history and seed. Sampling is recorded by a capture like any kernel: every replay draws
-    anew.
+    anew. `device`: where the logits are.
     """
 
-    def __init__(self, vocab_size, capacity):
+    def __init__(self, vocab_size, capacity, device=None):
         self._vocab_size, self._capacity = vocab_size, capacity
-        self.token = empty((1,), dtype="i64")
-        self._id = _words(self.token)
-        self._params, self._state, self._length = (empty((n,), dtype="i64") for n in (len(PARAMS), 2, 1))
-        self._history = empty((capacity,), dtype="i64")
-        self._scratch = empty((SCRATCH_PER_TOKEN * vocab_size + SCRATCH,), dtype="u8")
+        self.token, self._params, self._state, self._length, self._history = (
+            empty((n,), dtype="i64", device=device) for n in (1, len(PARAMS), 2, 1, capacity)
+        )
+        self._scratch = empty((SCRATCH_PER_TOKEN * vocab_size + SCRATCH,), dtype="u8", device=device)
 
     def named_parameters(self):
         """Nothing: these are no weights."""
@@ -51,14 +50,14 @@ class Sampler(Module):
             self._capacity,
         )
         seed = int.from_bytes(os.urandom(8), "little", signed=True) if seed is None else _signed(seed)
-        _words(self._params)[:] = backend.words(values)
-        _words(self._state)[:] = [seed, 0]
-        _words(self._length)[0] = len(history)
-        _words(self._history)[: len(history)] = history
+        written = (self._params, backend.words(values)), (self._state, [seed, 0]), (self._length, [len(history)])
+        for array, words in (*written, (self._history, history)):
+            if words:
+                array.buffer.write(array.ptr, struct.pack(f"{len(words)}q", *words))
 
     def forward(self, logits):
         """Launches the choice; returns `token`."""
-        kernel = backend.kernel("random", "sample")
+        kernel = backend.kernel("random", "sample", device=logits.device.type)
         last = logits.ptr + 4 * self._vocab_size * (logits.shape[0] - 1)
         inside = (self._params, self._history, self._length, self._state, self._scratch)
         args = (last, self._vocab_size, *(a.ptr for a in inside), self.token.ptr)
@@ -67,11 +66,7 @@ class Sampler(Module):
 
     def token_id(self):
         """The chosen id, as a Python int."""
-        return self._id[0]
-
-
-def _words(x):
-    return (ctypes.c_int64 * x.numel()).from_address(x.ptr)
+        return int.from_bytes(self.token.buffer.read(self.token.ptr, 8), "little", signed=True)
 
 
 def _signed(seed):

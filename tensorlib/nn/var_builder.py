@@ -8,15 +8,16 @@ class VarBuilder:
     """A view of a source of tensors (anything with `.tensors`, a mapping of names, and `.tensor(name)`).
 
     `rename` maps a parameter's path to the source's name for it (None: it has none). `pp("layers").pp(3)` narrows the
-    view to a prefix, as Candle's does.
+    view to a prefix, as Candle's does. Tensors are moved to `device`.
     """
 
-    def __init__(self, source, rename=None, prefix=""):
+    def __init__(self, source, rename=None, prefix="", device="cpu"):
         self._source, self._rename, self.prefix = source, rename or (lambda name: name), prefix
+        self._device = device
 
     def pp(self, name):
         """The view below `name`."""
-        return VarBuilder(self._source, self._rename, f"{self.prefix}{name}.")
+        return VarBuilder(self._source, self._rename, f"{self.prefix}{name}.", self._device)
 
     def _name(self, path):
         return self._rename(self.prefix + path)
@@ -36,7 +37,7 @@ class VarBuilder:
             raise FormatError(
                 self._file, name, f"shape {tuple(found.shape)}", tuple(shape), "config and weights differ"
             )
-        return found
+        return found.to(self._device)
 
     @property
     def _file(self):
