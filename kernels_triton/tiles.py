@@ -162,7 +162,7 @@ def divide(x, y):
 
 @triton.jit
 def mean_of(total, n, share):
-    """total / n, to the last bit or nearly so, where share = 1 / n: no slow path as in a division; NaN for infinities."""
+    """total / n, to the last bit or nearly so, where share = 1 / n: no slow path; NaN for infinities."""
     mean = total * share
     return mean + tl.fma(-mean, tl.zeros(mean.shape, tl.float32) + n, total) * share
 

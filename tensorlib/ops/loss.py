@@ -11,10 +11,10 @@ from math import pi
 
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import broadcast_shapes
-from tensorlib.ops import elementwise, movement, reduce
+from tensorlib.ops import elementwise, loss_rows, movement, reduce
 from tensorlib.ops.elementwise import abs, add, cast, clamp, div, exp, log, mul, neg, softplus, square, sub, where
-from tensorlib.ops.exchange import item
 from tensorlib.ops.index import gather, index_select
+from tensorlib.ops.loss_rows import linear_cross_entropy as linear_cross_entropy
 from tensorlib.ops.softmax import log_softmax
 from tensorlib.ops.special import xlogy
 from tensorlib.registry import FLOAT_ONLY, define
@@ -49,7 +49,7 @@ def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean
 
     target: classes as integers of shape (N, ...), of which ignore_index does not count; or probabilities, input's shape
     and dtype. label_smoothing mixes the target with the uniform distribution. The mean divides by the sum of the
-    targets' weights (by N for probabilities). ShapeError (also for classes outside), DTypeError.
+    targets' weights (by N for probabilities). ShapeError (also for classes outside: on GPUs a loss of NaN), DTypeError.
     """
     FLOAT_ONLY.apply("cross_entropy", input.dtype)
     if not 0 <= label_smoothing <= 1:
@@ -57,6 +57,8 @@ def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean
     dim = 0 if input.ndim == 1 else 1
     if target.dtype.kind == "f":
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing, dim)
+    if input.device.type != "cpu" and input.dtype.name in loss_rows.FLOATS:
+        return _rows_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, dim)
     logs = log_softmax(input, dim)
     if not label_smoothing:
         return _nll("cross_entropy", logs, target, weight, ignore_index, reduction)
@@ -65,6 +67,21 @@ def cross_entropy(input, target, weight=None, ignore_index=-100, reduction="mean
     smooth = where(valid, smooth, 0.0)
     loss = add(mul(picked, 1 - label_smoothing), mul(smooth, label_smoothing / input.shape[dim]))
     return _mean_by(loss, weights, reduction, "cross_entropy")
+
+
+def _rows_cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, dim):
+    """By the kernels of a GPU, which is not waited for: a class outside gives NaN."""
+    _check_target("cross_entropy", input, target)
+    rows = movement.reshape(movement.movedim(input, dim, -1), (-1, input.shape[dim]))
+    chosen = movement.contiguous(movement.reshape(cast(target, "i64"), -1))
+    if weight is not None:
+        _class_weights(weight, input, dim)
+        weight = movement.contiguous(cast(weight, "f64" if input.dtype.name == "f64" else "f32"))
+    losses = loss_rows.cross_entropy_rows(rows, chosen, weight, ignore_index, label_smoothing)[0]
+    loss = _reduced("cross_entropy", losses, "sum" if reduction == "mean" else reduction)
+    if reduction == "mean":
+        loss = div(loss, loss_rows.mean_weights(chosen, weight, ignore_index, loss.dtype))
+    return cast(movement.reshape(loss, target.shape) if reduction == "none" else loss, input.dtype)
 
 
 def _soft_cross_entropy(input, target, weight, reduction, label_smoothing, dim):
@@ -96,20 +113,24 @@ def _nll(op, logs, target, weight, ignore_index, reduction):
     return _mean_by(loss, weights, reduction, op)
 
 
-def _picked(op, logs, target, weight, ignore_index):
-    """(-logs[target] * weight, weight of each target, whether it counts); 0 for those that do not."""
+def _check_target(op, logs, target):
+    """The dim of the classes. ShapeError, DTypeError."""
     dim = 0 if logs.ndim == 1 else 1
     if target.dtype.kind not in "iu" or not logs.ndim:
         raise DTypeError(op, f"a target of {target.dtype}", "integers", "convert it with .to('i64')")
     if target.shape != logs.shape[:dim] + logs.shape[dim + 1 :]:
         got = f"input of shape {logs.shape}, target of {target.shape}"
         raise ShapeError(op, got, "(N, C, ...) and (N, ...), or (C,) and ()", "put the classes in dim 1")
+    return dim
+
+
+def _picked(op, logs, target, weight, ignore_index):
+    """(-logs[target] * weight, weight of each target, whether it counts); 0 for those that do not."""
+    dim = _check_target(op, logs, target)
     target = cast(target, "i64")
     valid = elementwise.ne(target, ignore_index)
     target = where(valid, target, 0)
-    if target.numel() and (item(reduce.amin(target)) < 0 or item(reduce.amax(target)) >= logs.shape[dim]):
-        got = f"classes from {item(reduce.amin(target))} to {item(reduce.amax(target))}"
-        raise ShapeError(op, got, f"classes in [0, {logs.shape[dim] - 1}]", "or set ignore_index")
+    loss_rows.check_classes(op, target, logs.shape[dim], ignore_index)
     picked = neg(movement.squeeze(gather(logs, dim, movement.unsqueeze(target, dim)), dim))
     if weight is None:
         return where(valid, picked, 0.0), cast(valid, logs.dtype), valid
