@@ -1,9 +1,11 @@
 """ld, st, atom and red in the parameter, global, shared, local and generic spaces."""
 
+import ctypes
+
 import numpy as np
 
 from tests.sim.decode import FORMATS, I64, TYPES, U32, U64, UNSIGNED, op
-from tests.sim.errors import OutOfBounds, Unsupported
+from tests.sim.errors import DeviceAssert, OutOfBounds, Unsupported
 from tests.sim.memory import HOST, WORDS
 
 VECTORS = {"v2": 2, "v4": 4, "v8": 8}
@@ -291,21 +293,39 @@ def atom(decoder, ins):
     return step
 
 
-@op(
-    "bar",
-    "membar",
-    "fence",
-    "prefetch",
-    "prefetchu",
-    "griddepcontrol",
-    "setmaxnreg",
-    "nanosleep",
-    "discard",
-    "applypriority",
-)
+@op("fence")
+def fence(decoder, ins):
+    """Each access is seen by all at once; only the fence between stores and wgmma or TMA is told apart."""
+    if ins.has("proxy") and ins.has("async"):
+        return lambda machine, act: machine.shared.fence(act)
+    return lambda machine, act: None
+
+
+@op("bar", "membar", "prefetch", "prefetchu", "griddepcontrol", "setmaxnreg", "nanosleep", "discard", "applypriority")
 def nothing(decoder, ins):
     """Orders or hints: each simulated access is done at once and seen by all."""
     return lambda machine, act: None
+
+
+@op("assertfail")
+def assertfail(decoder, ins):
+    """The call that device_assert makes where its condition is false; its first argument points to the message."""
+    message = decoder.source(decoder.passed(decoder.vector(ins.args[1].strip("()"))[0], U64), U64)
+
+    def step(machine, act):
+        lane = 0 if act is None else np.flatnonzero(act)[0]
+        text = ctypes.string_at(int(message(machine.registers)[lane])).decode()
+        raise DeviceAssert(f"device_assert failed: {text}; {machine.where(lane)}")
+
+    return step
+
+
+@op("trap", "brkpt")
+def trap(decoder, ins):
+    def step(machine, act):
+        raise DeviceAssert(f"the kernel traps: {machine.where(0 if act is None else np.flatnonzero(act)[0])}")
+
+    return step
 
 
 @op("createpolicy")

@@ -21,6 +21,10 @@ class Groups:
     def __init__(self, rows):
         self.committed, self.entries = np.zeros(rows, np.int64), []
 
+    def unfinished(self):
+        """Number of the earliest group that has not been waited for, of any row."""
+        return min((int(np.minimum(g, self.committed[rows]).min()) for rows, g, _ in self.entries), default=OPEN)
+
     def add(self, rows, *payload):
         """Work of `rows` (numbers); each array of the payload has a row for each."""
         self.entries.append((rows, np.full(len(rows), OPEN), payload))
@@ -63,6 +67,7 @@ def cp(decoder, ins):
             for lanes, flat, words in machine.copies.wait(act, keep):
                 n = words.dtype.itemsize
                 machine.shared.finish_copy(flat, words, n, machine.shared.patterns[n][lanes])
+                machine.shared.note_store(flat)
 
         return wait
     if ins.parts[2] not in ("ca", "cg"):
@@ -142,7 +147,12 @@ def mbarrier(decoder, ins):
     expects = ins.has("expect_tx")
 
     def step(machine, act):
-        places = machine.shared.locate(address(machine.registers), 8, act, machine.reporter(act))
+        shared, where = machine.shared, machine.reporter(act)
+        places = shared.locate(address(machine.registers), 8, act, where)
+        if name in ("init", "inval"):
+            shared.write(places, np.zeros(len(places), U64), 8, shared.lanes(8, act), where)
+        else:
+            shared.read(places, 8, shared.lanes(8, act), where)
         values = np.ones(machine.lanes, U32) if amount is None else amount(machine.registers)
         for flat, value in zip(places.tolist(), (values if act is None else values[act]).tolist()):
             if name == "init":
@@ -166,7 +176,9 @@ def try_wait(decoder, ins):
     parity = decoder.source(ins.args[2], U32)
 
     def step(machine, act):
-        flat = machine.shared.locate(address(machine.registers), 8, act, machine.reporter(act))
+        shared, where = machine.shared, machine.reporter(act)
+        flat = shared.locate(address(machine.registers), 8, act, where)
+        shared.read(flat, 8, shared.lanes(8, act), where)
         wanted = parity(machine.registers)
         wanted = (wanted if act is None else wanted[act]) & np.uint32(1)
         keys, back = np.unique(flat * 2 + wanted, return_inverse=True)
@@ -179,7 +191,7 @@ def try_wait(decoder, ins):
         if not complete.any():
             machine.spins += 1
             if not machine.groups or machine.spins > SPINS:
-                raise Deadlock(f"wait on an mbarrier that nobody completes, by {machine.reporter(act)(0)}")
+                raise Deadlock(f"wait on an mbarrier that nobody completes, by {where(0)}")
         found = np.ones(machine.lanes, bool)
         found[slice(None) if act is None else act] = complete[back]
         write(machine.registers, found, act)
@@ -303,6 +315,7 @@ class Tile:
 
     def store(self):
         shared, lane = self.machine.shared, self.lane
+        shared.check_fence(self.flat, f"TMA store of {self.machine.where(lane)}")
         mine = pattern(np.full(len(self.flat), shared.warp[lane]), 16)
         words = shared.read(self.flat, 16, mine, self.where)
         values = np.ascontiguousarray(words).view(WORDS[self.tensor.itemsize])[self.inside]
@@ -356,6 +369,7 @@ def bulk(decoder, ins):
 def start_load(machine, tile, barrier):
     shared = machine.shared
     mine = pattern(np.full(len(tile.flat), shared.warp[tile.lane]), 16)
+    shared.check_fence(tile.flat, f"TMA load of {machine.where(tile.lane)}")
     shared.start_copy(tile.flat, 16, mine, tile.where)
     barrier.bytes -= 16 * len(tile.flat)
     barrier.landing.append((tile.flat, tile.load()))

@@ -68,12 +68,14 @@ def program_of(ptx):
     return Program(ptx)
 
 
-def memory_of(args):
+def memory_of(args, readonly=()):
     """The arrays among the arguments as the buffers of a device, and the arguments with addresses in their place."""
     memory = Global()
     for position, value in enumerate(args):
+        while isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray):
+            value = value.base  # a view is a place in its buffer
         if isinstance(value, np.ndarray) and value.ctypes.data not in memory.buffers:
-            memory.add(value.ctypes.data, value.nbytes, f"argument {position}")
+            memory.add(value.ctypes.data, value.nbytes, f"argument {position}", position in readonly)
     return memory, [value.ctypes.data if isinstance(value, np.ndarray) else value for value in args]
 
 
@@ -86,14 +88,16 @@ def scratch_of(metadata, grid, memory):
     return scratch, at
 
 
-def launch(kernel, arch, args, consts, grid=(1,), edit=None, batch=None, limit=LIMIT, descriptors=None, **options):
+def launch(
+    kernel, arch, args, consts, grid=(1,), edit=None, batch=None, limit=LIMIT, descriptors=None, readonly=(), **options
+):
     """Compiles and runs a kernel on NumPy arrays in place and gives its memory back.
 
     edit: changes the PTX before it runs; descriptors: blocks of the arrays to pass as tensor maps, by parameter.
     """
     compiled = compiled_for(kernel, arch, args, consts, descriptors=tuple((descriptors or {}).items()), **options)
     ptx = compiled.asm["ptx"] if edit is None else edit(compiled.asm["ptx"])
-    memory, given = memory_of(args)
+    memory, given = memory_of(args, readonly)
     metadata = compiled.metadata
     if descriptors:
         given = [part for i, value in enumerate(args) for part in described(value, given[i], metadata, i)]

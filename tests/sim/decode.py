@@ -133,8 +133,10 @@ class Decoder:
             return self.slot(text)
         if text in self.parameters:  # its address: that of a tensor map
             return self.slot(self.parameter(text, 0, U64))
-        if text in self.symbols:
-            return self.fixed(self.symbols[text] & ((1 << 8 * dtype.itemsize) - 1), dtype)
+        symbol, _, offset = text.partition("+")
+        if symbol in self.symbols:
+            address = self.symbols[symbol] + int(offset or "0", 0)
+            return self.fixed(address & ((1 << 8 * dtype.itemsize) - 1), dtype)
         try:
             return self.fixed(constant_bits(text, dtype), dtype)
         except ValueError:

@@ -36,6 +36,10 @@ class NotWaited(SimTrap):
     """A touch of shared memory which an asynchronous copy may not have filled yet."""
 
 
+class MissingFence(SimTrap):
+    """wgmma or TMA touches what ordinary stores wrote with no fence.proxy.async in between."""
+
+
 class SharedRace(SimTrap):
     """Two warps use one byte of shared memory, one of them to write, with no barrier in between."""
 

@@ -332,3 +332,11 @@ def steps_until_one(x_ptr, out_ptr, n):
         steps += 1
     if here < n:
         tl.store(out_ptr + here, steps)
+
+
+@triton.jit
+def asserting(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at)
+    tl.device_assert(x > 0, "a positive number")
+    tl.store(out_ptr + at, x)

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.sim import access, alu, asynchronous, bits, convert, exchange, matrix, wgmma
 from tests.sim.decode import BOOL, UNSIGNED, UNWRITTEN, Decoder
-from tests.sim.errors import Divergence, EndlessLoop, SimTrap, Unsupported
+from tests.sim.errors import Divergence, EndlessLoop, NotWaited, SimTrap, Unsupported
 from tests.sim.memory import PROGRAM_CODES, GridAccess
 from tests.sim.parse import parse
 from tests.sim.shared import Shared
@@ -197,8 +197,36 @@ class Machine:
         self.copies, self.stores = asynchronous.Groups(self.lanes), asynchronous.Groups(self.lanes)
         self.products = asynchronous.Groups(max(self.lanes // 128, 1))
         self.shared.in_use = (self.stores, self.products)
+        self.withheld, self.nothing = {}, np.full(self.lanes, UNWRITTEN[4], np.uint32)
         self.barriers, self.fields, self.tensormaps, self.spins = {}, {}, {}, 0
         self.groups, self.parked, self.exited = {0: None}, {}, np.zeros(self.lanes, bool)
+
+    def withhold(self, slots):
+        """The results of a wgmma are not there before its group is waited for: until then the registers hold NaN.
+
+        Moved registers are found again by identity, since a move copies no array.
+        """
+        group = int(self.products.committed.min())
+        for slot in slots:
+            value = self.registers[slot]
+            stand_in = self.nothing.view(value.dtype)
+            self.registers[slot] = stand_in
+            self.withheld[id(stand_in)] = (stand_in, value, group)
+
+    def collect(self, slots):
+        """Registers that one wgmma after another accumulates into."""
+        for slot in slots:
+            held = self.withheld.get(id(self.registers[slot]))
+            if held is not None:
+                self.registers[slot] = held[1]
+
+    def deliver(self, products):
+        """The results of all groups that have been waited for; of all with None, since copies of a part lose their tie."""
+        first = products.unfinished() if products else asynchronous.OPEN
+        ready = {key: value for key, (_, value, group) in self.withheld.items() if group < first}
+        if ready:
+            self.registers = [ready.get(id(register), register) for register in self.registers]
+            self.withheld = {key: held for key, held in self.withheld.items() if key not in ready}
 
     def where(self, lane):
         """A lane in words: its thread and program."""
@@ -224,6 +252,8 @@ class Machine:
                 act = self.groups.pop(at)
                 if act is not None and np.count_nonzero(act) == self.lanes:
                     act = None
+                if act is not None and self.withheld:
+                    self.deliver(None)
                 stop = stops[bisect.bisect_left(stops, at)]
                 for other in self.groups:
                     if at < other < stop:
@@ -280,6 +310,9 @@ class Machine:
             self.join(control.target, taken)
 
     def leave(self, act):
+        for rows, _, _ in self.stores.entries:
+            if act is None or act[rows].any():
+                raise NotWaited(f"{self.where(rows[0])} ends before a TMA store has read its shared memory")
         self.exited = self.exited | (True if act is None else act)
         if self.parked:
             self.release()

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.sim.errors import Misaligned, NotWaited, OutOfBounds, SharedRace, UnwrittenRead
+from tests.sim.errors import Misaligned, MissingFence, NotWaited, OutOfBounds, SharedRace, UnwrittenRead
 from tests.sim.memory import SHIFTS, WORDS, comparable, differs, pattern
 
 # Codes of the writers' shadow: 0 nobody, 1..32 that warp since the last barrier, and
@@ -30,6 +30,7 @@ class Shared:
         for words in (self.data, self.writer, self.reader):
             words |= {n: words[1].view(dtype) for n, dtype in WORDS.items() if n > 1}
         lanes = np.arange(blocks * threads)
+        self.unfenced, self.unfenced_any = np.zeros(total // 16, bool), False  # chunks that ordinary stores wrote
         self.base = lanes // threads * self.stride
         self.warp = (lanes % threads // 32 + 1).astype(np.uint8)
         self.patterns = {n: pattern(self.warp, n) for n in WORDS}
@@ -115,6 +116,7 @@ class Shared:
             self.check_in_use(flat, n, where)
         self.writer[n][at] = mine
         self.data[n][at] = words
+        self.note_store(flat)
         lost = differs(self.data[n][at], words)
         if lost.any():
             lane = np.flatnonzero(lost)[0]
@@ -164,6 +166,25 @@ class Shared:
         self.data[n][flat >> SHIFTS[n]] = words
         self.writer[n][flat >> SHIFTS[n]] = code
         self.touched = True
+
+    def note_store(self, flat):
+        self.unfenced[flat >> 4] = True
+        self.unfenced_any = True
+
+    def fence(self, act):
+        """fence.proxy.async: what ordinary stores wrote may be used by wgmma and TMA after a barrier."""
+        if act is None:
+            self.unfenced[:] = False
+            self.unfenced_any = False
+        else:
+            blocks = np.unique(np.flatnonzero(act) // self.threads)
+            self.unfenced.reshape(self.blocks, -1)[blocks] = False
+
+    def check_fence(self, chunks, who):
+        """Traps where one of the 16-byte chunks at flat addresses was written by stores that no fence followed."""
+        if self.unfenced_any and self.unfenced[chunks >> 4].any():
+            at = int(chunks.ravel()[self.unfenced[chunks >> 4].ravel().argmax()]) % self.stride
+            raise MissingFence(f"{who} uses shared memory at {at} that stores wrote, with no fence.proxy.async since")
 
     def atomic(self, flat, n, mine, where):
         """Checks the places of an atomic: other warps may touch them, if by atomics too."""

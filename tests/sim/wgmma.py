@@ -6,7 +6,7 @@ from tests.sim.decode import BOOL, TYPES, U32, U64, op
 from tests.sim.errors import Divergence, NotWaited, OutOfBounds, SharedRace, UnwrittenRead
 from tests.sim.matrix import ELEMENTS, accumulate, fragment_a, gather, shape_of
 from tests.sim.memory import SHIFTS
-from tests.sim.shared import ATOMIC, SETTLED
+from tests.sim.shared import ATOMIC, SETTLED, SEVERAL, all_of
 
 SWIZZLES = {0: 16, 1: 128, 2: 64, 3: 32}  # code in a descriptor: bytes of a row of the swizzle
 MASKS = {0: 0, 1: 7, 2: 3, 3: 1}
@@ -60,6 +60,7 @@ def read_operand(machine, descriptors, groups, rows, k, kind, major_is_k):
     relative, shape = operand_chunks(machine, descriptors, rows, k, size, major_is_k)
     flat = relative + machine.shared.base[groups * 128][:, None]
     check_operand(machine, flat, groups)
+    machine.shared.check_fence(flat, f"wgmma of {machine.where(groups[0] * 128)}")
     words = machine.shared.data[16][flat >> SHIFTS[16]]
     values = load(np.ascontiguousarray(words).view(np.uint8).reshape(len(groups), -1))
     values = values.reshape(len(groups), shape[0], -1)
@@ -87,6 +88,7 @@ class Operands:
         names = decoder.vector(ins.args[0])
         self.reads = [decoder.source(name, self.dtype) for name in names]
         self.writes = [decoder.target(name, self.dtype) for name in names]
+        self.slots = [decoder.slot(name) for name in names]
         self.in_registers = ins.args[1].startswith("{")
         if self.in_registers:
             self.a = [decoder.source(name, U32) for name in decoder.vector(ins.args[1])]
@@ -114,7 +116,10 @@ def wgmma(decoder, ins):
         keep = int(ins.args[-1], 0)
 
         def wait(machine, act):
-            machine.products.wait(rows_of(machine, act), keep)
+            for _, chunks in machine.products.wait(rows_of(machine, act), keep):
+                machine.shared.reader[16][chunks >> 4] = all_of(SEVERAL, 16)  # other warps may not have waited yet
+                machine.shared.touched = True
+            machine.deliver(machine.products)
 
         return wait
     operands = Operands(decoder, ins)
@@ -144,6 +149,7 @@ def product(machine, act, groups, o):
         used = [flat]
     b, flat = read_operand(machine, o.b(registers)[first], groups, o.n, o.k, o.kind_b, o.b_is_k)
     machine.products.add(groups, np.concatenate([*used, flat], axis=1))
+    machine.collect(o.slots)
     rows = gather(machine, o.reads)  # registers: column pairs fastest, then row halves, then blocks of 8 columns
     old = rows.reshape(o.n // 8, 2, 2, -1, 4, 8, 4).transpose(3, 4, 1, 5, 0, 6, 2).reshape(-1, 64, o.n)
     keep = o.scale(registers)[first].astype(bool)
@@ -153,3 +159,5 @@ def product(machine, act, groups, o):
     out = new.reshape(-1, 4, 2, 8, o.n // 8, 4, 2).transpose(4, 2, 6, 0, 1, 3, 5)
     for write, row in zip(o.writes, np.ascontiguousarray(out).reshape(o.n // 2, -1)):
         write(registers, row, act)
+    if act is None:
+        machine.withhold(o.slots)
