@@ -221,7 +221,7 @@ class Machine:
                 self.registers[slot] = held[1]
 
     def deliver(self, products):
-        """The results of all groups that have been waited for; of all with None, since copies of a part lose their tie."""
+        """The results of all groups that have been waited for; with None of all, since a masked move loses its tie."""
         first = products.unfinished() if products else asynchronous.OPEN
         ready = {key: value for key, (_, value, group) in self.withheld.items() if group < first}
         if ready:

@@ -1,4 +1,4 @@
-"""Planted faults: each is trapped, makes the result wrong, or stands in a list of what is redundant, with the reason."""
+"""Planted faults: each is trapped, spoils the result, or stands in a list of what is redundant, with the reason."""
 
 import re
 
@@ -138,7 +138,7 @@ def test_wrong_mask_bound(name):
 def test_misaligned_pointer():
     """Code compiled for pointers that 16 divides, launched on a view that begins at its second element."""
     whole = np.zeros(SIZE * SIZE + 8, np.float16)
-    with pytest.raises(errors.Misaligned, match="cp.async"):
+    with pytest.raises(errors.Misaligned, match=r"cp\.async"):
         run_matmul(80, a=whole[1 : 1 + SIZE * SIZE].reshape(SIZE, SIZE))
 
 
