@@ -5,6 +5,7 @@ import triton.language as tl
 
 from .float8 import narrowed
 
+_LONG = ("gelu", "gelu_tanh", "silu")
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 
 
@@ -51,6 +52,25 @@ def finish(
 
 
 @triton.jit
+def finish_tile(
+    total, c_ptr, bias_ptr, r_ptr, first_m, first_n, M, N, c_m, c_n, bias_step, r_m, r_n,
+    C_EIGHT: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, HALVES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """`finish` of the tile that begins there; HALVES: its columns in two halves, which need half the registers."""
+    m = first_m + tl.arange(0, BLOCK_M)
+    if HALVES:
+        left, right = tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
+        n = first_n + tl.arange(0, BLOCK_N // 2)
+        finish(left, c_ptr, bias_ptr, r_ptr, m, n, M, N, c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL)
+        n += BLOCK_N // 2
+        finish(right, c_ptr, bias_ptr, r_ptr, m, n, M, N, c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL)
+    else:
+        n = first_n + tl.arange(0, BLOCK_N)
+        finish(total, c_ptr, bias_ptr, r_ptr, m, n, M, N, c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL)
+
+
+@triton.jit
 def sum_parts(
     p_ptr, c_ptr, bias_ptr, r_ptr, parts, size, M, N, c_m, c_n, bias_step, r_m, r_n, inner, c_0, c_1, r_0, r_1,
     C_UNIT: tl.constexpr, C_EIGHT: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -73,3 +93,8 @@ def sum_parts(
         total[None, :], c_ptr + outer * c_0 + z * c_1, bias_ptr, r_ptr + outer * r_0 + z * r_1, m, n, M, N,
         c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL,
     )  # fmt: skip
+
+
+def needs_registers(act, lies):
+    """Whether a tile of 64 sums a thread or more is finished in halves."""
+    return act in _LONG or lies != ""

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 
 from . import matmul_configs as configs
-from . import matvec
-from .epilogue import finish
+from . import matvec, persistent
+from .epilogue import finish, finish_tile, needs_registers
 from .float8 import widened
 from .launch import Kernel, pick
 from .product import INTEGERS, SUMS, Names, Product, by_16, eight, memory, numbers, residual, scratch_then, summing
@@ -103,16 +103,10 @@ def product(
         a += BLOCK_K * a_k
         b += BLOCK_K * b_k
     c, r = c_ptr + tl.program_id(1).to(tl.int64) * part + outer * c_0 + z * c_1, r_ptr + outer * r_0 + z * r_1
-    m += tile_m * BLOCK_M
-    if HALVES:
-        left, right = tl.split(tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1)))
-        n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N // 2)
-        finish(left, c, bias_ptr, r, m, n, M, N, c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL)
-        n += BLOCK_N // 2
-        finish(right, c, bias_ptr, r, m, n, M, N, c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL)
-    else:
-        n += tile_n * BLOCK_N
-        finish(total, c, bias_ptr, r, m, n, M, N, c_m, c_n, bias_step, r_m, r_n, C_EIGHT, BIAS, ACT, RESIDUAL)
+    finish_tile(
+        total, c, bias_ptr, r, tile_m * BLOCK_M, tile_n * BLOCK_N, M, N, c_m, c_n, bias_step, r_m, r_n,
+        C_EIGHT, BIAS, ACT, RESIDUAL, HALVES, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -153,13 +147,12 @@ def _kernel(names, found, tile, units, tail, divisible, bias, lies, arch):
     options = {"divisible": divisible, "warps": tile.warps, "stages": tile.stages}
     if found.family == "whole":
         return Kernel(whole, (*types, *INTEGERS), **options, **consts)
-    heavy = names.act in ("gelu", "gelu_tanh", "silu") or lies != ""
     consts |= {"A_UNIT": units[0], "B_UNIT": units[1], "C_UNIT": units[2], "BLOCK_K": tile.k, "TAIL": tail}
     native = found.dot in (tl.float8e4nv, tl.float8e5)
     types[:2] = ["*" + found.dot.name] * 2 if native else types[:2]
     consts |= {"A_EIGHT": 0 if native else eight(names.a), "B_EIGHT": 0 if native else eight(names.b)}
     consts |= {"C_EIGHT": eight(names.c), "DOT": found.dot, "PRECISION": found.precision, "BIAS": bias}
-    consts |= {"ACT": names.act, "HALVES": heavy and tile.m * tile.n > 2048 * tile.warps}
+    consts |= {"ACT": names.act, "HALVES": needs_registers(names.act, lies) and tile.m * tile.n > 2048 * tile.warps}
     return Kernel(product, (*types, *INTEGERS), **options, **consts)
 
 
@@ -177,7 +170,7 @@ def _tiled(p, names, arch, units):
     found, order = numbers(names, arch), p.units()
     free = p.arguments(16, 16, 1)
     wide = found.family == "whole" or all(by_16([n], free) and dim for n, dim in zip(_needed(order), order[:2]))
-    tile = configs.choose(found.family, arch, wide, names.act != "gelu", p.m, p.n, p.k, p.count, units)
+    tile = configs.choose(found.family, arch, wide, p.m, p.n, p.k, p.count, units)
     parts = configs.parts(tile, p.m, p.n, p.k, p.count, units)
     depth = max(1, -(-p.k // (parts * tile.k))) * tile.k
     parts = max(1, -(-p.k // depth))
@@ -203,7 +196,10 @@ def _steps(names, gpu, words):
     p = Product(words)
     if p.n < p.m and p.n <= FEW:
         p.flip()
-    run = matvec.plan(p, names, gpu.arch, gpu.units) or _tiled(p, names, gpu.arch, gpu.units)
+    run = matvec.plan(p, names, gpu.arch, gpu.units)
+    if run is None:
+        run = _tiled(p, names, gpu.arch, gpu.units)
+        run = persistent.plan(p, names, gpu.arch, gpu.units, run) or run
     if p.flipped:
         launch = lambda gpu, a, b, c, bias, r: run(gpu, b, a, c, bias, r)  # noqa: E731
     else:
@@ -260,4 +256,12 @@ def variants(arch):
     found["f16 residual silu"] = _variant(arch, first, "f16", "f16", "highest", _ROWS, act="silu", residual="f16")
     found["f16 bias gelu"] = _variant(arch, first, "f16", "f16", "highest", _ROWS, bias="f16", act="gelu")
     found["bf16 A transposed"] = _variant(arch, first, "bf16", "bf16", "highest", ("m", "n", "n"))
+    if arch in configs.PERSISTENT:
+        for order in (_ROWS, _COLUMNS):
+            for act in ("none", "silu"):
+                names = Names("f16", "f16", "f16", "none", "none", act, "highest")
+                label = f"f16 persistent {order[1]} {act}"
+                found[label] = persistent.kernel(
+                    names, tl.float16, configs.PERSISTENT[arch], order, ("c_m", "N"), "", ""
+                )
     return found | matvec.variants(arch)

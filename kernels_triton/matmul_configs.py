@@ -24,6 +24,7 @@ HALF = {
     120: (Tile(128, 128, 64, 8, 3), *_AMPERE),
     "gfx942": (Tile(128, 128, 64, 4, 2), Tile(64, 64, 64, 4, 2), Tile(32, 64, 64, 4, 2), Tile(16, 64, 128, 4, 2)),
 }
+PERSISTENT = {90: Tile(128, 256, 64, 8, 3), 100: Tile(128, 256, 64, 8, 3)}
 _BYTE = (Tile(64, 128, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(16, 64, 128, 4, 4))
 BYTE = {
     75: HALF[75],
@@ -76,16 +77,14 @@ def parts(tile, m, n, k, batch, units):
     return 1 if here >= units else max(1, min(MAX_PARTS, k // MIN_DEPTH, -(-2 * units // here)))
 
 
-def choose(family, arch, wide, light, m, n, k, batch, units):
+def choose(family, arch, wide, m, n, k, batch, units):
     """The largest tile that is not much larger than the matrix and, with K in parts, leaves no multiprocessor idle.
 
-    Operands that are not `wide` are read element by element, through registers: their tile is a small one. An
-    epilogue that is not `light` needs registers beside the sums.
+    Operands that are not `wide` are read element by element, through registers: their tile is a small one.
     """
     tiles = pick(TABLES[family], arch)
     if not wide and m > tiles[-1].m and arch != 75:
         return NARROW
-    tiles = tiles if light or tiles[0].n <= 128 else tiles[1:]
     most = max(1, min(MAX_PARTS, k // MIN_DEPTH))
     for tile in tiles[:-1]:
         wasteful = tile.m // 2 >= m or tile.n // 2 >= max(n, 32)

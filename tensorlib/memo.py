@@ -229,6 +229,8 @@ def _gpu_plan(launches, trace, arrays, args, out):
     plan = GpuPlan()
     plan.launches = []
     for kernel, launch, grid, words in trace:
+        if not all(isinstance(w, (int, float)) for w in words):
+            return None  # descriptors of memory
         patches = []
         for place in kernel.pointers:
             word = words[place]

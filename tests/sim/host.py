@@ -3,6 +3,7 @@ Triton compiled, in the simulator. What they do not have is torch.
 """
 
 import ctypes
+import dataclasses
 import weakref
 
 import numpy as np
@@ -167,6 +168,8 @@ class Interpreted(HostGpu):
         """A raw argument as the interpreter takes it."""
         if kind[0] == "*":
             return Pointer(value, kind[1:])
+        if kind.startswith("tensordesc"):
+            return dataclasses.replace(value, base=Pointer(value.base.data_ptr(), value.base.dtype))
         return interpreter.number(value, kind) if kind in ("fp32", "fp64") else value
 
     def executable(self, kernel, hints):

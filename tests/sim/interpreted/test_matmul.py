@@ -64,6 +64,23 @@ def test_large_tiles(device, monkeypatch, arch):
     agrees(x, y, "bf16")
 
 
+@pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
+def test_persistent_programs(device, monkeypatch, turned):
+    monkeypatch.setattr(device, "arch", 90)
+    x, y = draw((264, 200), "f16"), draw((200, 520), "f16")
+    a = on_gpu(np.ascontiguousarray(x.T)).T if "a" in turned else on_gpu(x)
+    b = on_gpu(np.ascontiguousarray(y.T)).T if "b" in turned else on_gpu(y)
+    kernels = len([k for k, _ in device.ready if k.fn.__name__ == "persistent"])
+    for _ in range(2):  # the second call is one seen before
+        agrees(x, y, "f16", a @ b)
+    a, b = a * 2, b * 2
+    agrees(x * 2, y * 2, "f16", a @ b)
+    assert len([k for k, _ in device.ready if k.fn.__name__ == "persistent"]) == kernels + 1
+    agrees(x[1:], y, "f16", on_gpu(x).reshape(-1)[200:].reshape(263, 200) @ b / 2)  # an address 16 bytes divide
+    odd = on_gpu(np.concatenate([[np.float16(0)], x.reshape(-1)]))[1:].reshape(264, 200)
+    agrees(x, y, "f16", odd @ on_gpu(y))  # one they do not
+
+
 @pytest.mark.parametrize("m, n, k", [(20, 24, 2100), (70, 80, 1536)])
 def test_k_in_parts_gives_the_same_bits(device, m, n, k):
     x, y = draw((m, k), "f16"), draw((k, n), "f16")
