@@ -304,11 +304,13 @@ st.local.b32 [%r2+4], %r10; ld.b32 %r3, [%rd6+4]; st.global.b32 [%rd21], %r3;"""
 
 
 FAULTS = {
-    "a barrier in a branch": (errors.Divergence, "setp.lt.u32 %p1, %r1, 5; @%p1 bra $a; bar.sync 0; bra.uni $b; $a: bar.sync 0; $b:"),
+    "a barrier in a branch": (
+        errors.Divergence, "setp.lt.u32 %p1, %r1, 5; @%p1 bra $a; bar.sync 0; bra.uni $b; $a: bar.sync 0; $b:"
+    ),
     "a shuffle of a part of a warp": (
         errors.Divergence, "setp.lt.u32 %p1, %r1, 5; @%p1 shfl.sync.bfly.b32 %r3, %r1, 1, 31, -1;"
     ),
-    "a read of shared memory nobody wrote": (errors.UnwrittenRead, "mov.b32 %r2, global_smem; ld.shared.b32 %r3, [%r2];"),
+    "a read of shared memory nobody wrote": (errors.UnwrittenRead, "ld.shared.b32 %r3, [global_smem];"),
     "shared memory beyond its end": (errors.OutOfBounds, "mov.b32 %r2, 0; st.shared.b32 [global_smem+256], %r2;"),
     "misaligned shared memory": (errors.Misaligned, "mov.b32 %r2, 0; st.shared.b32 [global_smem+2], %r2;"),
     "a write that other warps read": (
