@@ -1,24 +1,58 @@
-"""float8 from and to its bits, in integer arithmetic: compilers for GPUs older than sm_89 refuse the type e4m3.
+"""float8 from and to its bits: compilers for GPUs older than sm_89 refuse the type e4m3, and what rounds beyond the
+largest number shall be NaN or infinity, where GPUs saturate.
 
-Memory is typed as bytes ("*u8"); EIGHT is 4 for e4m3, 5 for e5m2, 0 for any other dtype.
+Memory is then typed as bytes ("*u8"). EIGHT says what is in it: 4 for e4m3, 5 for e5m2, 0 for no float8, and, for
+reading, NATIVE for a type that the compiler knows, ASSEMBLY for e4m3 four bytes at a time.
 """
 
 import triton
 import triton.language as tl
 
 KINDS = {"f8e4m3": 4, "f8e5m2": 5}
+NATIVE, ASSEMBLY = tl.constexpr(1), tl.constexpr(2)
+# four bytes to four f16: two a register, each in the upper half of 16 bits; the sign stays, the rest moves by one;
+# times 256; where the rest was all ones, an exponent of ones (0x8000 - 0x0400)
+WIDEN = tl.constexpr("""{
+.reg .b32 x<2>, s<2>, r<2>, n<2>;
+.reg .b32 factor;
+mov.b32 factor, 0x5C005C00;
+""" + "".join(f"""
+prmt.b32 x{i}, $2, 0, {selector};
+and.b32 r{i}, x{i}, 0x7F007F00;
+add.u32 n{i}, r{i}, 0x01000100;
+and.b32 n{i}, n{i}, 0x80008000;
+shr.u32 s{i}, n{i}, 5;
+sub.u32 n{i}, n{i}, s{i};
+shr.u32 r{i}, r{i}, 1;
+mul.f16x2 r{i}, r{i}, factor;
+and.b32 x{i}, x{i}, 0x80008000;
+or.b32 x{i}, x{i}, n{i};
+or.b32 ${i}, x{i}, r{i};
+""" for i, selector in enumerate(("0x1404", "0x3424"))) + "}")  # fmt: skip
+
+
+def reading(dtype, arch, interpreted=False):
+    """(EIGHT, dtype of the memory) for reading a dtype on an architecture."""
+    if dtype not in KINDS:
+        return 0, dtype
+    if dtype == "f8e5m2" or (isinstance(arch, int) and arch >= 89):
+        return NATIVE.value, dtype
+    return KINDS[dtype] if interpreted or isinstance(arch, str) else ASSEMBLY.value, "u8"
 
 
 @triton.jit
 def widened(x, EIGHT: tl.constexpr):
     """float8 as f16, which holds all of its numbers; others as they are."""
-    if EIGHT == 5:
-        return (x.to(tl.uint16) << 8).to(tl.float16, bitcast=True)
+    if EIGHT == NATIVE:
+        return x.to(tl.float16)
+    elif EIGHT == ASSEMBLY:
+        return tl.inline_asm_elementwise(WIDEN, "=r,=r,r", [x], dtype=tl.float16, is_pure=True, pack=4)
     elif EIGHT == 4:
         bits = x.to(tl.uint16)
         # f16 with an exponent that is 8 too small, also where that makes it subnormal
         y = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
-        return tl.where((bits & 0x7F) == 0x7F, float("nan"), y.to(tl.float32)).to(tl.float16)
+        nan = (((bits & 0x7F) + 1) & 0x80) * 0xF8  # an exponent of ones for the code 0x7F
+        return (y.to(tl.uint16, bitcast=True) | nan).to(tl.float16, bitcast=True)
     else:
         return x
 
