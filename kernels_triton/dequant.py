@@ -204,7 +204,7 @@ def weights(
     code = bits_of(low_ptr, group, j, LOW)
     if HIGH:
         code |= bits_of(high_ptr, group, j, HIGH) << LOW
-    if TABLE:
+    if TABLE is not None:
         code = look_up(code, TABLE)
     elif LOW == 8:
         code = code.to(tl.int8).to(tl.int32)

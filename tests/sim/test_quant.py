@@ -1,0 +1,56 @@
+"""Quantised weights on a GPU as Triton compiles them (dp4a, byte permutes, packed halves): the PTX in the simulator."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+import tensorlib
+from kernels_triton import quant_layout
+from tests.sim.host import install
+from tests.sim.quant_cases import check_linear, weight
+from tests.sim.simulated import Simulated
+
+PLANES = list(quant_layout.ROWS)
+GPUS: dict = {}  # compiled programs are kept
+
+
+@pytest.fixture
+def device(request):
+    """A device "cuda:0" of the architecture."""
+    gpu = GPUS.setdefault(request.param, Simulated(request.param))
+    install(gpu)
+    yield gpu
+    gpu.check()
+    install(None)
+
+
+@pytest.mark.parametrize("device", [80], indirect=True)
+@pytest.mark.parametrize("name", [*PLANES, "iq2_s", "tq1_0"])
+def test_bit_for_bit_there_and_back(name, device):
+    """Nothing is fused into one rounding."""
+    w = weight(name, 3, 256)
+    there = w.to("cuda:0")
+    got, want = (x.dequantize(cls=tensorlib.Tensor).to("cpu").numpy() for x in (there, w))
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+    back = there.to("cpu")
+    assert ctypes.string_at(back.ptr, back.nbytes) == ctypes.string_at(w.ptr, w.nbytes)
+
+
+@pytest.mark.parametrize("device", [80], indirect=True)
+@pytest.mark.parametrize("m", [1, 9])
+@pytest.mark.parametrize("name", PLANES)
+def test_products(name, m, device):
+    check_linear(name, 5, 256, m, residual=m > 1)
+
+
+@pytest.mark.parametrize("device", [75, 90, 120], indirect=True)
+@pytest.mark.parametrize("m", [3, 40])
+@pytest.mark.parametrize("name", ["q4_k", "q8_0"])
+def test_products_on_other_architectures(name, m, device):
+    check_linear(name, 5, 256, m)
+
+
+@pytest.mark.parametrize("device", [80, 90], indirect=True)
+def test_the_largest_tile_and_parts_of_k(device):
+    check_linear("q4_0", 130, 512, 100, "f16", residual=True)
