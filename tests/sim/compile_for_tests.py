@@ -6,9 +6,9 @@ import numpy as np
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from tests.sim.asynchronous import TensorMap
 from tests.sim.machine import LIMIT, Program
 from tests.sim.memory import Global
+from tests.sim.tma import TensorMap
 
 NAMES = {
     "float16": "fp16",

@@ -21,7 +21,7 @@ SIGNED = {1: I8, 2: I16, 4: I32, 8: I64}
 UNWRITTEN = {1: 0xD1, 2: 0x7DDD, 4: 0xFFBADBAD, 8: 0xFFFBADBADBADBADB}  # a NaN as float: nothing right comes of it
 SPECIAL = re.compile(r"%(?:n?tid|n?ctaid|n?clusterid|cluster_n?ctaid)\.[xyz]$|%(?:laneid|warpid|cluster_n?ctarank)$")
 
-OPS = {}  # first part of the opcode: handler(decoder, instruction) -> step(machine, active lanes)
+OPS = {}  # first part (or first three) of the opcode: handler(decoder, instruction) -> step(machine, active lanes)
 
 
 def op(*names):
@@ -223,7 +223,7 @@ class Decoder:
 
     def decode(self, instruction):
         """The step of one instruction; a guard's predicate narrows the active lanes."""
-        handler = OPS.get(instruction.parts[0])
+        handler = OPS.get(".".join(instruction.parts[:3])) or OPS.get(instruction.parts[0])
         if handler is None:
             raise Unsupported(f"unsupported instruction {instruction.parts[0]}").at(
                 self.where(instruction), instruction.text

@@ -11,14 +11,14 @@ import struct
 
 import numpy as np
 
-from tests.sim import access, alu, asynchronous, bits, convert, exchange, matrix, wgmma
+from tests.sim import access, alu, asynchronous, bits, convert, exchange, matrix, tma, wgmma
 from tests.sim.decode import BOOL, UNSIGNED, UNWRITTEN, Decoder
 from tests.sim.errors import Divergence, EndlessLoop, NotWaited, SimTrap, Unsupported
 from tests.sim.memory import PROGRAM_CODES, GridAccess
 from tests.sim.parse import parse
 from tests.sim.shared import Shared
 
-ROOMS = (access, alu, asynchronous, bits, convert, exchange, matrix, wgmma)  # each fills OPS
+ROOMS = (access, alu, asynchronous, bits, convert, exchange, matrix, tma, wgmma)  # each fills OPS
 LANES = 4096  # threads of a batch: enough for NumPy to be quick, few enough for the caches
 SHARED_BYTES = 8 << 20  # of a batch
 LIMIT = 20_000_000  # instructions of a batch
@@ -90,7 +90,7 @@ class Program:
         programs = grid[0] * grid[1] * grid[2]
         batch = batch or max(1, min(LANES // threads, SHARED_BYTES // max(shared, 1)))
         packed = self.argument_bytes(args)
-        maps = {value.address: value for value in args if isinstance(value, asynchronous.TensorMap)}
+        maps = {value.address: value for value in args if isinstance(value, tma.TensorMap)}
         constants = self.add_data(memory)
         access_of_grid = GridAccess(memory, programs)
         machines = {}
@@ -128,7 +128,7 @@ def barrier_of(decoder, instruction):
 
 
 def pack_argument(value, kind, size):
-    if isinstance(value, asynchronous.TensorMap):
+    if isinstance(value, tma.TensorMap):
         return value.address.to_bytes(8, "little").ljust(size, b"\0")
     if kind in ("f32", "f64"):
         return struct.pack("<f" if kind == "f32" else "<d", value)

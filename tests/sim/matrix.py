@@ -67,12 +67,34 @@ def accumulate(a, b, c, saturate=False):
     return np.clip(total, -(2**31), 2**31 - 1).astype(I32) if saturate else total.astype(I32)
 
 
+def scales(decoder, args, rows, spread):
+    """Reader of the powers of two that scale the rows (or columns) of an operand: (warps, rows).
+
+    A register of each lane holds four exponents; the operands in braces choose the byte and the lanes that give it.
+    """
+    read = decoder.source(args[0], U32)
+    byte, thread = (int(text) for text in decoder.vector(args[1]))
+
+    def powers(registers):
+        exponents = (read(registers) >> np.uint32(8 * byte) & np.uint32(255)).reshape(-1, 8, 4)
+        chosen = exponents[:, :, thread * spread : (thread + 1) * spread]
+        return np.exp2(chosen.transpose(0, 2, 1).reshape(-1, rows).astype(F64) - 127)
+
+    return powers
+
+
 @op("mma")
 def mma(decoder, ins):
     m, n, k = shape_of(ins)
-    kind_d, kind_a, kind_b, kind_c = ins.parts[-4:]
-    if n != 8 or kind_c != kind_d or kind_a not in ELEMENTS or kind_b not in ELEMENTS or ins.has("sp", "block_scale"):
+    types = ins.parts[:-1] if ins.has("block_scale") else ins.parts
+    kind_d, kind_a, kind_b, kind_c = types[-4:]
+    if n != 8 or kind_c != kind_d or kind_a not in ELEMENTS or kind_b not in ELEMENTS or ins.has("sp"):
         raise ValueError("mma")
+    scaled = None
+    if ins.has("block_scale"):
+        if not ins.has("scale_vec::1X") or ins.parts[-1] != "ue8m0":
+            raise ValueError("block scale")
+        scaled = scales(decoder, ins.args[4:6], m, 2), scales(decoder, ins.args[6:8], n, 1)
     word = U64 if kind_a == "f64" else U32
     a, b = ([decoder.source(r, word) for r in decoder.vector(ins.args[i])] for i in (1, 2))
     half = kind_c == "f16"
@@ -88,6 +110,9 @@ def mma(decoder, ins):
         else:
             old = rows.reshape(m // 8, 2, -1, 8, 4).transpose(2, 0, 3, 4, 1)
         left, right = fragment_a(gather(machine, a), kind_a, m, k), fragment_b(gather(machine, b), kind_b, k)
+        if scaled:
+            left = left * scaled[0](machine.registers)[:, :, None]
+            right = right * scaled[1](machine.registers)[:, None, :]
         new = accumulate(left, right, old.reshape(-1, m, 8), saturate).reshape(-1, m // 8, 8, 4, 2)
         if half:
             out = np.ascontiguousarray(new.transpose(1, 0, 2, 3, 4)).astype(F16).reshape(m // 8, -1).view(U32)
