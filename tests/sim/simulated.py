@@ -1,5 +1,8 @@
 """The device "cuda:0" whose kernels are compiled by Triton for an architecture and run by the simulator."""
 
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from tests.sim.asynchronous import TensorMap
 from tests.sim.host import HostGpu
 from tests.sim.machine import Program
 from tests.sim.memory import Global
@@ -34,7 +37,20 @@ class Simulated(HostGpu):
             scratch, owner = [0, 0], None
             if facts.global_scratch_size:
                 scratch[0], owner = self.allocate(facts.global_scratch_size * x * y * z)
-            program.run(self.global_memory, grid=(x, y, z), args=[*args, *scratch], **options)
+            maps = iter(getattr(facts, "tensordesc_meta", None) or ())
+            given = [word for value in args for word in parameters(value, maps)]
+            program.run(self.global_memory, grid=(x, y, z), args=[*given, *scratch], **options)
             del owner
 
         return run
+
+
+def parameters(value, maps):
+    """The PTX parameters of an argument: of a descriptor the tensor map, its shape and its strides in elements."""
+    if not isinstance(value, TensorDescriptor):
+        return [value]
+    wanted, size = next(maps), value.base.dtype.itemsize
+    strides = tuple(s * size for s in value.strides)
+    box, swizzle = tuple(wanted["block_size"]), wanted["swizzle"]
+    tensor = TensorMap(value.base.data_ptr(), tuple(value.shape), strides, box, swizzle, size)
+    return [tensor, *value.shape, *value.strides]
