@@ -19,11 +19,11 @@ import triton.language as tl
 
 from . import segments
 from .convert import memory, width
-from .dims import LIMIT, converted, kind, launches, offset_of, offset_type
+from .dims import LIMIT, NARROW, converted, kind, launches, offset_of, offset_type
 from .launch import Kernel, blocks, pointer, power_of_2
 
 BLOCK = 1024  # elements of a program that treats them one by one
-BYTES = 4096  # of a tile of rows: 2 vectors of 16 bytes per thread
+BYTES = 8192  # of a tile of rows: 4 vectors of 16 bytes per thread
 COUNTED = 4096  # elements per program of `nonzero`
 COMBINES = {"scatter_add": "add", "scatter_prod": "mul", "scatter_amax": "max", "scatter_amin": "min"}
 
@@ -389,20 +389,16 @@ def build(name, *params, source=None):
 
 def variants(arch):
     """Kernels of every kind, for the committed table of what the compiler makes of them."""
-    from .dims import NARROW
-
-    found = {
-        f"take {d} {'x'.join(map(str, _tile(n, width(d))))}": _take_kernel(d, "i64", *_tile(n, width(d)), NARROW)
-        for d, n in (("u16", 4096), ("u16", 128), ("u32", 4096), ("u8", 4096))
-    }
+    shapes = [(d, _tile(n, width(d))) for d, n in (("u16", 4096), ("u16", 128), ("u32", 4096), ("u8", 4096))]
+    found = {f"take {d} {t[0]}x{t[1]}": _take_kernel(d, "i64", *t, NARROW) for d, t in shapes}
     found["take u32 elements"] = _take_kernel("u32", "i64", 1, 1, NARROW)
     found["put u16"] = _put_kernels("u16", "i64", "i32", *_tile(4096, 2), NARROW)[1]
     find, write = _scatter_kernels("u32", "i64", "i32", NARROW, 2)
     found |= {"scatter u32, first": find, "scatter u32, second": write}
-    pointers = (pointer("u32"), pointer("i64"), pointer("u32"), "*i64")
-    found["gather u32, 2 dims"] = _along_kernel(gather_elements, pointers, NARROW, 2, 3)
-    pointers = (pointer("i32"), pointer("i64"), pointer("i32"), "*i64")
-    found["scatter_add i32, 2 dims"] = _along_kernel(atomic_elements, pointers, NARROW, 2, 3, OP="add")
-    found["arange i64"] = _ramp("i64", False, NARROW)
-    found["arange f32"] = _ramp("f32", True, NARROW)
-    return found
+    for name, fn, d, consts in (
+        ("gather", gather_elements, "u32", {}),
+        ("scatter_add", atomic_elements, "i32", {"OP": "add"}),
+    ):
+        pointers = (pointer(d), pointer("i64"), pointer(d), "*i64")
+        found[f"{name} {d}, 2 dims"] = _along_kernel(fn, pointers, NARROW, 2, 3, **consts)
+    return found | {"arange i64": _ramp("i64", False, NARROW), "arange f32": _ramp("f32", True, NARROW)}

@@ -1,11 +1,12 @@
 """Sorting rows of any length, stably: in registers, or in chunks that are merged.
 
 Elements become signed integers of the same order (as in kernels_numba/sort.py): -0.0 as 0.0, every NaN above infinity;
-descending order complements them. A key of 32 bits and its index share an i64, one of 16 an i32, so that no two words
-are equal and any network sorts them stably (Batcher's bitonic one, as in `tl.sort`); keys of 64 bits are sorted by
-their lower halves, then by their upper ones. Longer rows: chunks are sorted, and every element of a run finds its place
-by its rank in the neighbouring run, which it looks up by bisection (Satish, Harris, Garland, "Designing efficient
-sorting algorithms for manycore GPUs", 2009, section 4). Of the k smallest, k <= 128, only k of every chunk go on.
+descending order complements them. A key of 32 bits and its place share an i64, one of 16 an i32, so that no two words
+are equal and any network sorts them stably: Batcher's bitonic one, as a loop, since its stages written out (`tl.sort`)
+are thirty times the code and take seconds to compile. Wider keys are sorted by their lower halves, then, where that put
+them, by the upper ones. Longer rows: chunks are sorted, and every element of a run finds its place by its rank in the
+neighbouring run, which it looks up by bisection (Satish, Harris, Garland, "Designing efficient sorting algorithms for
+manycore GPUs", 2009, section 4). Of the k smallest, k <= 128, only k of every chunk go on.
 """
 
 import functools
@@ -50,42 +51,53 @@ def is_nan(bits, KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr)
 
 
 @triton.jit
-def low_half(x):
-    """The lower 32 bits of an i64, as an i64 from 0 on"""
-    return x & tl.full([], 0xFFFFFFFF, tl.int64)
+def sorted_words(x, lane, N: tl.constexpr):
+    """Rows of N distinct words, one after the other, in order; `lane` is arange of all of them"""
+    size = 2
+    while size <= N:
+        stride = size >> 1
+        while stride > 0:
+            other = tl.gather(x, lane ^ stride, 0)
+            low = ((lane & (N - 1) & size) == 0) == ((lane & stride) == 0)
+            x = tl.where((x < other) == low, x, other)
+            stride >>= 1
+        size <<= 1
+    return x
 
 
 @triton.jit
-def wide_places(key, lane):
-    """Places of i64 keys [rows, n] in stable order; `lane` is arange(n) in every row"""
-    low = (low_half(key) - 0x80000000) << 32
-    first = low_half(tl.sort(low | lane.to(tl.int64), 1)).to(tl.int32)
-    high = (tl.gather(key, first, 1) >> 32) << 32
-    second = low_half(tl.sort(high | lane.to(tl.int64), 1)).to(tl.int32)
-    return tl.gather(first, second, 1)
+def part_of(key, SHIFT: tl.constexpr, PART: tl.constexpr, BITS: tl.constexpr):
+    """PART bits of a key from bit SHIFT on, as a signed i64 of their order"""
+    if SHIFT + PART >= BITS:
+        return (key >> SHIFT).to(tl.int64)
+    else:
+        return ((key >> SHIFT) & tl.full([], (1 << PART) - 1, key.dtype)).to(tl.int64) - (1 << PART - 1)
 
 
 @triton.jit
 def sort_short(
-    x_ptr, values_ptr, indices_ptr, rows, n, k, flip, VALUES: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr,
-    INFINITY: tl.constexpr, R: tl.constexpr, N: tl.constexpr, OFFSET: tl.constexpr,
+    x_ptr, ids_ptr, values_ptr, indices_ptr, rows, n, k, flip, IDS: tl.constexpr, VALUES: tl.constexpr,
+    SHIFT: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr, R: tl.constexpr,
+    N: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """The first k of R whole rows in order: their indices and values"""
-    r = tl.program_id(0).to(OFFSET) * R + tl.arange(0, R)[:, None]
-    lane = tl.arange(0, N)[None, :]
+    """The first k of R whole rows, permuted by ids (IDS), in order of 32 bits of their keys: indices and values"""
+    every = tl.arange(0, R * N)  # of one dim: in two, tl.gather would keep a row in one warp
+    r, lane = tl.program_id(0).to(OFFSET) * R + every // N, every % N
     mask = (r < rows) & (lane < n)
-    key = key_of(tl.load(x_ptr + r * n + lane, mask=mask, other=0), KIND, BITS, INFINITY)
-    lane = tl.broadcast_to(lane, [R, N])
-    if BITS == 64:
-        key = tl.where(mask, key ^ flip.to(tl.int64), 0x7FFFFFFFFFFFFFFF)
-        at = wide_places(key, lane)
-    elif BITS == 32:
-        key = tl.where(mask, key ^ flip, 0x7FFFFFFF).to(tl.int64)
-        at = low_half(tl.sort((key << 32) | lane.to(tl.int64), 1)).to(tl.int32)
+    place = lane
+    if IDS:
+        place = tl.load(ids_ptr + r * n + lane, mask=mask, other=0).to(tl.int32)
+    key = key_of(tl.load(x_ptr + r * n + place, mask=mask, other=0), KIND, BITS, INFINITY) ^ flip.to(
+        tl.int64 if BITS == 64 else tl.int32
+    )
+    if BITS <= 16:
+        at = sorted_words((tl.where(mask, key, 0x7FFF) << 16) | lane, every, N) & 0xFFFF
     else:
-        key = tl.where(mask, key ^ flip, 0x7FFF)
-        at = tl.sort((key << 16) | lane, 1) & 0xFFFF
+        word = (tl.where(mask, part_of(key, SHIFT, 32, BITS), 0x7FFFFFFF) << 32) | lane.to(tl.int64)
+        at = (sorted_words(word, every, N) & 0x7FFFFFFF).to(tl.int32)
     kept = (r < rows) & (lane < k)
+    if IDS:
+        at = tl.load(ids_ptr + r * n + at, mask=kept, other=0).to(tl.int32)
     tl.store(indices_ptr + r * k + lane, at.to(tl.int64), mask=kept)
     if VALUES:
         tl.store(values_ptr + r * k + lane, tl.load(x_ptr + r * n + at, mask=kept), mask=kept)
@@ -93,76 +105,68 @@ def sort_short(
 
 @triton.jit
 def sort_chunks(
-    x_ptr, places_ptr, keys_ptr, ids_ptr, n, chunks, kept, out_n, flip, FIRST: tl.constexpr, WIDE: tl.constexpr,
-    KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr, N: tl.constexpr, OFFSET: tl.constexpr,
+    x_ptr, ids_ptr, words_ptr, n, chunks, kept, out_n, flip, FIRST: tl.constexpr, IDS: tl.constexpr,
+    SHIFT: tl.constexpr, PART: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr,
+    N: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """The first `kept` of every chunk of N elements in order: keys with indices in them, or (WIDE) both by themselves.
-    They come from rows of n elements (FIRST), or from what an earlier launch kept.
+    """The first `kept` words of every chunk of N elements, in order: PART bits of a key and the element's place. They
+    are of rows of n elements (FIRST), permuted by ids (IDS), or words that an earlier launch kept.
     """
     pid = tl.program_id(0).to(OFFSET)
     row, chunk = pid // chunks, pid % chunks
-    lane = tl.arange(0, N)[None, :]
+    lane = tl.arange(0, N)
     i = chunk * N + lane
     mask, aim = i < n, row * out_n + chunk * kept + lane
-    write = (lane < kept) & (chunk * kept + lane < out_n)
-    bits = tl.load(x_ptr + row * n + i, mask=mask, other=0)
-    if WIDE:
-        key = bits
-        if FIRST:
-            key = key_of(bits, KIND, BITS, INFINITY).to(tl.int64) ^ flip.to(tl.int64)
-        key = tl.where(mask, key, 0x7FFFFFFFFFFFFFFF)
-        at = wide_places(key, lane)
-        tl.store(keys_ptr + aim, tl.gather(key, at, 1), mask=write)
-        place = i.to(tl.int64) if FIRST else tl.load(places_ptr + row * n + i, mask=mask, other=0)
-        tl.store(ids_ptr + aim, tl.gather(place, at, 1), mask=write)
+    at = row * n + i
+    if FIRST:
+        if IDS:
+            at = row * n + tl.load(ids_ptr + at, mask=mask, other=0).to(OFFSET)
+        key = key_of(tl.load(x_ptr + at, mask=mask, other=0), KIND, BITS, INFINITY) ^ flip.to(
+            tl.int64 if BITS == 64 else tl.int32
+        )
+        part = tl.where(mask, part_of(key, SHIFT, PART, BITS), (1 << PART - 1) - 1)
+        word = (part << 64 - PART) | i.to(tl.int64)
     else:
-        if FIRST:
-            key = tl.where(mask, key_of(bits, KIND, BITS, INFINITY) ^ flip, 0x7FFFFFFF).to(tl.int64)
-            word = (key << 32) | i.to(tl.int64)
-        else:
-            word = tl.where(mask, bits, 0x7FFFFFFFFFFFFFFF)
-        tl.store(keys_ptr + aim, tl.sort(word, 1), mask=write)
+        word = tl.load(x_ptr + at, mask=mask, other=0)
+        word = tl.where(mask, word, 0x7FFFFFFF00000000 | i.to(tl.int64))
+    word = sorted_words(word, lane, N)
+    tl.store(words_ptr + aim, word, mask=(lane < kept) & (chunk * kept + lane < out_n))
 
 
 @triton.jit
-def merge_runs(
-    keys_ptr, ids_ptr, out_ptr, out_ids_ptr, n, total, run, steps, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    OFFSET: tl.constexpr,
-):  # fmt: skip
-    """Pairs of sorted runs in rows of n elements become one"""
+def merge_runs(words_ptr, out_ptr, n, total, run, steps, BLOCK: tl.constexpr, OFFSET: tl.constexpr):
+    """Pairs of sorted runs of distinct words, in rows of n, become one"""
     i = tl.program_id(0).to(OFFSET) * BLOCK + tl.arange(0, BLOCK)
     inside, row = i < total, i // n
     j = i - row * n
-    key = tl.load(keys_ptr + i, mask=inside)
+    word = tl.load(words_ptr + i, mask=inside)
     start = j // (2 * run) * (2 * run)
     middle = tl.minimum(start + run, n)
     left = j < middle
     low = tl.where(left, middle, start)
     high = tl.where(left, tl.minimum(start + 2 * run, n), middle)
-    place = j - tl.where(left, start, middle) - low
+    aim = row * n + start + j - tl.where(left, start, middle) - low
     for _ in range(steps):
         at = (low + high) >> 1
         open_ = low < high
-        other = tl.load(keys_ptr + row * n + at, mask=inside & open_)
-        below = (other < key) | ((other == key) & (left == 0))
+        below = tl.load(words_ptr + row * n + at, mask=inside & open_, other=0) < word
         low = tl.where(open_ & below, at + 1, low)
         high = tl.where(open_ & (below == 0), at, high)
-    aim = row * n + start + place + low
-    tl.store(out_ptr + aim, key, mask=inside)
-    if WIDE:
-        tl.store(out_ids_ptr + aim, tl.load(ids_ptr + i, mask=inside), mask=inside)
+    tl.store(out_ptr + aim + low, word, mask=inside)
 
 
 @triton.jit
 def finish(
-    x_ptr, keys_ptr, ids_ptr, values_ptr, indices_ptr, n, out_n, k, total, VALUES: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK: tl.constexpr, OFFSET: tl.constexpr,
+    x_ptr, ids_ptr, words_ptr, values_ptr, indices_ptr, n, out_n, k, total, IDS: tl.constexpr, VALUES: tl.constexpr,
+    PART: tl.constexpr, BLOCK: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """Indices and values of the first k of sorted rows of out_n"""
+    """Indices and values of the first k of rows of out_n sorted words"""
     i = tl.program_id(0).to(OFFSET) * BLOCK + tl.arange(0, BLOCK)
     inside, row = i < total, i // k
-    at = row * out_n + i - row * k
-    place = tl.load(ids_ptr + at, mask=inside) if WIDE else low_half(tl.load(keys_ptr + at, mask=inside))
+    word = tl.load(words_ptr + row * out_n + i - row * k, mask=inside, other=0)
+    place = word & tl.full([], (1 << 64 - PART) - 1, tl.int64)
+    if IDS:
+        place = tl.load(ids_ptr + row * n + place, mask=inside, other=0)
     tl.store(indices_ptr + i, place, mask=inside)
     if VALUES:
         tl.store(values_ptr + i, tl.load(x_ptr + row * n + place, mask=inside), mask=inside)
@@ -180,98 +184,100 @@ def form(dtype):
 
 
 @functools.cache
-def _short(dtype, n, values, offset):
+def _short(dtype, n, ids, values, shift, offset):
     consts, raw = form(dtype)
     rows = max(1, 1024 // n)
-    warps = 4 if rows * n < CHUNK else 8
-    types = (raw, raw, "*i64", *(offset[0],) * 3, "i32")
-    made = Kernel(sort_short, types, warps=warps, VALUES=values, R=rows, N=n, OFFSET=offset[1], **consts)
+    types = (raw, "*i64", raw, "*i64", *(offset[0],) * 3, "i32")
+    consts |= {"IDS": ids, "VALUES": values, "SHIFT": shift, "R": rows, "N": n, "OFFSET": offset[1]}
+    made = Kernel(sort_short, types, warps=4 if rows * n < CHUNK else 8, **consts)
     made.items = rows * n
     return made
 
 
 @functools.cache
-def _chunks(dtype, first, wide, offset):
-    consts, raw = form(dtype if first else "i64")
-    types = (raw, "*i64", "*i64", "*i64", *(offset[0],) * 4, "i32")
-    made = Kernel(sort_chunks, types, warps=8, FIRST=first, WIDE=wide, N=CHUNK, OFFSET=offset[1], **consts)
+def _chunks(dtype, first, ids, shift, part, offset):
+    consts, raw = form(dtype)
+    consts |= {"FIRST": first, "IDS": ids, "SHIFT": shift, "PART": part, "N": CHUNK, "OFFSET": offset[1]}
+    made = Kernel(sort_chunks, (raw, "*i64", "*i64", *(offset[0],) * 4, "i32"), warps=8, **consts)
     made.items = CHUNK
     return made
 
 
 @functools.cache
-def _merge(wide, offset):
-    types = ("*i64",) * 4 + (offset[0],) * 3 + ("i32",)
-    return Kernel(merge_runs, types, WIDE=wide, BLOCK=BLOCK, OFFSET=offset[1])
+def _merge(offset):
+    return Kernel(merge_runs, ("*i64", "*i64", *(offset[0],) * 3, "i32"), BLOCK=BLOCK, OFFSET=offset[1])
 
 
 @functools.cache
-def _finish(dtype, values, wide, offset):
+def _finish(dtype, ids, values, part, offset):
     raw = form(dtype)[1]
-    types = (raw, "*i64", "*i64", raw, "*i64", *(offset[0],) * 4)
-    return Kernel(finish, types, VALUES=values, WIDE=wide, BLOCK=BLOCK, OFFSET=offset[1])
+    consts = {"IDS": ids, "VALUES": values, "PART": part, "BLOCK": BLOCK, "OFFSET": offset[1]}
+    return Kernel(finish, (raw, "*i64", "*i64", raw, "*i64", *(offset[0],) * 4), **consts)
 
 
 def order(gpu, dtype, x, rows, n, k, flip, indices, values=0):
     """Indices (i64) of the first k of dense rows of n elements in stable order, and their values unless that address is
     0; flip is -1 for descending order.
     """
-    offset = offset_type(rows * max(n, 2 * CHUNK))
-    if n <= SHORT:
-        size = max(16, power_of_2(n))
-        kernel = _short(dtype, size, values != 0, offset)
-        grid = (blocks(rows, kernel.consts["R"]), 1, 1)
-        kernel(gpu, grid, x, values or x, indices, rows, n, k, flip)
-        return
-    wide = form(dtype)[0]["BITS"] == 64 or n >= 1 << 31
-    chosen = _selected if k <= FEW else _merged
-    keys, ids, out_n, owners = chosen(gpu, dtype, x, rows, n, k, flip, wide, offset)
-    kernel = _finish(dtype, values != 0, wide, offset)
-    total = rows * k
-    kernel(gpu, (blocks(total, BLOCK), 1, 1), x, keys, ids, values or x, indices, n, out_n, k, total)
+    offset, bits = offset_type(rows * (n + CHUNK)), form(dtype)[0]["BITS"]
+    part = 32 if n < 1 << 31 else 16
+    shifts = range(0, bits, part)
+    ids, owners = x, []
+    for shift in shifts:
+        permuted, kept, found, copied = shift > 0, k, indices, values
+        if shift != shifts[-1]:
+            kept, copied = n, 0
+            found, owner = gpu.allocate(8 * rows * n)
+            owners.append(owner)
+        if n <= SHORT:
+            kernel = _short(dtype, max(16, power_of_2(n)), permuted, copied != 0, shift, offset)
+            grid = (blocks(rows, kernel.consts["R"]), 1, 1)
+            kernel(gpu, grid, x, ids, copied or x, found, rows, n, kept, flip)
+        else:
+            few = kept <= FEW and len(shifts) == 1 and part == 32
+            how = (permuted, shift, part)
+            words, out_n, owner = (_selected if few else _merged)(gpu, dtype, x, ids, rows, n, kept, flip, how, offset)
+            owners.append(owner)
+            kernel = _finish(dtype, permuted, copied != 0, part, offset)
+            grid = (blocks(rows * kept, BLOCK), 1, 1)
+            kernel(gpu, grid, x, ids, words, copied or x, found, n, out_n, kept, rows * kept)
+        ids = found
     del owners
 
 
-def _memory(gpu, count, wide):
-    """(keys, ids, owner) for `count` elements; no ids unless wide"""
-    keys, owner = gpu.allocate(8 * count * (1 + wide))
-    return keys, keys + 8 * count if wide else keys, owner
-
-
-def _selected(gpu, dtype, x, rows, n, k, flip, wide, offset):
-    keys = ids = x
-    owners, first = [], True
+def _selected(gpu, dtype, x, ids, rows, n, k, flip, how, offset):
+    """(words, how many per row, their owner): sorted rows that begin with the k smallest"""
+    words, row_n, first, owner = x, n, True, None
     while True:
-        chunks = blocks(n, CHUNK)
+        chunks = blocks(row_n, CHUNK)
         out_n = chunks * k
-        new_keys, new_ids, owner = _memory(gpu, rows * out_n, wide)
-        kernel = _chunks(dtype if first else "i64", first, wide, offset)
-        kernel(gpu, (rows * chunks, 1, 1), keys, ids, new_keys, new_ids, n, chunks, k, out_n, flip)
-        keys, ids, n, first = new_keys, new_ids, out_n, False
-        owners.append(owner)
+        found, new = gpu.allocate(8 * rows * out_n)
+        kernel = _chunks(dtype if first else "i64", first, *how, offset)
+        kernel(gpu, (rows * chunks, 1, 1), words, ids, found, row_n, chunks, k, out_n, flip)
+        words, row_n, first, owner = found, out_n, False, new
         if chunks == 1:
-            return keys, ids, out_n, owners
+            return words, out_n, owner
 
 
-def _merged(gpu, dtype, x, rows, n, k, flip, wide, offset):
+def _merged(gpu, dtype, x, ids, rows, n, _, flip, how, offset):
+    """(words, how many per row, their owner): sorted rows"""
     chunks, total = blocks(n, CHUNK), rows * n
-    front, back = (_memory(gpu, total, wide) for _ in range(2))
-    kernel = _chunks(dtype, True, wide, offset)
-    kernel(gpu, (rows * chunks, 1, 1), x, x, *front[:2], n, chunks, CHUNK, n, flip)
-    run = CHUNK
+    memory, owner = gpu.allocate(16 * total)
+    front, back = memory, memory + 8 * total
+    kernel = _chunks(dtype, True, *how, offset)
+    kernel(gpu, (rows * chunks, 1, 1), x, ids, front, n, chunks, CHUNK, n, flip)
+    run, kernel = CHUNK, _merge(offset)
     while run < n:
-        kernel = _merge(wide, offset)
-        kernel(gpu, (blocks(total, BLOCK), 1, 1), *front[:2], *back[:2], n, total, run, run.bit_length())
+        kernel(gpu, (blocks(total, BLOCK), 1, 1), front, back, n, total, run, run.bit_length())
         front, back, run = back, front, 2 * run
-    return *front[:2], n, [front[2], back[2]]
+    return front, n, owner
 
 
 def variants_of_order():
     """Kernels of every size and width, for the room sort."""
     from .dims import NARROW
 
-    found = {f"{d} {n}": _short(d, n, True, NARROW) for d in ("f16", "f32") for n in (32, 1024, 4096)}
-    found |= {"i64 1024": _short("i64", 1024, True, NARROW), "i64 4096": _short("i64", 4096, True, NARROW)}
-    found |= {"chunks f32": _chunks("f32", True, False, NARROW), "chunks i64": _chunks("i64", True, True, NARROW)}
-    found |= {"merge": _merge(False, NARROW), "merge wide": _merge(True, NARROW)}
-    return found | {"finish f32": _finish("f32", True, False, NARROW)}
+    found = {f"{d} {n}": _short(d, n, False, True, 0, NARROW) for d in ("f16", "f32") for n in (32, 1024, 4096)}
+    found["i64 4096, upper half"] = _short("i64", 4096, True, True, 32, NARROW)
+    found |= {"chunks f32": _chunks("f32", True, False, 0, 32, NARROW), "merge": _merge(NARROW)}
+    return found | {"finish f32": _finish("f32", False, True, 32, NARROW)}
