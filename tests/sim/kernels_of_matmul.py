@@ -87,3 +87,32 @@ def attention(
         highest = higher
     at = o_ptr + base + m[:, None] * D + d[None, :]
     tl.store(at, (total / weight[:, None]).to(o_ptr.dtype.element_ty), mask=m[:, None] < T)
+
+
+@triton.jit
+def add_through_descriptors(x_ptr, out_ptr, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Each program adds one tile to the output, atomically."""
+    x = tl.make_tensor_descriptor(x_ptr, shape=[rows, columns], strides=[columns, 1], block_shape=[ROWS, COLUMNS])
+    out = tl.make_tensor_descriptor(out_ptr, shape=[rows, columns], strides=[columns, 1], block_shape=[ROWS, COLUMNS])
+    out.atomic_add([0, 0], x.load([0, 0]))
+
+
+@triton.jit
+def scaled_product(a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, c_ptr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    """C = A @ B of e5m2 with a power of two for each 32 elements along K, as in the MX formats."""
+    m, n, k, s = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K), tl.arange(0, K // 32)
+    a = tl.load(a_ptr + m[:, None] * K + k[None, :])
+    b = tl.load(b_ptr + k[:, None] * N + n[None, :])
+    a_scale = tl.load(a_scale_ptr + m[:, None] * (K // 32) + s[None, :])
+    b_scale = tl.load(b_scale_ptr + n[:, None] * (K // 32) + s[None, :])
+    c = tl.dot_scaled(a, a_scale, "e5m2", b, b_scale, "e5m2")
+    tl.store(c_ptr + m[:, None] * N + n[None, :], c)
+
+
+@triton.jit
+def half_accumulator(a_ptr, b_ptr, c_ptr, SIZE: tl.constexpr):
+    """C = A @ B of transposed float16 operands, accumulated in float16."""
+    at = tl.arange(0, SIZE)
+    a = tl.trans(tl.load(a_ptr + at[:, None] * SIZE + at[None, :]))
+    b = tl.trans(tl.load(b_ptr + at[:, None] * SIZE + at[None, :]))
+    tl.store(c_ptr + at[:, None] * SIZE + at[None, :], tl.dot(a, b, out_dtype=tl.float16))

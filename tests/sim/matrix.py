@@ -62,7 +62,7 @@ def accumulate(a, b, c, saturate=False):
     """a @ b + c in the accumulator's type."""
     exact = np.matmul(a, b)
     if c.dtype.kind == "f":
-        return (exact + c).astype(c.dtype)
+        return (exact + c.astype(exact.dtype)).astype(c.dtype)
     total = exact.astype(I64) + c
     return np.clip(total, -(2**31), 2**31 - 1).astype(I32) if saturate else total.astype(I32)
 

@@ -81,13 +81,14 @@ class Global:
 
     def add(self, address, nbytes, name="", readonly=False):
         """Makes `nbytes` bytes at a host address known; `name` is for reports."""
+        if address not in self.buffers:
+            bisect.insort(self.starts, address)
         self.buffers[address] = Buffer(address, nbytes, name or f"{address:#x}", readonly)
-        self.starts = sorted(self.buffers)
         self.last = None
 
     def remove(self, address):
         del self.buffers[address]
-        self.starts = sorted(self.buffers)
+        del self.starts[bisect.bisect_left(self.starts, address)]
         self.last = None
 
     def poison(self, address, value=0xA5):

@@ -116,3 +116,42 @@ def test_attention(arch, causal):
     # p is rounded to float16 before the second product, the output after it; the float32 parts are far below
     bound = 2.0**-10 * (p @ np.abs(v.astype(F64))) + 2.0**-11 * np.abs(p @ v.astype(F64))
     assert (np.abs(out - p @ v.astype(F64)) <= bound).all()
+
+
+@pytest.mark.parametrize("arch", (80, 90, 120))
+@pytest.mark.parametrize("dtype", (BF16, F32))
+def test_tiles_that_add_to_memory(arch, dtype):
+    """Reductions through TMA from sm_90 on; element types by their code in the tensor map."""
+    x = np.random.default_rng(3).integers(-9, 9, (20, 48)).astype(dtype)
+    out = np.ones_like(x)
+    consts = {"ROWS": 32, "COLUMNS": 64}
+    launch(kernels.add_through_descriptors, arch, [x, out, 20, 48], consts, grid=(3,))
+    assert (out.astype(F64) == 1 + 3 * x.astype(F64)).all()
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_block_scaled_products(arch):
+    """sm_120 has instructions for it, the others multiply first."""
+    rng = np.random.default_rng(4)
+    size = 64
+    a, b = (rng.standard_normal((size, size)).astype(E5M2) for _ in range(2))
+    scales = [rng.integers(124, 131, (size, size // 32)).astype(np.uint8) for _ in range(2)]
+    c = np.zeros((size, size), F32)
+    sizes = {"M": size, "N": size, "K": size}
+    launch(kernels.scaled_product, arch, [a, scales[0], b, scales[1], c], sizes)
+    factors = [np.repeat(np.exp2(scale - 127.0), 32, axis=1) for scale in scales]
+    assert_product(c, a.astype(F64) * factors[0], b.astype(F64) * factors[1].T)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+def test_half_accumulators(arch):
+    a, b = operands(F16, 64, 64, 64)
+    c = np.zeros((64, 64), F16)
+    given = [np.ascontiguousarray(array.T) for array in (a, b)]
+    launch(kernels.half_accumulator, arch, [*given, c], {"SIZE": 64})
+    assert_product(c, a, b, 2.0**-11)
+
+
+def test_ada_has_the_8_bit_floats_of_hopper_and_the_instructions_of_ampere():
+    a, b = operands(E4M3, 64, 64, 64)
+    assert_product(matmul(89, a, b, F32, num_stages=2), a, b)

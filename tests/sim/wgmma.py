@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.sim.decode import BOOL, TYPES, U32, U64, op
+from tests.sim.decode import BOOL, F16, TYPES, U32, U64, op
 from tests.sim.errors import Divergence, NotWaited, OutOfBounds, SharedRace, UnwrittenRead
 from tests.sim.matrix import ELEMENTS, accumulate, fragment_a, gather, shape_of
 from tests.sim.memory import SHIFTS
@@ -84,7 +84,8 @@ class Operands:
         self.m, self.n, self.k = shape_of(ins)
         kind_d, self.kind_a, self.kind_b = ins.parts[-3:]
         kind_d = kind_d.replace("satfinite", "s32")
-        self.dtype = TYPES[kind_d]
+        self.half = kind_d == "f16"  # two accumulators in a register
+        self.dtype = U32 if self.half else TYPES[kind_d]
         names = decoder.vector(ins.args[0])
         self.reads = [decoder.source(name, self.dtype) for name in names]
         self.writes = [decoder.target(name, self.dtype) for name in names]
@@ -151,13 +152,16 @@ def product(machine, act, groups, o):
     machine.products.add(groups, np.concatenate([*used, flat], axis=1))
     machine.collect(o.slots)
     rows = gather(machine, o.reads)  # registers: column pairs fastest, then row halves, then blocks of 8 columns
-    old = rows.reshape(o.n // 8, 2, 2, -1, 4, 8, 4).transpose(3, 4, 1, 5, 0, 6, 2).reshape(-1, 64, o.n)
+    if o.half:
+        old = rows.view(F16).reshape(o.n // 8, 2, -1, 4, 8, 4, 2).transpose(2, 3, 1, 4, 0, 5, 6).reshape(-1, 64, o.n)
+    else:
+        old = rows.reshape(o.n // 8, 2, 2, -1, 4, 8, 4).transpose(3, 4, 1, 5, 0, 6, 2).reshape(-1, 64, o.n)
     keep = o.scale(registers)[first].astype(bool)
-    old = np.where(keep[:, None, None], old[groups], 0).astype(o.dtype)
-    new = np.zeros((machine.lanes // 128, 64, o.n), o.dtype)
+    old = np.where(keep[:, None, None], old[groups], old.dtype.type(0))
+    new = np.zeros((machine.lanes // 128, 64, o.n), old.dtype)
     new[groups] = accumulate(a, b.swapaxes(1, 2), old)
-    out = new.reshape(-1, 4, 2, 8, o.n // 8, 4, 2).transpose(4, 2, 6, 0, 1, 3, 5)
-    for write, row in zip(o.writes, np.ascontiguousarray(out).reshape(o.n // 2, -1)):
+    new = new.reshape(-1, 4, 2, 8, o.n // 8, 4, 2).transpose(4, 2, *((0, 1, 3, 5, 6) if o.half else (6, 0, 1, 3, 5)))
+    for write, row in zip(o.writes, np.ascontiguousarray(new).view(o.dtype).reshape(len(o.writes), -1)):
         write(registers, row, act)
     if act is None:
         machine.withhold(o.slots)
