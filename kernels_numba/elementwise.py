@@ -8,6 +8,7 @@ inner stride in elements, inner and row stride in bytes, value; per outer dim, i
 operand's stride in bytes. An operand with address 0 is the number in its fifth word.
 """
 
+import ast
 import functools
 
 from . import functions
@@ -119,12 +120,35 @@ TERNARY = {
 }
 EXPRESSIONS = {name: row for table in (UNARY, BINARY, TERNARY) for name, row in table.items()}
 OPERANDS = {"where": "cxy"}
+LETTERS = "xyzuvwpqrkl"  # names of the operands of other rows
 
 
 def expression(name, compute):
     """Source of op `name` for operands of the computing dtype `compute`, or None."""
     kind = "f" if compute in ("f32", "f64") else "b" if compute == "bool" else "i"
     return next((text for kinds, text in EXPRESSIONS.get(name, {}).items() if kind in kinds), None)
+
+
+def composed(source):
+    """Statements of a fused function: `name = row.kind(arguments)` becomes `name = expression`; the last returns."""
+    lines = []
+    for step in ast.parse(source).body:
+        call = step.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+            row, kind = call.func.value.id, call.func.attr
+            text = next(text for kinds, text in EXPRESSIONS[row].items() if kind in kinds)
+            given = dict(zip(OPERANDS.get(row, "xyz"), call.args))
+            step.value = _Given(given).visit(ast.parse(text, mode="eval").body)
+        lines.append(ast.unparse(ast.fix_missing_locations(step)))
+    return lines
+
+
+class _Given(ast.NodeTransformer):
+    def __init__(self, given):
+        self.given = given
+
+    def visit_Name(self, node):
+        return self.given.get(node.id, node)
 
 
 # ---- the strided template --------------------------------------------------------------------------------------------
@@ -226,8 +250,9 @@ def build(name, compute, out, *operands, source=None):
     text = source or expression(name, compute)
     if text is None:
         return None
-    names = OPERANDS.get(name, "xyz"[: len(operands)])
-    function = functions.inline(f"def function({', '.join(names)}):\n    return {text}", compute)
+    names = OPERANDS.get(name, LETTERS[: len(operands)])
+    body = "\n    ".join(composed(text)) if name == "fused" else f"return {text}"
+    function = functions.inline(f"def function({', '.join(names)}):\n    {body}", compute)
     scope = {"function": function, "arg": arg, "store": storer(out)} | _walk(len(names) + 1)
     for k, dtype in zip(names, operands):
         scope |= {f"load_{k}": loader(dtype), f"cast_{k}": caster("bool" if k == "c" else compute)}

@@ -45,7 +45,8 @@ def loaded(value, dtype):
     if dtype == "bool":
         return f"({value} != 0)"
     if dtype in KINDS:
-        return f"widened({value}, {KINDS[dtype]}).to(tl.float32)"
+        value = f"widened({value}, 4)" if dtype == "f8e4m3" else f"upper_f16({value})"
+        return f"{value}.to(tl.float32)"
     return f"{value}.to(tl.float32)" if dtype in ("f16", "bf16") else value
 
 
@@ -95,6 +96,12 @@ def to_integer(
         return tl.where(x != x, tl.full((), 0, TYPE), value)
     else:
         return x.to(TYPE)
+
+
+@triton.jit
+def upper_f16(x):
+    """f8e5m2 as f16: its upper byte."""
+    return (x.to(tl.uint16) << 8).to(tl.float16, bitcast=True)
 
 
 @triton.jit

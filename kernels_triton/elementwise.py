@@ -20,10 +20,9 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from . import convert, float8, functions
-from .expressions import OPERANDS, expression, translated
+from .expressions import LETTERS, OPERANDS, composed, expression, translated
 from .launch import Kernel, blocks, pick, power_of_2
 
-LETTERS = "xyzuvwpqrst"  # names of operands
 BYTES = {
     80: 4096,
     "gfx942": 8192,
@@ -51,7 +50,11 @@ class Row:
     def __init__(self, name, compute, out, operands, source):
         self.names = OPERANDS.get(name, LETTERS[: len(operands)])
         self.compute, self.dtypes = compute, dict(zip("o" + self.names, (out, *operands), strict=True))
-        self.name, self.value = f"{name}_elements", convert.converted(translated(source, compute), out)
+        steps, value = composed(source) if name == "fused" else ([], source)
+        self.steps = [
+            f"{step} = {translated(text, compute)}" for step, text in (line.split(" = ", 1) for line in steps)
+        ]
+        self.name, self.value = f"{name}_elements", convert.converted(translated(value, compute), out)
 
     def type_of(self, name, is_number):
         """The type of an operand's argument."""
@@ -80,7 +83,7 @@ class Row:
 
     def width(self, numbers):
         """Bytes of the widest element, in memory or between."""
-        wide = any(f"{name}(" in self.value for name in functions.IN_F64)
+        wide = any(f"{name}(" in text for name in functions.IN_F64 for text in (*self.steps, self.value))
         return 8 if wide else max(convert.width(d) for k, d in self.dtypes.items() if k not in numbers)
 
     def function(self, numbers, places, whole, parameters, head):
@@ -97,7 +100,12 @@ class Row:
         lines += [f"{k} = {k}_" for k in moving]
         lines += [f"{k} = {self.loaded(k)}" for k in self.names if k not in numbers]
         at, mask, part = places["o"]
-        lines += [f"value = {self.value}", f"if {whole}:", f"    tl.store({at}, value{mask and f', mask={mask}'})"]
+        lines += [
+            *self.steps,
+            f"value = {self.value}",
+            f"if {whole}:",
+            f"    tl.store({at}, value{mask and f', mask={mask}'})",
+        ]
         lines += ["else:", f"    tl.store({at}, value, mask={part})"]
         text = f"def {self.name}({', '.join(['o', *self.names, *parameters])}):\n    " + "\n    ".join(lines) + "\n"
         return compiled(self.name, text)
@@ -240,7 +248,10 @@ def build(name, *params, source=None):
     text = source() if callable(source) else source or expression(name, compute)
     if text is None:
         return None
-    row = Row(name, compute, out, operands, text)
+    try:
+        row = Row(name, compute, out, operands, text)
+    except KeyError:  # a function that there is no row of
+        return None
     launch, kernels, most = strided(row), {}, 5 * len(params) - 1  # where the operands' words end
 
     def plan(gpu, words):

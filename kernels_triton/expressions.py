@@ -116,12 +116,35 @@ TERNARY = {
 }
 EXPRESSIONS = {name: row for table in (UNARY, BINARY, TERNARY) for name, row in table.items()}
 OPERANDS = {"where": "cxy"}
+LETTERS = "xyzuvwpqrkl"  # names of the operands of other rows
 
 
 def expression(name, compute):
     """Source of op `name` for operands of the computing dtype `compute`, or None."""
     kind = "f" if compute in ("f32", "f64") else "b" if compute == "bool" else "i"
     return next((text for kinds, text in EXPRESSIONS.get(name, {}).items() if kind in kinds), None)
+
+
+def composed(source):
+    """The steps of a fused function, `name = row.kind(arguments)`, as `name = expression`: (statements, the result)."""
+    lines = []
+    for step in ast.parse(source).body:
+        call = step.value
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+            row, kind = call.func.value.id, call.func.attr
+            text = next(text for kinds, text in EXPRESSIONS[row].items() if kind in kinds)
+            given = dict(zip(OPERANDS.get(row, "xyz"), call.args))
+            step.value = _Given(given).visit(ast.parse(text, mode="eval").body)
+        lines.append(ast.unparse(ast.fix_missing_locations(step)))
+    return lines[:-1], lines[-1].removeprefix("return ")
+
+
+class _Given(ast.NodeTransformer):
+    def __init__(self, given):
+        self.given = given
+
+    def visit_Name(self, node):
+        return self.given.get(node.id, node)
 
 
 # ---- translation -----------------------------------------------------------------------------------------------------

@@ -137,11 +137,13 @@ _FUNCTIONS = (
 _MODULES = {"linalg": "lapack", "fft": "fft"}  # torch's modules, where tensorlib.ops has functions of their names
 
 
-_SUBMODULES = frozenset("array_api custom io names nn ops quant testing".split())
+_SUBMODULES = frozenset("array_api custom fusion io names nn ops quant testing".split())
 
 
 def __getattr__(name):
     """Functions on tensors (`tensorlib.exp`) and submodules (`tensorlib.nn`), when first used."""
+    if name == "fuse":
+        return importlib.import_module("tensorlib.fusion").fuse
     if name in _MODULES:
         return importlib.import_module(f"tensorlib.ops.{_MODULES[name]}")
     if name in _SUBMODULES:  # before the search below, which imports every op

@@ -32,6 +32,10 @@ class DeviceError(TensorlibError, RuntimeError):
     """A device that is missing, or operands that live on different devices."""
 
 
+class FuseError(DTypeError, AttributeError):
+    """Something in a fused function that is no elementwise op on its arguments."""
+
+
 class NoKernel(TensorlibError, NotImplementedError):
     """No kernel for this operation and dtype on this device."""
 

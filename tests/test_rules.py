@@ -21,7 +21,7 @@ LAYERS = (
     ("backend", "device", "capture", "memo"),
     ("ops", "quant", "random"),
     ("autograd",),
-    ("tensor", "custom", "names"),
+    ("tensor", "custom", "fusion", "names"),
     ("nn", "optim", "array_api", "testing"),
     ("io", "onnx", "distributed"),
 )

@@ -18,6 +18,7 @@ _plans: dict = {}
 SOURCES: dict = {}  # expressions of ops that users wrote (tensorlib/custom.py), by the name of their row
 _RAW = {1: "u8", 2: "u16", 4: "u32", 8: "u64"}  # copies move bits: one kernel per width
 SMALL = 1 << 12  # elements below which the order of a copy does not matter
+tracers = 0  # how many threads trace a function (tensorlib/fusion.py): its operands say themselves what an op does
 COSTLY = 8  # what a mathematical function counts in additions, to decide whether threads pay
 
 
@@ -68,6 +69,10 @@ def function_of(op, name, module):
 
 def apply(op, *operands, out=None):
     """Runs a row on operands (Arrays or numbers), into `out` or a new Array of the first Array's class."""
+    if tracers:
+        for x in operands:
+            if hasattr(x, "traced"):
+                return x.traced(op, operands, out)
     operands = [x if isinstance(x, Array) else number(op.name, x) for x in operands]
     plan = _plan(op, operands)
     arrays = [x for x in operands if isinstance(x, Array)]
@@ -196,9 +201,10 @@ def launch(kernel, out, operands, cost=1):
             words += [x.ptr, 1, x.dtype.itemsize, 0, 0] if isinstance(x, Array) else [0, 0, 0, 0, x]
     else:
         sizes, strides = collapse(out.layout, *(x.layout.expand(shape) for x in arrays))
-        if out.numel() >= SMALL and out.is_contiguous() and any(map(_turned, strides[1:])):
+        turned = _turned if out.device.type == "cpu" else _apart
+        if out.numel() >= SMALL and out.is_contiguous() and any(map(turned, strides[1:])):
             steps = iter(strides[1:])  # a transposing copy is several times faster than strided reads
-            operands = [clone(x) if isinstance(x, Array) and _turned(next(steps)) else x for x in operands]
+            operands = [clone(x) if isinstance(x, Array) and turned(next(steps)) else x for x in operands]
             return launch(kernel, out, operands, cost)
         words = _strided_words(out, operands, sizes, strides)
     backend.launch(kernel, words, work=out.numel() * cost, reads=arrays, writes=(out,))
@@ -207,6 +213,11 @@ def launch(kernel, out, operands, cost=1):
 def _turned(steps):
     """Whether these strides are those of a transposed matrix, every element once."""
     return steps[-1] != 1 and 1 in steps and 0 not in steps
+
+
+def _apart(steps):
+    """The same, where tiles of the two innermost dims do not turn it either."""
+    return _turned(steps) and steps[-2] != 1
 
 
 def clone(x):
@@ -250,6 +261,8 @@ def cast(x, dtype, copy=False):
     dtype = _dtype.get(dtype)
     if x.dtype is dtype and not copy:
         return x
+    if tracers and hasattr(x, "traced"):
+        return x.to(dtype)
     return copy_into(type(x).empty(x.shape, dtype, x.device), x)
 
 
