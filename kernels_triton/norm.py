@@ -16,6 +16,7 @@ import triton.language as tl
 from . import gated, norm_vjp
 from .dims import LIMIT, WIDTH, offset_of
 from .launch import Kernel, blocks, power_of_2
+from .norm_vjp import row_moments
 from .ordering import order
 from .softmax import warps_of
 from .tiles import byte_table, cells, mean_of, reach
@@ -63,18 +64,7 @@ def norm_long(
     x += offset_of(p, n0, n1, n2, 1, xs0, xs1, xs2, xs3, ND)
     out += offset_of(p, n0, n1, n2, 1, os0, os1, os2, os3, ND)
     c = tl.arange(0, R)
-    mean = 0.0
-    if CENTRED:
-        total = tl.zeros([R], tl.float32)
-        for at in tl.range(0, n, R):
-            total += tl.load(x + at + c, mask=at + c < n, other=0.0).to(tl.float32)
-        mean = mean_of(tl.sum(total, 0), n, share)
-    total = tl.zeros([R], tl.float32)
-    for at in tl.range(0, n, R):
-        v = tl.load(x + at + c, mask=at + c < n, other=0.0).to(tl.float32)
-        v = tl.where(at + c < n, v - mean, 0.0)
-        total += v * v
-    root = tl.rsqrt(tl.sum(total, 0) * share + eps)
+    mean, root = row_moments(x, n, eps, share, CENTRED, R)
     for at in tl.range(0, n, R):
         inside = at + c < n
         y = (tl.load(x + at + c, mask=inside, other=0.0).to(tl.float32) - mean) * root

@@ -62,6 +62,37 @@ def norm_vjp_rows(
 
 
 @triton.jit
+def row_moments(row, n, eps, share, CENTRED: tl.constexpr, R: tl.constexpr):
+    """(mean, or 0 if not CENTRED; 1 / root of the mean square around it + eps) of a long row."""
+    c = tl.arange(0, R)
+    mean = 0.0
+    if CENTRED:
+        sums = tl.zeros([R], tl.float32)
+        for at in tl.range(0, n, R):
+            sums += tl.load(row + at + c, mask=at + c < n, other=0.0).to(tl.float32)
+        mean = mean_of(tl.sum(sums, 0), n, share)
+    squares = tl.zeros([R], tl.float32)
+    for at in tl.range(0, n, R):
+        v = tl.load(row + at + c, mask=at + c < n, other=0.0).to(tl.float32)
+        v = tl.where(at + c < n, v - mean, 0.0)
+        squares += v * v
+    return mean, tl.rsqrt(tl.sum(squares, 0) * share + eps)
+
+
+@triton.jit
+def piece(row, slopes, w, mean, root, offset, n, at, WEIGHT: tl.constexpr, R: tl.constexpr):
+    """(whether inside, u, g, h) of a piece of a long row."""
+    c = at + tl.arange(0, R)
+    inside = c < n
+    u = (tl.load(row + c, mask=inside, other=0.0).to(tl.float32) - mean) * root
+    g = tl.load(slopes + c, mask=inside, other=0.0).to(tl.float32)
+    scale = 1.0 + offset
+    if WEIGHT:
+        scale = tl.load(w + c, mask=inside, other=0.0).to(tl.float32) + offset
+    return inside, u, g, g * scale
+
+
+@triton.jit
 def norm_vjp_long(
     x, w, g, dx, sums, plain, rows, per, n, eps, offset, share,
     n0, n1, n2, xs0, xs1, xs2, xs3, gs0, gs1, gs2, gs3, ds0, ds1, ds2, ds3,
@@ -70,59 +101,31 @@ def norm_vjp_long(
 ):  # fmt: skip
     """The same of long rows: every pass reads them anew, and sums are kept in the tables."""
     block = tl.program_id(0).to(rows.dtype)
-    c = tl.arange(0, R)
     start = block * per
     end = tl.minimum(start + per, rows)
+    sums += block * n + tl.arange(0, R)
+    plain += block * n + tl.arange(0, R)
     for p in tl.range(start, end, 1):
         row = x + offset_of(p, n0, n1, n2, 1, xs0, xs1, xs2, xs3, ND)
         slopes = g + offset_of(p, n0, n1, n2, 1, gs0, gs1, gs2, gs3, ND)
-        to = dx + offset_of(p, n0, n1, n2, 1, ds0, ds1, ds2, ds3, ND)
-        mean = 0.0
-        total = tl.zeros([R], tl.float32)
-        if CENTRED:
-            for at in tl.range(0, n, R):
-                total += tl.load(row + at + c, mask=at + c < n, other=0.0).to(tl.float32)
-            mean = mean_of(tl.sum(total, 0), n, share)
-        total = tl.zeros([R], tl.float32)
-        for at in tl.range(0, n, R):
-            v = tl.load(row + at + c, mask=at + c < n, other=0.0).to(tl.float32)
-            v = tl.where(at + c < n, v - mean, 0.0)
-            total += v * v
-        root = tl.rsqrt(tl.sum(total, 0) * share + eps)
+        to = dx + offset_of(p, n0, n1, n2, 1, ds0, ds1, ds2, ds3, ND) + tl.arange(0, R)
+        mean, root = row_moments(row, n, eps, share, CENTRED, R)
         of_h = tl.zeros([R], tl.float32)
         of_hu = tl.zeros([R], tl.float32)
         for at in tl.range(0, n, R):
-            inside = at + c < n
-            u = (tl.load(row + at + c, mask=inside, other=0.0).to(tl.float32) - mean) * root
-            h = tl.load(slopes + at + c, mask=inside, other=0.0).to(tl.float32)
-            if WEIGHT:
-                h *= tl.load(w + at + c, mask=inside, other=0.0).to(tl.float32) + offset
-            else:
-                h *= 1.0 + offset
+            _, u, _, h = piece(row, slopes, w, mean, root, offset, n, at, WEIGHT, R)
             of_h += h
-            of_hu += h * u
-        mean_h = tl.sum(of_h, 0) * share
+            of_hu += tl.where(at + tl.arange(0, R) < n, h * u, 0.0)
+        mean_h = tl.sum(of_h, 0) * share if CENTRED else 0.0
         mean_hu = tl.sum(of_hu, 0) * share
         for at in tl.range(0, n, R):
-            inside = at + c < n
-            u = (tl.load(row + at + c, mask=inside, other=0.0).to(tl.float32) - mean) * root
-            slope = tl.load(slopes + at + c, mask=inside, other=0.0).to(tl.float32)
-            h = slope
-            if WEIGHT:
-                h *= tl.load(w + at + c, mask=inside, other=0.0).to(tl.float32) + offset
-            else:
-                h *= 1.0 + offset
-            y = h - u * mean_hu
-            if CENTRED:
-                y -= mean_h
-            tl.store(to + at + c, (y * root).to(dx.dtype.element_ty), mask=inside)
+            inside, u, slope, h = piece(row, slopes, w, mean, root, offset, n, at, WEIGHT, R)
+            tl.store(to + at, ((h - mean_h - u * mean_hu) * root).to(dx.dtype.element_ty), mask=inside)
             later = inside & (p > start)
             if SUMS:
-                before = tl.load(sums + (block * n + at) + c, mask=later, other=0.0)
-                tl.store(sums + (block * n + at) + c, before + slope * u, mask=inside)
+                tl.store(sums + at, tl.load(sums + at, mask=later, other=0.0) + slope * u, mask=inside)
             if PLAIN:
-                before = tl.load(plain + (block * n + at) + c, mask=later, other=0.0)
-                tl.store(plain + (block * n + at) + c, before + slope, mask=inside)
+                tl.store(plain + at, tl.load(plain + at, mask=later, other=0.0) + slope, mask=inside)
 
 
 @functools.cache
