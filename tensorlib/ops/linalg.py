@@ -6,6 +6,7 @@ f64 for f64, and modulo 2**bits for integers; a float result is within K u sum |
 """
 
 import functools
+from collections import namedtuple
 from math import prod
 
 from tensorlib import backend
@@ -272,34 +273,44 @@ def _cut(out, a, b, dim):
 
 
 def _gemm(out, a, b, bias, accumulate):
-    (m, n), k, batch = out.shape[-2:], a.shape[-1], out.shape[:-2]
     compute, size = ("f64", 8) if out.dtype.name == "f64" else ("f32", 4)
-    own = tuple(count if stride else 1 for count, stride in zip(batch, a.strides[:-2], strict=False))
-    # a's own matrices, not those it is broadcast to; tiles are 16 rows high at most, and padded by at most 8 per row
-    nbytes = prod(own) * (m + 16) * (k + 8) * size
-    if nbytes > PACKED_BYTES and (prod(own) > 1 or m > 64):
-        dim = next((d for d, count in enumerate(own) if count > 1), -2)
-        for o, x, *w in _cut(out, a, b, dim):
+    threads = backend.threads(out.device.type)
+    plan = _plan(out.shape, out.strides, a.shape[-1], a.strides, b.strides, size, threads, PACKED_BYTES)
+    if plan.cut is not None:
+        for o, x, *w in _cut(out, a, b, plan.cut):
             _gemm(o, x, *(w or [b]), bias, accumulate)
         return
-    packed = Array.empty((nbytes,), "u8", out.device)
-    _pack(packed, a, own, compute)
-    threads = backend.threads(out.device.type)
+    scratch = Array.empty((plan.nbytes,), "u8", out.device)
+    packed = scratch.ptr + plan.packed
+    kernel = backend.kernel("matmul", "pack", a.dtype.name, compute, device=a.device.type)
+    backend.launch(kernel, [a.ptr, packed, *plan.pack], plan.elements, (a,), (scratch,))
+    kernel = backend.kernel("matmul", "gemm", b.dtype.name, out.dtype.name, compute, device=out.device.type)
+    words = [packed, b.ptr, out.ptr, *plan.sizes, *_bias_words(bias), int(accumulate), *plan.blocks, scratch.ptr]
+    reads = _reads(scratch, b, bias, out, accumulate)
+    backend.launch(kernel, [*words, *plan.rest], out.numel() * a.shape[-1] // 16, reads, (out, scratch))
+
+
+# nbytes of scratch, from byte `packed` on A's tiles; how many `elements` A has; words of the kernels, in their order
+_Plan = namedtuple("_Plan", "cut nbytes packed elements pack sizes blocks rest")
+
+
+@functools.lru_cache(4096)  # Python's part of a product of 256 x 256 matrices would be half of its time
+def _plan(shape, strides, k, a_strides, b_strides, size, threads, most):
+    """What `_gemm` does that depends on shapes and strides alone; `cut` is the dim to cut along, or None."""
+    (m, n), batch = shape[-2:], shape[:-2]
+    own = tuple(count if stride else 1 for count, stride in zip(batch, a_strides[:-2], strict=False))
+    # a's own matrices, not those it is broadcast to; tiles are 16 rows high at most, and padded by at most 8 per row
+    nbytes = prod(own) * (m + 16) * (k + 8) * size
+    if nbytes > most and (prod(own) > 1 or m > 64):
+        cut = next((d for d, count in enumerate(own) if count > 1), -2)
+        return _Plan(cut, *[None] * 7)
     blocks = max(1, -(-k // DEPTH))
     depth, group = max(1, -(-k // (16 * blocks))) * 16, min(GROUP, -(-n // 32) * 32)
     per_thread = size * group * (depth + 16 + (m if blocks > 1 else 0))
-    scratch = Array.empty((threads * per_thread,), "u8", out.device)
     parts = min(-(-m // 64), max(1, 2 * threads // (-(-n // 32) * prod(batch))))
-    words = [packed.ptr, b.ptr, out.ptr, m, n, k, *b.strides[-2:], out.strides[-2], *_bias_words(bias), int(accumulate)]
-    words += [parts, group, depth, scratch.ptr, per_thread, threads]
-    matrices = packed.view(Layout((*own, 1, 1), (*_layout.strides_of(own), 1, 1)).expand((*batch, 1, 1)))
-    kernel = backend.kernel("matmul", "gemm", b.dtype.name, out.dtype.name, compute, device=out.device.type)
-    reads = _reads(packed, b, bias, out, accumulate)
-    backend.launch(kernel, [*words, *_batch(out, matrices, b)], out.numel() * k // 16, reads, (out, scratch))
-
-
-def _pack(packed, a, own, compute):
-    kernel = backend.kernel("matmul", "pack", a.dtype.name, compute, device=a.device.type)
-    words = [a.ptr, packed.ptr, a.shape[-2], a.shape[-1], *a.strides[-2:], len(own)]
-    words += [w for pair in zip(own, a.strides[:-2], strict=False) for w in pair]
-    backend.launch(kernel, words, prod(own) * a.shape[-2] * a.shape[-1], (a,), (packed,))
+    pack = (m, k, *a_strides[-2:], len(own), *(w for pair in zip(own, a_strides[:-2], strict=False) for w in pair))
+    sizes = (m, n, k, *b_strides[-2:], strides[-2])
+    matrices = Layout((*own, 1, 1), (*_layout.strides_of(own), 1, 1)).expand((*batch, 1, 1))
+    rest = (per_thread, threads, *_batch(Layout(shape, strides), matrices, Layout((*batch, k, n), b_strides)))
+    packed = threads * per_thread
+    return _Plan(None, packed + nbytes, packed, prod(own) * m * k, pack, sizes, (parts, group, depth), rest)
