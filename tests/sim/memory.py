@@ -14,6 +14,8 @@ START = 16  # the flat view begins here, since numpy refuses the null address
 
 ATOMIC = 251  # owner code of bytes that atomics wrote; plain writers have 1 + program % PROGRAM_CODES
 PROGRAM_CODES = 250
+SEVERAL = 254  # readers' code of bytes that more than one program read
+READ_LOG = 64 << 20  # bytes of addresses kept before they are noted in the readers' shadow
 
 
 class HostMemory:
@@ -55,7 +57,18 @@ class Buffer:
     def __init__(self, address, nbytes, name, readonly):
         self.address, self.nbytes, self.name, self.readonly = address, nbytes, name, readonly
         self.end, self.low = address + nbytes, address & ~15
-        self.owner = self.written = None
+        self.owner = self.written = self.readers = None
+
+    def note_readers(self, address, n, codes):
+        """Which program read each byte, or that several did."""
+        if self.readers is None:
+            self.readers = np.zeros((self.end - self.low + 31) & ~15, np.uint8)
+        at = ((address - self.low)[:, None] + np.arange(n)).ravel()
+        mine = np.repeat(codes, n)
+        before = self.readers[at]
+        code = np.where((before == 0) | (before == mine), mine, np.uint8(SEVERAL))
+        self.readers[at] = code
+        self.readers[at[self.readers[at] != code]] = SEVERAL
 
     def shadow(self):
         """Words of the owners' shadow by size; made at the first store of a launch."""
@@ -71,6 +84,7 @@ class Buffer:
             touched = self.owner[1] != 0
             self.written = touched if self.written is None else self.written | touched
             self.owner = None
+        self.readers = None
 
 
 class Global:
@@ -152,17 +166,26 @@ class GridAccess:
 
     def __init__(self, memory, programs):
         self.memory, self.shared_grid = memory, programs > 1
-        self.reads = []
+        self.reads, self.logged = [], 0
         self.released, self.acquired = np.zeros(256, bool), np.zeros(256, bool)
 
     def load(self, address, n, codes, where):
         """The n-byte words at addresses (int64); `codes` are the owner codes of the reading lanes."""
         for buffer, chosen in self.memory.pieces(address, n, where):
             if self.shared_grid and not buffer.readonly:
-                self.reads.append((buffer, pick(address, chosen), n, pick(codes, chosen)))
+                self.note_read(buffer, pick(address, chosen), n, pick(codes, chosen))
                 if buffer.owner is not None:
                     self.check_owner(buffer, pick(address, chosen), n, pick(codes, chosen), where, chosen, "reads")
         return HOST.words[n][HOST.at(address, n)]
+
+    def note_read(self, buffer, address, n, codes):
+        """Keeps a read for `finish`; of large launches in the buffers' shadows."""
+        self.reads.append((buffer, address, n, codes))
+        self.logged += address.nbytes
+        if self.logged > READ_LOG:
+            for entry in self.reads:
+                entry[0].note_readers(*entry[1:])
+            self.reads, self.logged = [], 0
 
     def store(self, address, words, n, codes, where):
         for buffer, chosen in self.memory.pieces(address, n, where):
@@ -233,7 +256,17 @@ class GridAccess:
                 at = address[np.flatnonzero(bad.any(1))[0]] - buffer.address
                 raise GridRace(f"one program reads what another one writes, {at} bytes into buffer {buffer.name}")
         for buffer in self.memory.buffers.values():
-            buffer.settle()
+            if buffer.readers is not None and buffer.owner is not None:
+                self.compare_shadows(buffer)
+
+    def compare_shadows(self, buffer):
+        """The same for the reads that are noted in a shadow."""
+        owner, reader = buffer.owner[1], buffer.readers
+        bad = (owner != 0) & (owner != ATOMIC) & (reader != 0) & (reader != owner)
+        bad &= ~((self.released[reader] | (reader == SEVERAL)) & self.acquired[owner])
+        if bad.any():
+            at = buffer.low + int(np.flatnonzero(bad)[0]) - buffer.address
+            raise GridRace(f"one program reads what another one writes, {at} bytes into buffer {buffer.name}")
 
 
 def pattern(codes, n):

@@ -215,3 +215,18 @@ def test_a_failed_assertion_of_the_kernel():
     x[0] = 1
     launch(kernels.asserting, 80, [x, out], {"BLOCK": 1}, debug=True)
     assert out[0] == 1
+
+
+def test_reads_of_a_large_launch_are_kept_in_less_memory(monkeypatch):
+    """The same checks where the reads are noted byte by byte instead of in a list."""
+    monkeypatch.setattr("tests.sim.memory.READ_LOG", 0)
+    with pytest.raises(errors.GridRace, match="one program reads what another one writes"):
+        x, out = np.ones(1000, np.float32), np.zeros(1, np.float32)
+        launch(kernels.sum_without_atomics, 80, [x, out, 1000], {"BLOCK": 256}, grid=(4,), batch=4, edit=one_writes)
+    assert run_matmul(80) <= 1
+    assert run_softmax(80) <= 1
+
+
+def one_writes(ptx):
+    """Only program 0 stores, so that all stores agree."""
+    return re.sub(r"(@%p\d+) (st\.global\.b32)", r"mov.u32 %r1, %ctaid.x; setp.eq.b32 %p1, %r1, 0; @%p1 \2", ptx)
