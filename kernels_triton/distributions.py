@@ -61,7 +61,7 @@ def floats(
         value = tl.where(value < c, value, c)
     else:
         e = exponential(interleaved(w, v, PER))
-        value = tl.div_rn(e, a + 0 * e) if DTYPE == tl.float32 else e / a
+        value = tl.div_rn(e, a) if DTYPE == tl.float32 else e / a
     tl.store(out_ptr + i, converted(value, out_ptr.dtype.element_ty, KIND), mask=i < n)
 
 
