@@ -91,3 +91,18 @@ def choose(family, arch, wide, m, n, k, batch, units):
         if not wasteful and count(tile, m, n) * batch * most >= units:
             return tile
     return next((t for t in tiles[::-1] if m <= t.m), tiles[0]) if m <= 32 else tiles[-2]
+
+
+# ---- products of groups of rows, each with the weights of its expert ------------------------------------------------
+
+ROWS = (16, 64, 128)  # of a block; tensorlib/ops/moe.py chooses
+_GROUPED = {16: Tile(16, 64, 128, 4, 3), 64: Tile(64, 64, 64, 4, 3), 128: Tile(128, 64, 64, 8, 3)}
+_WIDER = {16: Tile(16, 64, 128, 4, 3), 64: Tile(64, 128, 64, 4, 3), 128: Tile(128, 128, 64, 8, 3)}
+_PLAIN = {16: Tile(16, 32, 32, 4, 2), 64: Tile(64, 32, 16, 4, 2), 128: Tile(128, 32, 16, 8, 2)}
+_LITTLE = {rows: tile._replace(stages=2) for rows, tile in _GROUPED.items()}
+EXPERTS = {75: _PLAIN, 80: _GROUPED, 90: _WIDER, 120: _GROUPED, "gfx942": _LITTLE}
+
+
+def grouped(family, arch, rows):
+    """The tile of a block of so many rows."""
+    return (pick(EXPERTS, arch) if family == "half" else _PLAIN)[rows]

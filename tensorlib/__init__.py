@@ -133,6 +133,7 @@ _FUNCTIONS = (
     "varlen",
     "paged",
     "precision",
+    "moe",
 )
 _MODULES = {"linalg": "lapack", "fft": "fft"}  # torch's modules, where tensorlib.ops has functions of their names
 

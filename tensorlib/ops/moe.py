@@ -1,0 +1,142 @@
+"""Mixtures of experts: each token goes through the few gated MLPs that a router chose for it."""
+
+from tensorlib import backend, tape
+from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.ops import elementwise, index, linalg, movement, norm, reduce, softmax, sort
+from tensorlib.ops.create import zeros
+from tensorlib.ops.precision import get_float32_matmul_precision
+from tensorlib.registry import FLOAT_ONLY, define
+
+BLOCK_ROWS = (16, 64, 128)  # kernels_triton/matmul_configs.py
+MOST_EXPERTS = 512
+
+
+def _ref(np, x, router_logits, w_gate_up, w_down, top_k, normalize=True):
+    """Token by token."""
+    p = np.exp(router_logits - router_logits.max(-1, keepdims=True))
+    p = p / p.sum(-1, keepdims=True)
+    out = np.zeros_like(x)
+    for at in np.ndindex(*x.shape[:-1]):
+        chosen = np.argsort(-p[at], kind="stable")[:top_k]
+        share = p[at][chosen] / (p[at][chosen].sum() if normalize else 1)
+        for e, weight in zip(chosen, share):
+            gate, up = np.split(w_gate_up[e] @ x[at], 2)
+            out[at] += weight * (w_down[e] @ (gate / (1 + np.exp(-gate)) * up))
+    return out
+
+
+def _domain(s, dtype):
+    import numpy as np
+
+    tokens, experts, inner, d = s.integer(1, 5), s.integer(1, 5), s.integer(1, 4), s.integer(1, 5)
+    ranks = np.argsort(s.array((tokens, experts)), -1)  # apart from each other: which are the largest is no question
+    logits = (0.5 * ranks).astype(s.array((), dtype).dtype)
+    weights = s.array((experts, 2 * inner, d), dtype, -2, 2), s.array((experts, d, inner), dtype, -2, 2)
+    return (s.array((tokens, d), dtype, -2, 2), logits, *weights, s.integer(1, experts)), {"normalize": s.boolean()}
+
+
+@define("composite", FLOAT_ONLY, _ref, arity=4, domain=_domain)
+def moe(x, router_logits, w_gate_up, w_down, top_k, normalize=True):
+    """Mixture of experts: the sum over a token's top_k experts of weight * down(silu(gate(x)) * up(x)).
+
+    x (..., D); router_logits (..., E); w_gate_up (E, 2 I, D), gate above up; w_down (E, D, I); result (..., D). Weights
+    are the softmax of the logits over all experts, in f32 or f64; `normalize` makes those of a token's experts sum to 1
+    (Mixtral, Qwen; Shazeer et al. 2017). On a GPU without a gradient it is six launches, and the same at every call.
+    Raises ShapeError, DTypeError.
+
+    >>> from tensorlib.device import Array
+    >>> moe(Array.empty((3, 8)), Array.empty((3, 4)), Array.empty((4, 12, 8)), Array.empty((4, 8, 6)), 2).shape
+    (3, 8)
+    """
+    _check(x, router_logits, w_gate_up, w_down, top_k)
+    tokens, d = movement.reshape(x, (-1, x.shape[-1])), x.shape[-1]
+    logits = movement.reshape(router_logits, (-1, router_logits.shape[-1]))
+    weights, experts = sort.topk(softmax.softmax(elementwise.cast(logits, logits.dtype.compute), -1), top_k)
+    if normalize:
+        weights = elementwise.div(weights, reduce.sum(weights, -1, keepdim=True))
+    operands = (tokens, weights, w_gate_up, w_down)
+    recorded = tape.used and tape.mode.recording and any(map(tape.live, operands))
+    same = {a.dtype.name for a in (x, w_gate_up, w_down)}
+    fused = x.device.type != "cpu" and not recorded and len(same) == 1 and same <= {"f16", "bf16", "f32"}
+    fused = fused and weights.dtype.name == "f32"
+    if fused and tokens.shape[0] and w_down.shape[0] <= MOST_EXPERTS:
+        out = _grouped(tokens, weights, experts, w_gate_up, w_down)
+    else:
+        out = _by_expert(tokens, weights, experts, w_gate_up, w_down)
+    return movement.reshape(out, (*x.shape[:-1], d))
+
+
+def _check(x, router_logits, w_gate_up, w_down, top_k):
+    if w_gate_up.ndim != 3 or w_down.ndim != 3 or not x.ndim or not router_logits.ndim:
+        shapes = [a.shape for a in (x, router_logits, w_gate_up, w_down)]
+        raise ShapeError("moe", f"shapes {shapes}", "(..., D), (..., E), (E, 2 I, D), (E, D, I)", "reshape them")
+    experts, d, inner = w_down.shape
+    wanted = [(*x.shape[:-1], experts), (experts, 2 * inner, d), (experts, d, inner)]
+    shapes = [a.shape for a in (router_logits, w_gate_up, w_down)]
+    if shapes != wanted or x.shape[-1] != d:
+        got = f"x {x.shape}, router_logits {shapes[0]}, w_gate_up {shapes[1]}, w_down {shapes[2]}"
+        raise ShapeError("moe", got, "(..., D), (..., E), (E, 2 I, D), (E, D, I)", "transpose or reshape them")
+    if not 1 <= top_k <= experts:
+        raise ShapeError("moe", f"top_k {top_k}", f"1 to {experts}", "choose as many experts as there are, or fewer")
+    if any(a.dtype.kind != "f" for a in (x, router_logits, w_gate_up, w_down)):
+        dtypes = ", ".join(a.dtype.name for a in (x, router_logits, w_gate_up, w_down))
+        raise DTypeError("moe", dtypes, "floats", "convert them with .to(dtype)")
+
+
+def _by_expert(x, weights, experts, w_gate_up, w_down):
+    """One expert after the other, with the tokens that chose it."""
+    inner = w_down.shape[2]
+    out = zeros(type(x), x.shape, dtype="f64" if x.dtype.name == "f64" else "f32", device=x.device)
+    for e in range(w_down.shape[0]):
+        token, place = index.nonzero(elementwise.eq(experts, e), as_tuple=True)
+        if not token.shape[0]:
+            continue
+        hidden = linalg.linear(index.index_select(x, 0, token), movement.select(w_gate_up, 0, e))
+        gated = norm.swiglu(movement.narrow(hidden, 1, 0, inner), movement.narrow(hidden, 1, inner, inner))
+        y = elementwise.cast(linalg.linear(gated, movement.select(w_down, 0, e)), out.dtype)
+        at = elementwise.add(elementwise.mul(token, weights.shape[1]), place)
+        share = index.index_select(movement.reshape(weights, (-1,)), 0, at)
+        out = index.index_add(out, 0, token, elementwise.mul(y, movement.unsqueeze(share, 1)))
+    return elementwise.cast(out, x.dtype)
+
+
+def _grouped(x, weights, experts, w_gate_up, w_down):
+    """The same on a GPU: choices by expert, both products for all experts at once, the sum over choices."""
+    x, weights, experts, w_gate_up, w_down = map(movement.contiguous, (x, weights, experts, w_gate_up, w_down))
+    (tokens, d), top_k, (many, _, inner) = x.shape, weights.shape[1], w_down.shape
+    n, device, cls = tokens * top_k, x.device, type(x)
+    rows = next((r for r in BLOCK_ROWS[:-1] if n <= r * many), BLOCK_ROWS[-1])
+    blocks = min(
+        n, (n + many * (rows - 1)) // rows
+    )  # at most: each has a choice, each expert's last may be part-filled
+    ids, of_blocks = cls.empty((blocks * rows,), "i32", device), cls.empty((blocks,), "i32", device)
+    places = cls.empty((-(-n // 64) * max(16, 1 << (many - 1).bit_length()),), "i32", device)
+    words = [experts.ptr, ids.ptr, of_blocks.ptr, places.ptr, n, many, rows, blocks]
+    kernel = backend.kernel("moe", "sort", device=device.type)
+    backend.launch(kernel, words, n, (experts,), (ids, of_blocks, places))
+    hidden, parts = cls.empty((n, inner), x.dtype, device), cls.empty((top_k, tokens, d), "f32", device)
+    params = (x.dtype.name, get_float32_matmul_precision() if x.dtype.name == "f32" else "highest")
+    kernel = backend.kernel("moe", "gate_up", *params, device=device.type)
+    words = [x.ptr, w_gate_up.ptr, hidden.ptr, ids.ptr, of_blocks.ptr, n, top_k, many, inner, d, rows, blocks]
+    backend.launch(kernel, words, 2 * n * inner * d, (x, w_gate_up, ids, of_blocks), (hidden,))
+    kernel = backend.kernel("moe", "down", *params, device=device.type)
+    words = [
+        hidden.ptr,
+        w_down.ptr,
+        parts.ptr,
+        ids.ptr,
+        of_blocks.ptr,
+        weights.ptr,
+        n,
+        top_k,
+        many,
+        d,
+        inner,
+        rows,
+        blocks,
+    ]
+    backend.launch(kernel, words, n * inner * d, (hidden, w_down, ids, of_blocks, weights), (parts,))
+    out = cls.empty((tokens, d), x.dtype, device)
+    kernel = backend.kernel("moe", "sum", x.dtype.name, device=device.type)
+    backend.launch(kernel, [parts.ptr, out.ptr, tokens, d, top_k], n * d, (parts,), (out,))
+    return out
