@@ -41,6 +41,7 @@ WIDE = {  # f32
     75: ((32, 32, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
     80: ((64, 16, 4, 2), (32, 32, 8, 2), (16, 32, 8, 1)),
     90: ((64, 32, 4, 2), (32, 32, 8, 2), (16, 32, 8, 1)),
+    100: ((64, 16, 4, 2), (32, 32, 8, 2), (16, 32, 8, 1)),
     120: ((64, 16, 4, 2), (32, 32, 8, 2), (16, 32, 8, 1)),
     "gfx942": ((64, 32, 4, 1), (32, 32, 4, 1), (32, 16, 4, 1)),
 }
@@ -56,7 +57,7 @@ DECODE_WIDE = {
     "gfx942": ((16, 32, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
 }
 FEW = 32  # rows (queries times heads of a KV head) up to which tiles are those of decoding; beyond 16, of 8 warps
-MOST = 64  # segments of the keys
+MOST = 128  # segments of the keys
 LOOSE = ("starts_ptr", "key_starts_ptr", "table_ptr", "start_ptr", "length_ptr", "mask_ptr", "slopes_ptr")
 
 
@@ -134,7 +135,8 @@ def _forward(q, kv, out, index):
         per = made.BM // pack
         count = t // per + sequences if words[32] else blocks(t, per)
         programs = count * (heads // pack)
-        segments = max(1, min(blocks(2 * gpu.units, programs), blocks(words[8], made.BN), MOST)) if few else 1
+        wanted = blocks(2 * gpu.units, programs) if few else 0 if words[31] else gpu.units // programs
+        segments = max(1, min(wanted, blocks(words[8], made.BN), MOST))
         made = made._replace(SPLIT=segments > 1)
         target, stats, more = words[22], words[31], ()
         if segments > 1:

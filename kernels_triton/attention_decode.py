@@ -1,6 +1,7 @@
 """Joins what the segments of a split-KV attention found (flash.py, Config.SPLIT).
 
 A record is D weighted values, relative to the segment's maximum; behind all records stand (maximum, sum) of each.
+Launched by the plans of attention.py, with words of its own.
 """
 
 import functools
@@ -48,3 +49,13 @@ def compiled(out, dims):
 def merge(gpu, out, dims, segments, records, stats, to, t, heads, width, ot, oh):
     """Launches it: `to` [t, heads, width] of dtype `out`, strides in elements."""
     compiled(out, dims)(gpu, (t * heads, 1, 1), to, records, stats, segments, heads, width, ot, oh)
+
+
+def variants(arch):
+    """The kernel for results of heads of 64, 128, 256 dims."""
+    return {f"{out} {dims}": compiled(out, dims) for out in ("f32", "f16") for dims in (64, 128, 256)}
+
+
+def build(name, *params, source=None):
+    """Nothing: on GPUs `forward` of attention.py decodes as well."""
+    return None

@@ -1,0 +1,82 @@
+"""Attention as Triton compiles it, its PTX in the simulator: tiles of 16 bits and of two terms, segments, pages, float8
+read in assembly, gradients.
+"""
+
+import numpy as np
+import pytest
+
+import tensorlib
+from tensorlib.ops import fused
+from tests.sim.host import install
+from tests.sim.interpreted.test_attention import array, check, operands, read, reference, rounded
+from tests.sim.simulated import Simulated
+
+GPUS: dict = {}  # compiled programs are kept
+
+
+@pytest.fixture(params=[80, 90, 120], ids=lambda arch: f"sm_{arch}")
+def device(request):
+    """A device "cuda:0" of the architecture."""
+    gpu = GPUS.setdefault(request.param, Simulated(request.param))
+    install(gpu)
+    yield gpu
+    gpu.check()
+    install(None)
+
+
+CACHES = [("f16", 1), ("f16", 66), ("bf16", 1), ("f32", 1), ("f32", 33), ("f8e4m3", 1), ("f8e5m2", 1)]
+
+
+@pytest.mark.parametrize("kv, t", CACHES)
+def test_queries_in_f32(kv, t, device):
+    q, k, v = operands(np.random.default_rng(t), t, 2, 1, 150, 64, kv, 70 + t)
+    k[0, 3, 5], v[0, 2, 7] = 0.015625, -0.0078125  # subnormal in float8
+    found = fused.attention(array(q), array(k, kv), array(v, kv), array(np.array([70])), window=60)
+    check(read(found), *reference(q, k, v, 70, 70 + t, 59), 2.0**-22 if kv == "f32" else 2.0**-19)
+
+
+def test_nan_in_float8(device):
+    q, k, v = operands(np.random.default_rng(2), 1, 2, 2, 40, 16, "f8e4m3", 40)
+    v[1, 5, 3] = np.nan
+    found = read(fused.attention(array(q), array(k, "f8e4m3"), array(v, "f8e4m3"), 39))
+    assert np.isnan(found[0, 1, 3]) and np.isnan(found).sum() == 1
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_narrow_queries(dtype, device):
+    """At most twice the error of weights rounded to their dtype."""
+    rng = np.random.default_rng(3)
+    q, k, v = (rounded(rng.standard_normal((1, 1, n, 128)), dtype) for n in (80, 130, 130))
+    some = (array(x, dtype) for x in (q, k, v))
+    found = read(tensorlib.scaled_dot_product_attention(*some, is_causal=True))[0].transpose(1, 0, 2)
+    want, bound = reference(q[0].transpose(1, 0, 2), k[0], v[0], 0, 130)
+    narrow = {"f16": 2.0**-10, "bf16": 2.0**-7}[dtype]
+    assert (abs(found - want) <= 2 * narrow * abs(v).max() + 2.0**-24 * bound).all()
+
+
+def test_pages(device):
+    rng = np.random.default_rng(4)
+    pages = [rounded(rng.standard_normal((6, 2, 16, 64)), "f16") for _ in range(2)]
+    table, lengths, counts = np.array([[4, 0], [2, 5]]), [25, 17], [1, 9]
+    q = rng.standard_normal((10, 8, 64)).astype(np.float32)
+    given = (array(table, "i32"), array(np.array(lengths)), array(np.array([0, 1, 10])))
+    found = read(tensorlib.paged_attention(array(q), *(array(p, "f16") for p in pages), *given))
+    for i, n in enumerate(lengths):
+        rows = slice(sum(counts[:i]), sum(counts[: i + 1]))
+        k, v = (np.concatenate(list(p[table[i]]), 1) for p in pages)
+        check(found[rows], *reference(q[rows], k, v, n - counts[i], n), 2.0**-19)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_gradients(dtype, device):
+    rng = np.random.default_rng(5)
+    t, start = 40, 13
+    q, k, v, g = (rounded(rng.standard_normal(s), dtype) for s in ((t, 2, 64), (1, 60, 64), (1, 60, 64), (t, 2, 64)))
+    wide = [tensorlib.from_numpy(x).requires_grad_() for x in (q, k, v)]
+    fused.attention(*wide, start).backward(tensorlib.from_numpy(g))
+    leaves = [array(x, dtype).requires_grad_() for x in (q, k, v)]
+    fused.attention(*leaves, start).backward(array(g, dtype))
+    unit = {"f32": 2.0**-18, "f16": 2.0**-9}[dtype]
+    for x, y in zip(leaves, wide):
+        got, want = read(x.grad), read(y.grad)
+        assert (abs(got - want) <= unit * (abs(want) + abs(want).max())).all(), abs(got - want).max() / abs(want).max()
