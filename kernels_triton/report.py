@@ -5,7 +5,8 @@
 Columns: registers per thread, bytes of stack (spills), bytes of shared memory; global loads and stores by width in bits
 (asynchronous copies and TMA among the loads); the hottest loop's instructions, matrix instructions, and how many of the
 former per one of the latter; conversions from integers (I2F) and compares (SETP) in that loop; and, where the kernel
-says how many items one pass of that loop (or the kernel, if it has none) treats, the instructions per item.
+says how many items one pass of that loop (or the kernel, if it has none) treats, the instructions per item: of a kernel
+without a loop those on the way that whole blocks take.
 """
 
 import argparse
@@ -29,7 +30,7 @@ COLUMNS = (
     "loop", "mma", "per_mma", "i2f", "compares", "per_item",
 )  # fmt: skip
 MMA = re.compile(r"^(HMMA|IMMA|QMMA|DMMA|HGMMA|IGMMA|QGMMA|UTC\w*MMA)\b")
-_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?\w+\s+)?([A-Z][\w.]*)([^;]*);")
+_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?\w+\s+)?([A-Z][\w.]*)([^;]*);")
 _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -66,28 +67,51 @@ def _tool(name, *arguments, binary):
 
 
 def _instructions(sass):
-    """([opcode with its modifiers], {label: place}, [(place, label) of a branch]) of a disassembly."""
-    opcodes, labels, branches = [], {}, []
+    """([opcode with its modifiers], {label: place}, [(place, label) of a branch], places of what may not be executed)
+    of a disassembly.
+    """
+    opcodes, labels, branches, optional = [], {}, [], set()
     for line in sass.splitlines():
         label = re.match(r"\s*(\.L_\w+):", line)
         if label:
             labels[label[1]] = len(opcodes)
         found = _LINE.search(line)
         if found:
-            aim = re.search(r"`\((\.L_\w+)\)", found[2])
-            if found[1].startswith("BRA") and aim:
+            aim = re.search(r"`\((\.L_\w+)\)", found[3])
+            if found[2].startswith("BRA") and aim:
                 branches.append((len(opcodes), aim[1]))
-            opcodes.append(found[1])
-    return opcodes, labels, branches
+            if found[1]:
+                optional.add(len(opcodes))
+            opcodes.append(found[2])
+    return opcodes, labels, branches, optional
+
+
+def _wide_path(opcodes, labels, branches, optional):
+    """How many instructions the shortest way to the end takes that stores most 128 bits at a time: what whole blocks
+    run, where another branch does the ragged end. All of them if there is a loop.
+    """
+    aims = {at: labels.get(label, at + 1) for at, label in branches}
+    if any(aim <= at for at, aim in aims.items()):
+        return len([o for o in opcodes if o != "NOP"])
+    best = [(0, 0)] * (len(opcodes) + 1)
+    for at in reversed(range(len(opcodes))):
+        ways = [best[at + 1]] if at in optional or not opcodes[at].startswith(("BRA", "EXIT", "RET")) else []
+        ways += [best[aims[at]]] if at in aims else [(0, 0)] if opcodes[at].startswith(("EXIT", "RET")) else []
+        wide, length = min(ways or [(0, 0)])
+        best[at] = wide - (opcodes[at].startswith("STG") and ".128" in opcodes[at]), length + (opcodes[at] != "NOP")
+    return best[0][1]
 
 
 def _hot_loop(opcodes, labels, branches):
-    """Opcodes of the innermost loop with most matrix instructions, or most instructions."""
+    """Opcodes of the innermost loop with most matrix instructions (of equal ones the shortest: others mask), else the
+    longest.
+    """
     loops = [(labels[aim], at + 1) for at, aim in branches if labels.get(aim, at + 1) <= at]
     loops = [(a, b) for a, b in loops if b - a > 1]
     inner = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
     bodies = [opcodes[a:b] for a, b in inner]
-    return max(bodies, key=lambda body: (sum(bool(MMA.match(o)) for o in body), len(body)), default=[])
+    count = lambda body: sum(bool(MMA.match(o)) for o in body)  # noqa: E731
+    return max(bodies, key=lambda body: (count(body), -len(body) if count(body) else len(body)), default=[])
 
 
 def _width(opcode):
@@ -104,15 +128,15 @@ def _nvidia(compiled):
     binary = compiled.asm["cubin"]
     usage = _tool("cuobjdump", "-res-usage", binary=binary)
     number = lambda key: int(next(iter(re.findall(rf"{key}:(\d+)", usage)), 0))  # noqa: E731
-    opcodes, labels, branches = _instructions(_tool("nvdisasm", "-c", binary=binary))
-    loop = _hot_loop(opcodes, labels, branches)
+    opcodes, labels, branches, optional = _instructions(_tool("nvdisasm", "-c", binary=binary))
+    loop, path = _hot_loop(opcodes, labels, branches), _wide_path(opcodes, labels, branches, optional)
     opcodes = [o for o in opcodes if o != "NOP"]
     mma = Counter(o.split(".")[0] for o in loop if MMA.match(o)) or Counter(
         o.split(".")[0] for o in opcodes if MMA.match(o)
     )
     count = sum(mma.values())
     return {
-        "registers": number("REG"), "stack": number("STACK"), "instructions": len(opcodes),
+        "registers": number("REG"), "stack": number("STACK"), "instructions": len(opcodes), "path": path,
         "loads": _widths(opcodes, "LDG", "LDGSTS", "UTMALDG"), "stores": _widths(opcodes, "STG"), "loop": len(loop),
         "mma": " ".join(f"{n}x{k}" for k, n in mma.items()),
         "per_mma": f"{len(loop or opcodes) / count:.1f}" if count else "",
@@ -140,8 +164,9 @@ def facts(kernel, arch):
     """The columns of one kernel for one architecture; compiles it."""
     compiled = kernel.compile(target(arch))
     found = _amd(compiled) if isinstance(arch, str) else _nvidia(compiled)
-    executed = found["loop"] or found["instructions"]
+    executed = found["loop"] or found.pop("path", found["instructions"])
     each = f"{executed * 32 * kernel.warps / kernel.items:.2f}" if kernel.items else ""
+    found.pop("path", None)
     return {"shared": compiled.metadata.shared, "warps": kernel.warps, **found, "per_item": each}
 
 
