@@ -60,9 +60,20 @@ def least(instruction, kind, ordinary, quiet):
     chosen = ordinary if instruction.has("NaN") else quiet
     if instruction.has("xorsign"):
         return lambda a, b: np.copysign(chosen(np.abs(a), np.abs(b)), np.copysign(1, a) * np.copysign(1, b)).astype(F32)
-    if kind[0] == "f" and not instruction.has("NaN"):  # +0.0 is greater than -0.0
-        return lambda a, b: np.where((a == 0) & (b == 0) & (np.signbit(a) != (quiet is np.fmin)), b, chosen(a, b))
-    return chosen
+    return zeros_in_order(chosen, quiet is np.fmin)
+
+
+def zeros_in_order(function, least):
+    """min or max for which -0.0 is less than +0.0."""
+
+    def ordered(a, b):
+        found = function(a, b)
+        zero = (a == 0) & (b == 0)
+        if zero.any():
+            found = np.where(zero & (np.signbit(a) != least), b, found)
+        return found
+
+    return ordered
 
 
 def mixed(decoder, ins):

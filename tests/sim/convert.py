@@ -16,7 +16,7 @@ def half_bits(value, kind, down=False):
     if kind == "bf16":
         if down:
             return (np.ascontiguousarray(value, F32).view(U32) >> np.uint32(16)).astype(U16)
-        return f32_to_bf16(value.astype(F32))
+        return f32_to_bf16(value)
     found = value.astype(F16)
     if down:
         back = found.astype(value.dtype)

@@ -39,9 +39,19 @@ def bf16_to_f32(bits):
     return (bits.astype(U32) << np.uint32(16)).view(F32)
 
 
+def odd_f32(value):
+    """float64 to float32 so that a rounding to fewer bits may follow: what is lost sets the last bit."""
+    near = value.astype(F32)
+    back = near.astype(F64)
+    bits, lost = near.view(U32), (back != value) & np.isfinite(back)
+    below = bits - (np.abs(back) > np.abs(value))
+    return np.where(lost, below | np.uint32(1), bits).astype(U32).view(F32)
+
+
 def f32_to_bf16(value):
-    """Round to nearest, ties to even; every NaN becomes the canonical one."""
-    bits = np.ascontiguousarray(value, F32).view(U32)
+    """Round to nearest, ties to even; every NaN becomes the canonical one. Of float64 as well, rounded once."""
+    value = odd_f32(value) if value.dtype is F64 else np.ascontiguousarray(value, F32)
+    bits = value.view(U32)
     up = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
     return np.where(np.isnan(value), np.uint16(0x7FFF), (up >> np.uint32(16)).astype(U16))
 

@@ -19,9 +19,9 @@ from tests.sim.parse import parse
 from tests.sim.shared import Shared
 
 ROOMS = (access, alu, asynchronous, bits, convert, exchange, matrix, tma, wgmma)  # each fills OPS
-LANES = 4096  # threads of a batch: enough for NumPy to be quick, few enough for the caches
+LANES = 8192  # threads of a batch: enough for NumPy to be quick, few enough for the caches
 SHARED_BYTES = 8 << 20  # of a batch
-LIMIT = 20_000_000  # instructions of a batch
+LIMIT = 5_000_000  # instructions of a batch
 PATIENCE = 1000  # turns of one loop before other groups get theirs
 WINDOWS = {"%local_window": 0x7E00_0000_0000_0000, "%shared_window": 0x7D00_0000_0000_0000}
 

@@ -241,6 +241,34 @@ def test_fma_rounds_once(kind):
     assert got.tolist() == [float(v) for v in want]
 
 
+def test_zeros_have_an_order():
+    zeros = np.resize(np.array([0.0, -0.0, 0.0, -0.0], "f4"), THREADS)
+    other = np.resize(np.array([0.0, 0.0, -0.0, -0.0], "f4"), THREADS)
+    least, most = (one(f"{name}.f32 {{}}, {{}}, {{}}", ["f32"] * 3, zeros, other) for name in ("min", "max"))
+    assert (np.signbit(least) == np.signbit(zeros) | np.signbit(other)).all()
+    assert (np.signbit(most) == np.signbit(zeros) & np.signbit(other)).all()
+
+
+def bf16(values):
+    """Bits of numbers that bfloat16 holds."""
+    return (np.asarray(values, "f4").view("u4") >> np.uint32(16)).astype("u2")
+
+
+def test_fma_of_bfloat16_rounds_once():
+    """Products halfway between two bfloat16, and a little more: by way of float32 they would go to the even one."""
+    pairs = [(a, b) for a in range(128, 256) for b in range(a, 256) if halfway_to_even(a * b)][:THREADS]
+    a, b = np.resize(np.array(pairs, "f4"), (THREADS, 2)).T
+    got = one("fma.rn.bf16 {}, {}, {}, {}", ["b16"] * 4, bf16(a), bf16(b), bf16(np.full(THREADS, 2.0**-40)))
+    product = (a * b).astype(int)
+    shift = np.array([int(p).bit_length() - 8 for p in product])
+    assert (got == bf16(((product >> shift) + 1) << shift)).all()
+
+
+def halfway_to_even(product):
+    shift = product.bit_length() - 8
+    return product & ((1 << shift) - 1) == 1 << (shift - 1) and (product >> shift) % 2 == 0
+
+
 def test_flushed_subnormals():
     a, b = np.full(THREADS, 1e-39, "f4"), np.full(THREADS, 1e30, "f4")
     assert (one("mul.ftz.f32 {}, {}, {}", ["f32"] * 3, a, b) == 0).all()
