@@ -91,7 +91,7 @@ def _wide_path(opcodes, labels, branches, optional):
     run, where another branch does the ragged end. All of them if there is a loop.
     """
     aims = {at: labels.get(label, at + 1) for at, label in branches}
-    if any(aim <= at for at, aim in aims.items()):
+    if any(aim < at for at, aim in aims.items()):  # the branch to itself behind the code is no loop
         return len([o for o in opcodes if o != "NOP"])
     best = [(0, 0)] * (len(opcodes) + 1)
     for at in reversed(range(len(opcodes))):
