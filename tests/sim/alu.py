@@ -70,7 +70,7 @@ def zeros_in_order(function, least):
         found = function(a, b)
         zero = (a == 0) & (b == 0)
         if zero.any():
-            found = np.where(zero & (np.signbit(a) != least), b, found)
+            found = np.where(zero, np.where(np.signbit(a) == least, a, b), found)
         return found
 
     return ordered

@@ -103,7 +103,21 @@ def unary(x_ptr, out_ptr, n, OP: tl.constexpr, BLOCK: tl.constexpr):
         z = tl.floor(x)
     elif OP == "ceil":
         z = tl.ceil(x)
-    elif OP == "tanh":
+    elif OP == "isnan":
+        z = x != x
+    elif OP == "clamp":
+        z = tl.clamp(x, -1.0, 1.0)
+    else:
+        tl.static_assert(False, "unknown op")
+    tl.store(out_ptr + at, z.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def library(x_ptr, out_ptr, n, OP: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    x = tl.load(x_ptr + at, mask=inside, other=1.0)
+    if OP == "tanh":
         z = libdevice.tanh(x)
     elif OP == "lib_sin":
         z = libdevice.sin(x)
@@ -131,11 +145,17 @@ def unary(x_ptr, out_ptr, n, OP: tl.constexpr, BLOCK: tl.constexpr):
         z = libdevice.brev(x)
     elif OP == "lib_ffs":
         z = libdevice.ffs(x)
-    elif OP == "isnan":
-        z = x != x
-    elif OP == "clamp":
-        z = tl.clamp(x, -1.0, 1.0)
-    elif OP == "dp4a":
+    else:
+        tl.static_assert(False, "unknown op")
+    tl.store(out_ptr + at, z.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def assembly(x_ptr, out_ptr, n, OP: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < n
+    x = tl.load(x_ptr + at, mask=inside, other=1.0)
+    if OP == "dp4a":
         z = tl.inline_asm_elementwise("dp4a.s32.s32 $0, $1, $1, $1;", "=r,r", [x], dtype=tl.int32, is_pure=True, pack=1)
     elif OP == "block_asm":
         z = tl.inline_asm_elementwise(

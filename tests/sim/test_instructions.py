@@ -258,7 +258,7 @@ def test_fma_of_bfloat16_rounds_once():
     """Products halfway between two bfloat16, and a little more: by way of float32 they would go to the even one."""
     pairs = [(a, b) for a in range(128, 256) for b in range(a, 256) if halfway_to_even(a * b)][:THREADS]
     a, b = np.resize(np.array(pairs, "f4"), (THREADS, 2)).T
-    got = one("fma.rn.bf16 {}, {}, {}, {}", ["b16"] * 4, bf16(a), bf16(b), bf16(np.full(THREADS, 2.0**-40)))
+    got = one("fma.rn.bf16 {}, {}, {}, {}", ["b16"] * 4, bf16(a), bf16(b), bf16(np.full(THREADS, 2.0**-20)))
     product = (a * b).astype(int)
     shift = np.array([int(p).bit_length() - 8 for p in product])
     assert (got == bf16(((product >> shift) + 1) << shift)).all()
