@@ -52,8 +52,8 @@ class LlamaAttention(nn.Module):
         q_THh = self.q_proj(x_TD).reshape(T, self._heads, self._head_dim)
         k_TKh = self.k_proj(x_TD).reshape(T, self._kv_heads, self._head_dim)
         v_TKh = self.v_proj(x_TD).reshape(T, self._kv_heads, self._head_dim)
-        keys, values = cache.append(self._layer, k_TKh, v_TKh, rotary)
-        o_THh = nn.attention(rotary(q_THh, cache.start), keys, values, start=cache.start)
+        q_THh, keys, values = cache.extend(self._layer, q_THh, k_TKh, v_TKh, rotary)
+        o_THh = nn.attention(q_THh, keys, values, start=cache.start)
         return self.o_proj(o_THh.reshape(T, self._heads * self._head_dim))
 
 

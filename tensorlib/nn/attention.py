@@ -84,3 +84,10 @@ class KVCache:
             fused.rope_append(keys, k, *rotary.tables(k.device), self.start, interleaved=rotary.interleaved)
         fused.append(values, v, self.start)
         return keys, values
+
+    def extend(self, layer, q, k, v, rotary):
+        """`append` of k and v, and q [T, heads, head_dim] rotated: one launch on GPUs. Returns (q, keys, values)."""
+        keys, values = self.layers[layer]
+        tables = rotary.tables(q.device)
+        q = fused.rope_layer(q, k, v, keys, values, *tables, self.start, interleaved=rotary.interleaved)
+        return q, keys, values

@@ -8,6 +8,7 @@ import pytest
 import tensorlib
 from tensorlib.ops import fused
 from tests.sim.host import install
+from tests.sim.interpreted import test_attention as interpreted
 from tests.sim.interpreted.test_attention import array, check, operands, read, reference, rounded
 from tests.sim.simulated import Simulated
 
@@ -80,3 +81,9 @@ def test_gradients(dtype, device):
     for x, y in zip(leaves, wide):
         got, want = read(x.grad), read(y.grad)
         assert (abs(got - want) <= unit * (abs(want) + abs(want).max())).all(), abs(got - want).max() / abs(want).max()
+
+
+@pytest.mark.parametrize("device", [80], indirect=True)
+def test_rope_and_caches(device):
+    interpreted.test_ropes_and_appends_of_a_layer(device)
+    interpreted.test_rounding_to_float8(device)
