@@ -30,6 +30,7 @@ BYTES = {
 COLUMNS = (1024, 256, 64)  # of a tile, the widest first: whole cache lines of any row
 SIDE = {8: 32, 4: 64, 2: 64, 1: 64}  # of a square tile with a transposed operand, by the widest itemsize
 LIMIT = 65535  # programs along all axes of a grid but the first
+KEPT = 1024  # layouts that a row remembers
 ANY = frozenset((0, 1, "n"))
 SCOPE = {"tl": tl, "libdevice": libdevice, "__name__": __name__}
 SCOPE |= {k: v for m in (convert, float8, functions) for k, v in vars(m).items() if hasattr(v, "fn")}
@@ -123,11 +124,14 @@ def flat(row, classes, arch):
     numbers = [k for k, c in letters.items() if c == "n"]
     places = {k: (f"{k} + first + at", "", "at < rest") for k, c in letters.items() if c == "1"}
     alone = [k for k, c in letters.items() if c == "0"]
-    head = ["pid = tl.program_id(0)", "at = tl.arange(0, BLOCK)", "first = pid.to(tl.int64) * BLOCK"]
+    width = row.width(numbers)
+    # the widest decides how many adjacent elements a thread has of any: no exchange in shared memory
+    run = f"tl.max_contiguous(tl.arange(0, BLOCK), {16 // width})"
+    head = ["pid = tl.program_id(0)", f"at = {run}", "first = pid.to(tl.int64) * BLOCK"]
     head += [f"{k} = tl.broadcast_to(tl.load({k}), [BLOCK])" for k in alone]
     fn = row.function(numbers, places, "pid < full", ["full", "rest", "BLOCK: tl.constexpr"], head)
     types = [row.type_of(k, k in numbers) for k in letters]
-    return Kernel(fn, (*types, "i32", "i32"), BLOCK=pick(BYTES, arch) // max(2, row.width(numbers)))
+    return Kernel(fn, (*types, "i32", "i32"), BLOCK=pick(BYTES, arch) // max(2, width))
 
 
 # ---- tiles of rows and columns ---------------------------------------------------------------------------------------
@@ -205,27 +209,26 @@ def _letter(stride):
 
 def strided(row):
     """What launches a row on words that `flat` does not fit: a function (gpu, words)."""
-    names, kernels = "o" + row.names, {}
+    names, kernels, layouts = "o" + row.names, {}, {}
     sizes, count = [convert.width(row.dtypes[k]) for k in names], len(names)
+    first = 4 + 5 * count
 
-    def launch(gpu, words):
+    def arranged(arch, words):
+        """(kernel, grid, its integers) for words: all that does not depend on addresses and numbers."""
         columns, rows, outer, dims = words[:4]
-        first = 4 + 5 * count
-        starts, strides, classes, steps, turned = [], [], [], [], False
-        lengths = words[first :: count + 1]
+        strides, classes, steps, lengths = [], [], [], words[first :: count + 1]
         for k, size in enumerate(sizes):
-            address, inner, _, down, value = words[4 + 5 * k : 9 + 5 * k]
-            starts.append(address or row.argument(value))
-            if address:
-                down //= size
-                pair = _letter(inner) + _letter(down)
-                strides.append([down] * (pair[1] == "s") + [inner] * (pair[0] == "s"))
-                strides[-1] += [step // size for step in words[first + k + 1 :: count + 1]]
-                steps.append((abs(down), abs(inner)))
-                turned = turned or pair == "s1"
-            classes.append(pair if address else "n")
+            address, inner, _, down, _ = words[4 + 5 * k : 9 + 5 * k]
+            if not address:
+                classes.append("n")
+                continue
+            down //= size
+            classes.append(_letter(inner) + _letter(down))
+            strides += [down] * (classes[-1][1] == "s") + [inner] * (classes[-1][0] == "s")
+            strides += [step // size for step in words[first + k + 1 :: count + 1]]
+            steps.append((abs(down), abs(inner)))
         width = row.width([n for n, c in zip(names, classes) if c == "n"])
-        shape = tile(rows, columns, turned, width, gpu.arch)
+        shape = tile(rows, columns, "s1" in classes, width, arch)
         wide = any(shape[0] * down + shape[1] * inner >= 1 << 31 for down, inner in steps)
         grid = blocks(rows, shape[0]), blocks(columns, shape[1]), outer
         axes = (1, 0, 2) if grid[1] > LIMIT else (2, 1, 0) if grid[2] > LIMIT else (0, 1, 2)
@@ -233,8 +236,20 @@ def strided(row):
         kernel = kernels.get(key)
         if kernel is None:
             kernel = kernels[key] = tiled(row, classes, dims, wide, axes, shape)
-        integers = [step for own in strides for step in own]
-        kernel(gpu, [grid[a] for a in axes], *starts, rows, columns, *lengths[: dims - 1 if dims else 0], *integers)
+        return kernel, [grid[a] for a in axes], (rows, columns, *lengths[: max(0, dims - 1)], *strides)
+
+    def launch(gpu, words):
+        addresses, values = words[4:first:5], words[8:first:5]
+        layout = list(words)
+        layout[4:first:5], layout[8:first:5] = map(bool, addresses), (0,) * count
+        layout = (gpu.arch, *layout)
+        found = layouts.get(layout)
+        if found is None:
+            if len(layouts) >= KEPT:
+                layouts.clear()
+            found = layouts[layout] = arranged(gpu.arch, words)
+        kernel, grid, integers = found
+        kernel(gpu, grid, *(a or row.argument(v) for a, v in zip(addresses, values)), *integers)
 
     return launch
 
@@ -296,8 +311,8 @@ def variants(arch):
     }  # fmt: skip
     for name, compute, *dtypes in (
         ("silu", "f32", "bf16", "bf16"), ("gelu", "f32", "f32", "f32"), ("exp", "f32", "f32", "f32"),
-        ("where", "f32", "f32", "bool", "f32", "f32"), ("copy", "f32", "f16", "f32"), ("copy", "f32", "f8e4m3", "f32"),
-        ("copy", "f32", "f32", "f8e5m2"), ("lt", "f32", "bool", "f32", "f32"),
+        ("where", "f32", "f32", "bool", "f32", "f32"), ("copy", "f32", "f16", "f32"), ("copy", "f32", "f32", "bf16"),
+        ("copy", "f32", "f8e4m3", "f32"), ("copy", "f32", "f32", "f8e5m2"), ("lt", "f32", "bool", "f32", "f32"),
         ("floor_divide", "i64", "i64", "i64", "i64"), ("tanh", "f64", "f64", "f64"), ("copy", "u8", "u8", "u8"),
     ):  # fmt: skip
         found[f"{name} {' '.join(dtypes)}"] = flat(row(name, compute, *dtypes), "1" * len(dtypes), arch)

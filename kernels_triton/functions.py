@@ -64,7 +64,11 @@ def sign(x):
 def sigmoid(x):
     """1 / (1 + e ** -x)."""
     e = libdevice.exp(-tl.abs(x))
-    return tl.where(x < 0, e, 1.0) / (1.0 + e)
+    top, bottom = tl.where(x < 0, e, 1.0), 1.0 + e
+    if x.dtype == tl.float32:
+        return libdevice.fast_dividef(top, bottom)  # 2 ulp between 1 and 2**126
+    else:
+        return top / bottom
 
 
 @triton.jit
