@@ -382,8 +382,7 @@ def build(name, *params, source=None):
         return build_transpose(*params)
     if name in COMBINES:
         return _combine(COMBINES[name], *params)
-    found = {"take": _take, "put": _put, "gather": _gather, "scatter": _scatter, "arange": _arange}
-    found["nonzero"] = _nonzero
+    found = {"take": _take, "put": _put, "gather": _gather, "scatter": _scatter, "arange": _arange, "nonzero": _nonzero}
     return found[name](*params) if name in found else None
 
 
@@ -391,14 +390,11 @@ def variants(arch):
     """Kernels of every kind, for the committed table of what the compiler makes of them."""
     shapes = [(d, _tile(n, width(d))) for d, n in (("u16", 4096), ("u16", 128), ("u32", 4096), ("u8", 4096))]
     found = {f"take {d} {t[0]}x{t[1]}": _take_kernel(d, "i64", *t, NARROW) for d, t in shapes}
-    found["take u32 elements"] = _take_kernel("u32", "i64", 1, 1, NARROW)
-    found["put u16"] = _put_kernels("u16", "i64", "i32", *_tile(4096, 2), NARROW)[1]
+    found |= {"take u32 elements": _take_kernel("u32", "i64", 1, 1, NARROW)}
+    found |= {"put u16": _put_kernels("u16", "i64", "i32", *_tile(4096, 2), NARROW)[1]}
     find, write = _scatter_kernels("u32", "i64", "i32", NARROW, 2)
     found |= {"scatter u32, first": find, "scatter u32, second": write}
-    for name, fn, d, consts in (
-        ("gather", gather_elements, "u32", {}),
-        ("scatter_add", atomic_elements, "i32", {"OP": "add"}),
-    ):
-        pointers = (pointer(d), pointer("i64"), pointer(d), "*i64")
-        found[f"{name} {d}, 2 dims"] = _along_kernel(fn, pointers, NARROW, 2, 3, **consts)
+    types = ("*u32", "*i64", "*u32", "*i64")
+    found["gather u32, 2 dims"] = _along_kernel(gather_elements, types, NARROW, 2, 3)
+    found["scatter_add u32, 2 dims"] = _along_kernel(atomic_elements, types, NARROW, 2, 3, OP="add")
     return found | {"arange i64": _ramp("i64", False, NARROW), "arange f32": _ramp("f32", True, NARROW)}

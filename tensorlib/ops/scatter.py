@@ -92,7 +92,8 @@ def _sliced(op, x, dim, ids, source, combine):
 def index_fill(x, dim, index, value):
     """A copy of x with the slices `index` (1-d) of a dim filled with a number or a 0-d tensor. ShapeError."""
     dim, wide, shape = _along("index_fill", x, dim, index)
-    value = value if isinstance(value, Array) else create.full(type(x), (), number("index_fill", value), x.dtype)
+    if not isinstance(value, Array):
+        value = create.full(type(x), (), number("index_fill", value), x.dtype, x.device)
     if value.ndim:
         raise ShapeError("index_fill", f"a value of shape {value.shape}", "a number or a 0-d tensor", "use index_copy")
     value = movement.broadcast_to(cast(value, x.dtype), shape)

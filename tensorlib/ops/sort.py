@@ -46,7 +46,8 @@ def _sorted(op, x, dim, flip, k=None, values=True):
         work = 16 * moved.numel() if count > 1 else 0  # one row is one thread's
         threads = min(count, backend.threads(x.device.type)) if work >= backend.PARALLEL_WORK else 1
         room = n if k == n else min(n, 2 * k + SPARE)
-        scratch = Array.empty((threads * (TABLES + 16 * size * room),), _dtype.u8, x.device)
+        nbytes = threads * (TABLES + 16 * size * room) if x.device.type == "cpu" else 1  # a GPU's plan has its own
+        scratch = Array.empty((nbytes,), _dtype.u8, x.device)
         words = [moved.ptr, out.ptr if values else 0, indices.ptr, count, n, k, -1 if flip else 0, room, scratch.ptr]
         kernel = backend.kernel("sort", "sort", x.dtype.name, size, device=x.device.type)
         writes = (indices, scratch, *([out] if values else []))

@@ -1,0 +1,99 @@
+"""Reading and writing by index on a GPU: the CPU's bits, whatever is named twice, outside, or in many dims."""
+
+import numpy as np
+import pytest
+
+from tensorlib.errors import ShapeError
+from tensorlib.ops import create, index, movement, scatter
+from tensorlib.tensor import Tensor, from_numpy
+from tests.sim.interpreted.devices import check
+
+rng = np.random.default_rng(4)
+OPS = {
+    "scatter": index.scatter, "add": index.scatter_add, "amax": scatter.scatter_amax, "amin": scatter.scatter_amin,
+    "prod": scatter.scatter_prod,
+}  # fmt: skip
+
+
+def some(shape, dtype):
+    """Small whole numbers, whose sums are exact in any order."""
+    return rng.integers(-2, 3, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("inner", [1, 3, 70])
+@pytest.mark.parametrize("dtype", ["u1", "f2", "f8"])
+def test_rows_are_taken(inner, dtype, device):
+    x = some((3, 17, inner), dtype)
+    for ids in (
+        rng.integers(-17, 17, 40),
+        rng.integers(0, 17, 3).astype(np.int32),
+        rng.integers(0, 17, 5).astype("u1"),
+    ):
+        check(lambda x, i: index.index_select(x, 1, i), x, ids)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", ["f4", "f2", "i8", "u4", "i1", "?"])
+def test_along_a_dim(op, dtype, device):
+    x = some((4, 3, 5), dtype)
+    for dim in range(3):
+        shape = (3, 2, 4)
+        ids = rng.integers(-x.shape[dim], x.shape[dim], shape)
+        check(lambda x, i, s, dim=dim: OPS[op](x, dim, i, s), x, ids, some(shape, dtype))
+        check(lambda x, i, dim=dim: index.gather(x, dim, i), x, ids)
+
+
+@pytest.mark.parametrize("n", [511, 512, 1700])
+def test_runs_across_blocks_are_added_in_order(n, device):
+    for ids in (np.zeros(n, int), rng.integers(0, 3, n), np.arange(n) // 600, rng.permutation(n)):
+        check(lambda x, i, s: index.scatter_add(x, 0, i, s), some(n, "f4"), ids, some(n, "f4"))
+
+
+def test_sums_do_not_depend_on_the_launch(device):
+    x, ids, src = np.zeros(5, "f4"), rng.integers(0, 5, 1500), rng.standard_normal(1500).astype("f4")
+    on_gpu = [from_numpy(v).to("cuda:0") for v in (x, ids, src)]
+    first, second = (index.scatter_add(on_gpu[0], 0, *on_gpu[1:]).to("cpu").numpy() for _ in range(2))
+    assert first.tobytes() == second.tobytes()
+    exact = np.zeros(5)
+    np.add.at(exact, ids, src.astype(float))
+    # a sum of m numbers of size 1 in f32, in any order, is off by m m 2**-24 at most
+    assert np.abs(first - exact).max() <= np.abs(src).sum() * 1500 * 2.0**-24
+
+
+def test_many_dims_and_strides(device):
+    x = some((2, 3, 2, 3, 2, 2), "f4").transpose(5, 2, 0, 4, 1, 3)[:, ::-1]
+    ids = rng.integers(0, 2, x.shape)
+    check(lambda x, i: index.gather(x, 3, i), x, ids)
+    check(lambda x, i, s: index.scatter(x, 3, i, s), x, ids, some(x.shape, "f4"))
+    check(lambda x, i, s: index.scatter_(x[1:], 3, i[1:], s[1:]), x, ids, some(x.shape, "f4"))
+
+
+def test_the_last_of_equal_rows_is_put(device):
+    def put(x, ids, values):
+        x = movement.clone(x)
+        x[ids] = values
+        return x
+
+    for inner in (1, 40):
+        check(put, some((7, inner), "f4"), rng.integers(-7, 7, 3000 // inner), some((3000 // inner, inner), "f4"))
+
+
+def test_an_index_outside_is_named(device):
+    x, ids = create.zeros(Tensor, 4, 3, device="cuda:0"), create.tensor(Tensor, [0, 4, -5], device="cuda:0")
+    for call in (lambda: index.index_select(x, 0, ids), lambda: x[ids], lambda: x.__setitem__(ids, 1.0)):
+        with pytest.raises(ShapeError, match=r"index (-5|4) in a dim of size 4"):
+            call()
+    device.check()
+
+
+def test_places(device):
+    for n, density in ((1, 1.0), (5000, 0.0), (9000, 0.4), (4096, 1.0)):
+        check(index._nonzero, rng.random(n) < density)
+
+
+@pytest.mark.parametrize("dtype", ["i64", "u8", "bool", "f64", "f32", "bf16", "f8e4m3"])
+def test_ranges(dtype, device):
+    ranges = (0, 5, 1), (-3, 30, 7), (0.5, 20.0, 1.7)
+    for start, end, step in ranges[: 2 if dtype in ("i64", "u8", "bool") else 3]:
+        cpu, gpu = (create.arange(Tensor, start, end, step, dtype, d).to("cpu") for d in ("cpu", "cuda:0"))
+        assert cpu.tolist() == gpu.tolist()
