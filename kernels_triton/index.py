@@ -213,7 +213,7 @@ def write_true(x_ptr, starts_ptr, out_ptr, n, BLOCK: tl.constexpr):
 def _take_kernel(dtype, ids, rows, columns, offset):
     types = (pointer(dtype), pointer(ids), pointer(dtype), "*i64", *(offset[0],) * (4 if columns == 1 else 5))
     if columns == 1:
-        return Kernel(take_elements, types[:-1], BLOCK=BLOCK, OFFSET=offset[1])
+        return Kernel(take_elements, types[:-1], ("rows",), BLOCK=BLOCK, OFFSET=offset[1])
     made = Kernel(take_rows, types, ("inner",), ROWS=rows, COLUMNS=columns, OFFSET=offset[1])
     made.items = rows * columns
     return made
@@ -279,8 +279,8 @@ def _put(dtype, ids):
 
 @functools.cache
 def _along_kernel(fn, pointers, offset, nd, numbers, **consts):
-    return Kernel(fn, (*pointers, *(offset[0],) * numbers, "i64", *(offset[0],) * 12), ND=nd, BLOCK=BLOCK,
-                  OFFSET=offset[1], **consts)  # fmt: skip
+    types = (*pointers, *(offset[0],) * numbers, "i64", *(offset[0],) * 12)
+    return Kernel(fn, types, ("n",), ND=nd, BLOCK=BLOCK, OFFSET=offset[1], **consts)
 
 
 def _gather(dtype, ids):
@@ -299,9 +299,9 @@ def _gather(dtype, ids):
 def _scatter_kernels(dtype, ids, word, offset, nd):
     sizes = {"ND": nd, "BLOCK": BLOCK, "OFFSET": offset[1]}
     types = (pointer(ids), "*i64", pointer(word), *(offset[0],) * 2, "i64", *(offset[0],) * 8)
-    find = Kernel(last_elements, types, **sizes)
+    find = Kernel(last_elements, types, ("n",), **sizes)
     types = (pointer(dtype), pointer(ids), pointer(dtype), "*i64", pointer(word), *(offset[0],) * 3, "i64")
-    return find, Kernel(scatter_elements, (*types, *(offset[0],) * 12), **sizes)
+    return find, Kernel(scatter_elements, (*types, *(offset[0],) * 12), ("n",), **sizes)
 
 
 def _scatter(dtype, ids):
