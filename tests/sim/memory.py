@@ -73,9 +73,8 @@ class Buffer:
     def shadow(self):
         """Words of the owners' shadow by size; made at the first store of a launch."""
         if self.owner is None:
-            size = (self.end - self.low + 31) & ~15
-            self.owner = {n: np.zeros(size, np.uint8).view(dtype) for n, dtype in WORDS.items() if n == 1}
-            self.owner |= {n: self.owner[1].view(dtype) for n, dtype in WORDS.items() if n > 1}
+            bytes_of = np.zeros((self.end - self.low + 31) & ~15, np.uint8)
+            self.owner = {n: bytes_of.view(dtype) for n, dtype in WORDS.items()}
         return self.owner
 
     def settle(self):

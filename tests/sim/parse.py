@@ -225,11 +225,8 @@ def parse(ptx):
     if entry is None:
         raise Unsupported("unsupported PTX: there is no kernel in it")
     listing = Listing(entry[1])
-    sizes = {
-        kind: int(kind[1:]) // 8 for kind in ("b8", "u8", "b16", "u16", "b32", "u32", "s32", "f32", "b64", "u64", "f64")
-    }
     for kind, name, count in PARAM.findall(entry[2]):
-        listing.params.append((name, kind, sizes[kind] * int(count or 1)))
+        listing.params.append((name, kind, int(kind[1:]) // 8 * int(count or 1)))
     start = text.index("{", entry.end())
     threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", text[entry.end() : start])
     listing.threads = int(threads[1]) if threads else 0
