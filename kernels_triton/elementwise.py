@@ -29,6 +29,7 @@ BYTES = {
 }  # of the widest operand, per program of 128 (256) threads; tiles have twice as many elements
 COLUMNS = (1024, 256, 64)  # of a tile, the widest first: whole cache lines of any row
 SIDE = {8: 32, 4: 64, 2: 64, 1: 64}  # of a square tile with a transposed operand, by the widest itemsize
+FEW = 3  # arrays of which a thread holds 16 elements of 4 bytes in 48 registers
 LIMIT = 65535  # programs along all axes of a grid but the first
 KEPT = 1024  # layouts that a row remembers
 ANY = frozenset((0, 1, "n"))
@@ -131,7 +132,9 @@ def flat(row, classes, arch):
     head += [f"{k} = tl.broadcast_to(tl.load({k}), [BLOCK])" for k in alone]
     fn = row.function(numbers, places, "pid < full", ["full", "rest", "BLOCK: tl.constexpr"], head)
     types = [row.type_of(k, k in numbers) for k in letters]
-    return Kernel(fn, (*types, "i32", "i32"), BLOCK=pick(BYTES, arch) // max(2, width))
+    return Kernel(
+        fn, (*types, "i32", "i32"), BLOCK=pick(BYTES, arch) // max(2, width) // (2 if len(places) > 2 * FEW else 1)
+    )
 
 
 # ---- tiles of rows and columns ---------------------------------------------------------------------------------------
@@ -153,10 +156,13 @@ def tiled(row, classes, dims, wide, axes, shape):
     """
     letters = dict(zip("o" + row.names, classes, strict=True))
     arrays = {k: c for k, c in letters.items() if c != "n"}
+    numbers = [k for k in letters if k not in arrays]
+    run = min(shape[1], 16 // row.width(numbers))
+    ranges = {"i": "tl.arange(0, I)", "j": f"tl.max_contiguous(tl.arange(0, J), {run})"}
     head = [
         f"{a}0 = tl.program_id({axes[n]}).to(tl.int64) * {a.upper()}\n"
         f"    left_{a} = tl.minimum({size} - {a}0, {a.upper()}).to(tl.int32)\n"
-        f"    {a} = tl.arange(0, {a.upper()}){cut}{'.to(tl.int64)' if wide else ''}"
+        f"    {a} = {ranges[a]}{cut}{'.to(tl.int64)' if wide else ''}"
         for n, (a, size, cut) in enumerate((("i", "rows", "[:, None]"), ("j", "columns", "[None, :]")))
     ]
     head += [f"left = tl.program_id({axes[2]}).to(tl.uint32)"] if dims else []
@@ -176,7 +182,6 @@ def tiled(row, classes, dims, wide, axes, shape):
         types += ["i64" if wide else "i32"] * len(own) + ["i64"] * dims
         divisible += own + far if "1" in (inner, outer) else []
     sizes = [f"size{d}" for d in range(dims - 1)]
-    numbers = [k for k in letters if k not in arrays]
     places = {k: _place(k, *c, shape[0] == 1) for k, c in arrays.items() if c != "00"}
     whole = "left_j == J"
     if "s1" in arrays.values():  # which walks along rows
@@ -188,13 +193,13 @@ def tiled(row, classes, dims, wide, axes, shape):
     return Kernel(fn, types, divisible, warps=warps, I=shape[0], J=shape[1])
 
 
-def tile(rows, columns, turned, width, arch):
+def tile(rows, columns, turned, width, arrays, arch):
     """(rows, columns) of a tile: what leaves few lanes idle, and few columns to tiles that are not full.
 
-    >>> tile(4096, 4096, False, 4, 80), tile(4096, 1000, False, 4, 80), tile(4096, 4096, True, 4, 80)
+    >>> tile(4096, 4096, False, 4, 3, 80), tile(4096, 1000, False, 4, 3, 80), tile(4096, 4096, True, 4, 3, 80)
     ((2, 1024), (32, 64), (64, 64))
     """
-    most = 2 * pick(BYTES, arch) // max(2, width)
+    most = (2 if arrays <= FEW else 1) * pick(BYTES, arch) // max(2, width)
     if turned:
         i = min(SIDE[width], power_of_2(rows))
         return i, max(16, min(SIDE[width] if i >= 16 else most // i, power_of_2(columns)))
@@ -228,7 +233,7 @@ def strided(row):
             strides += [step // size for step in words[first + k + 1 :: count + 1]]
             steps.append((abs(down), abs(inner)))
         width = row.width([n for n, c in zip(names, classes) if c == "n"])
-        shape = tile(rows, columns, "s1" in classes, width, arch)
+        shape = tile(rows, columns, "s1" in classes, width, len(steps), arch)
         wide = any(shape[0] * down + shape[1] * inner >= 1 << 31 for down, inner in steps)
         grid = blocks(rows, shape[0]), blocks(columns, shape[1]), outer
         axes = (1, 0, 2) if grid[1] > LIMIT else (2, 1, 0) if grid[2] > LIMIT else (0, 1, 2)
@@ -307,6 +312,7 @@ def variants(arch):
         "add f32, 4 dims": tiles(add, ["1s", "1s", "1s"], 2, (8, 256)),
         "add f32, transposed": tiles(add, ["1s", "1s", "s1"], 0, (64, 64)),
         "add bf16, transposed": tiles(half, ["1s", "1s", "s1"], 0, (64, 64)),
+        "where f32 bool, rows": tiles(row("where", "f32", "f32", "bool", "f32", "f32"), ["1s"] * 4, 0, (1, 1024)),
         "add f32, any strides": tiles(add, ["ss", "ss", "ss"], 1, (8, 256)),
     }  # fmt: skip
     for name, compute, *dtypes in (

@@ -53,10 +53,16 @@ def fuse(function):
     @functools.wraps(function)
     def fused(*args, **kwargs):
         given = (*args, *kwargs.values())
-        if tape.used and tape.mode.recording and any(map(tape.live, given)):
+        within = _launch.tracers and any(isinstance(x, Symbol) for x in given)  # another one that is traced
+        if within or (tape.used and tape.mode.recording and any(map(tape.live, given))):
             return function(*args, **kwargs)
         key = (len(args), *kwargs, *map(_key, given))
-        plan = plans.get(key)
+        try:
+            plan = plans.get(key)
+        except TypeError as e:
+            raise FuseError(
+                "fuse", f"an argument without a hash ({e})", "tensors, floats, values with a hash", FIX
+            ) from e
         if plan is None:
             plan = plans[key] = Plan(function, args, kwargs)
         return plan.run(given)

@@ -116,6 +116,14 @@ def test_custom_expressions_are_fused_too():
     np.testing.assert_allclose(fused(x, y).numpy(), 2 * np.exp(-np.array([0.0, 4.0])) + 1, rtol=1e-6)
 
 
+def test_a_fused_function_may_call_another():
+    inner = tensorlib.fuse(lambda x, y: x * y + 1)
+    outer = tensorlib.fuse(lambda x, y: inner(x, y).abs())
+    with Count() as counted:
+        found = outer(tensorlib.tensor([2.0, 3.0]), tensorlib.tensor(-1.0))
+    assert (found.tolist(), counted.launches) == ([1, 2], 1)
+
+
 def test_gradients_come_from_the_ops_one_by_one():
     fused = tensorlib.fuse(lambda x, y: (x * y).sigmoid())
     x = tensorlib.tensor([0.5, -1.0], requires_grad=True)
@@ -141,6 +149,11 @@ REFUSED = {
     "exp: got what was converted": lambda x: x.to("i32").exp(),
     "bitwise_and: got dtype f32": lambda x: x & 3,
 }
+
+
+def test_arguments_without_a_hash_are_refused():
+    with pytest.raises(FuseError, match="without a hash"):
+        tensorlib.fuse(lambda x, options: x)(tensorlib.tensor([1.0]), [])
 
 
 @pytest.mark.parametrize("words", REFUSED)
