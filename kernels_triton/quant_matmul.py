@@ -24,10 +24,12 @@ from .quant import FLOATS, assembly, codes
 from .quant_layout import ROWS, SCALE_TYPES, codebook, scales
 
 # by rows of activations up to which they hold: (rows of weights, rows of activations, groups of 32, warps, stages)
+_HMMA = {16: (64, 16, 4, 4, 3), 32: (64, 32, 4, 4, 3), 64: (64, 64, 2, 4, 3), 128: (128, 128, 1, 8, 3)}
 CONFIGS = {
     75: {16: (32, 16, 2, 4, 1), 32: (32, 32, 2, 4, 1), 128: (64, 32, 1, 4, 1)},
-    80: {16: (64, 16, 4, 4, 3), 32: (64, 32, 4, 4, 3), 64: (64, 64, 2, 4, 3), 128: (128, 128, 2, 8, 3)},
-    90: {16: (64, 16, 4, 4, 3), 32: (64, 32, 4, 4, 3), 64: (64, 64, 2, 4, 3), 128: (128, 128, 2, 8, 3)},
+    80: _HMMA,
+    90: _HMMA | {128: (128, 128, 2, 8, 3)},
+    120: _HMMA,
     "gfx942": {16: (64, 16, 2, 4, 2), 64: (64, 64, 2, 4, 2), 128: (64, 128, 2, 8, 2)},
 }
 PARTS = 8  # of K at most

@@ -1,12 +1,13 @@
 """Quantised weights on a GPU as Triton compiles them (dp4a, byte permutes, packed halves): the PTX in the simulator."""
 
 import ctypes
+import re
 
 import numpy as np
 import pytest
 
 import tensorlib
-from kernels_triton import quant_layout
+from kernels_triton import quant, quant_layout, quant_matmul, report
 from tests.sim.host import install
 from tests.sim.quant_cases import check_linear, weight
 from tests.sim.simulated import Simulated
@@ -54,3 +55,24 @@ def test_products_on_other_architectures(name, m, device):
 @pytest.mark.parametrize("device", [80, 90], indirect=True)
 def test_the_largest_tile_and_parts_of_k(device):
     check_linear("q4_0", 130, 512, 100, "f16", residual=True)
+
+
+@pytest.mark.parametrize("arch", [80, 89, 90])
+@pytest.mark.parametrize("name", ["q4_0", "q4_k"])
+def test_a_weight_costs_few_instructions(name, arch):
+    """Of a product with one row: at most 2.5, 128 bits of weights a load, one conversion to float per 8 at most."""
+    kernel = quant.variants(arch)[f"matvec {name}"]
+    found = report.facts(kernel, arch)
+    assert float(found["per_item"]) <= 2.5 and found["registers"] <= 64 and not found["stack"]
+    assert "x128" in found["loads"] and not re.search(r"x8\b", found["loads"])
+    assert found["i2f"] * 32 * kernel.warps * 8 <= kernel.items
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("label", ["q4_k 16", "q4_k 64", "q4_k 128", "q6_k 128"])
+def test_each_weight_is_dequantised_once(label, arch):
+    """Else several warps would hold the same weights: one subtraction of two halves per two weights of a tile."""
+    kernel = quant_matmul.variants(arch)[f"matmul {label}"]
+    ptx = kernel.compile(report.target(arch)).asm["ptx"]
+    assert ptx.count("sub.f16x2") * 2 * 32 * kernel.warps == kernel.items
+    assert report.facts(kernel, arch)["stack"] == 0 and ("wgmma" if arch == 90 else "mma.sync") in ptx

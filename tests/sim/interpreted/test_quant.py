@@ -7,6 +7,7 @@ import pytest
 
 import tensorlib
 from kernels_triton import quant_layout
+from tensorlib.capture import Capture
 from tensorlib.device import Array
 from tensorlib.errors import DeviceError, DTypeError
 from tensorlib.quant import formats, gpu
@@ -133,6 +134,17 @@ def test_large_small_and_bad_activations(m):
         x[0, 40] = bad
         got = values(w.to("cuda:0").linear(from_numpy(x).to("cuda:0")))
         assert not np.isfinite(got[0]).any() and np.isfinite(got[1:]).all()
+
+
+@pytest.mark.parametrize("m", [1, 12])
+def test_a_graph_of_products_replays(m):
+    w, (_, x) = weight("q4_0", 8, 256).to("cuda:0"), activations(m, 256)
+    _, other = activations(m, 256, seed=5)
+    with Capture("cuda:0") as graph:
+        out = w.linear(x)
+    x.device.gpu.copy(x.ptr, other.ptr, 4 * m * 256)
+    graph.replay()
+    np.testing.assert_array_equal(values(out), values(w.linear(other)))
 
 
 def test_nothing_to_do():
