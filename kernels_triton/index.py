@@ -22,7 +22,7 @@ from .convert import memory, width
 from .dims import LIMIT, NARROW, converted, kind, launches, offset_of, offset_type
 from .launch import Kernel, blocks, pointer, power_of_2
 
-BLOCK = 1024  # elements of a program that treats them one by one
+BLOCK = 512  # elements of a program that treats them one by one
 BYTES = 8192  # of a tile of rows: 4 vectors of 16 bytes per thread
 COUNTED = 4096  # elements per program of `nonzero`
 COMBINES = {"scatter_add": "add", "scatter_prod": "mul", "scatter_amax": "max", "scatter_amin": "min"}

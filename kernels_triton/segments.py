@@ -151,7 +151,7 @@ def _kernels(op, dtype, source, key):
     consts = {"OP": op, "DTYPE": compute, "KIND": kind(dtype), "BLOCK": BLOCK}
     x, keys, wide = memory(dtype), pointer(key), pointer(wide)
     types = (x, keys, "*i64", memory(source), wide, wide, "*i32", "i64")
-    first = Kernel(combine_blocks, types, Y_KIND=kind(source), **consts)
+    first = Kernel(combine_blocks, types, warps=8, Y_KIND=kind(source), **consts)
     return first, Kernel(combine_ends, (x, keys, wide, wide, "*i32"), **consts)
 
 
