@@ -95,6 +95,6 @@ def sum_parts(
     )  # fmt: skip
 
 
-def needs_registers(act, lies):
-    """Whether a tile of 64 sums a thread or more is finished in halves."""
-    return act in _LONG or lies != ""
+def halves(act, lies, tile):
+    """Whether a tile is finished in halves: one of more than 64 sums a thread, with more to do than rounding them."""
+    return (act in _LONG or lies != "") and tile.m * tile.n > 64 * 32 * tile.warps

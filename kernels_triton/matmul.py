@@ -20,10 +20,23 @@ import triton.language as tl
 
 from . import matmul_configs as configs
 from . import matvec, persistent
-from .epilogue import finish, finish_tile, needs_registers
-from .float8 import widened
+from .epilogue import finish, finish_tile, halves
+from .float8 import KINDS, widened
 from .launch import Kernel, pick
-from .product import INTEGERS, SUMS, Names, Product, by_16, eight, memory, numbers, residual, scratch_then, summing
+from .product import (
+    INTEGERS,
+    SUMS,
+    Names,
+    Product,
+    by_16,
+    eight,
+    memory,
+    numbers,
+    reads,
+    residual,
+    scratch_then,
+    summing,
+)
 
 FEW = 64  # columns up to which a product with more rows is computed transposed
 
@@ -142,20 +155,18 @@ def whole(
 
 
 @functools.cache
-def _kernel(names, found, tile, units, tail, divisible, bias, lies, arch):
+def _kernel(names, found, tile, units, tail, divisible, bias, lies, arch, interpreted=False):
     """The Kernel of a tile: `found` are the Numbers, `lies` how the residual does."""
-    types = [memory(d) for d in names[:5]]
+    (a_eight, a_type), (b_eight, b_type) = reads(names, found.dot, arch, interpreted)
+    types = (a_type, b_type, *(memory(d) for d in names[2:5]), *INTEGERS)
     consts = {"RESIDUAL": lies, "BLOCK_M": tile.m, "BLOCK_N": tile.n, "GROUP": configs.GROUP, "SUM": found.sum}
     options = {"divisible": divisible, "warps": tile.warps, "stages": tile.stages}
     if found.family == "whole":
-        return Kernel(whole, (*types, *INTEGERS), **options, **consts)
+        return Kernel(whole, types, **options, **consts)
     consts |= {"A_UNIT": units[0], "B_UNIT": units[1], "C_UNIT": units[2], "BLOCK_K": tile.k, "TAIL": tail}
-    native = found.dot in (tl.float8e4nv, tl.float8e5)
-    types[:2] = ["*" + found.dot.name] * 2 if native else types[:2]
-    consts |= {"A_EIGHT": 0 if native else eight(names.a), "B_EIGHT": 0 if native else eight(names.b)}
-    consts |= {"C_EIGHT": eight(names.c), "DOT": found.dot, "PRECISION": found.precision, "BIAS": bias}
-    consts |= {"ACT": names.act, "HALVES": needs_registers(names.act, lies) and tile.m * tile.n > 2048 * tile.warps}
-    return Kernel(product, (*types, *INTEGERS), **options, **consts)
+    consts |= {"A_EIGHT": a_eight, "B_EIGHT": b_eight, "C_EIGHT": eight(names.c), "DOT": found.dot, "BIAS": bias}
+    consts |= {"PRECISION": found.precision, "ACT": names.act}
+    return Kernel(product, types, **options, **consts, HALVES=halves(names.act, lies, tile))
 
 
 def _needed(units):
@@ -167,8 +178,9 @@ def _needed(units):
     return (*first, "a_0", "a_1"), (*second, "b_0", "b_1"), (*third, "c_0", "c_1"), ("part",), ("depth",)
 
 
-def _tiled(p, names, arch, units):
+def _tiled(p, names, gpu):
     """What launches a product in tiles: a function (gpu, a, b, c, bias, residual)."""
+    arch, units = gpu.arch, gpu.units
     found, order = numbers(names, arch), p.units()
     free = p.arguments(16, 16, 1)
     wide = found.family == "whole" or all(by_16([n], free) and dim for n, dim in zip(_needed(order), order[:2]))
@@ -182,11 +194,13 @@ def _tiled(p, names, arch, units):
     own = p.own_names(names)
     if parts == 1:
         divisible = by_16([*_needed(order), ("r_m", "r_0", "r_1"), *([("K",)] if tail else [])], args)
-        kernel = _kernel(own, found, tile, order, tail, divisible, p.along(names), residual(p, names), arch)
+        kernel = _kernel(
+            own, found, tile, order, tail, divisible, p.along(names), residual(p, names), arch, gpu.interpreted
+        )
         return lambda gpu, *pointers: kernel(gpu, grid, *pointers, *args)
     order, bare = (*order[:2], "n"), own._replace(c=SUMS[found.sum.name], bias="none", residual="none", act="none")
     divisible = by_16([*_needed(order), *([("K",)] if tail else [])], args)
-    kernel = _kernel(bare, found, tile, order, tail, divisible, "", "", arch)
+    kernel = _kernel(bare, found, tile, order, tail, divisible, "", "", arch, gpu.interpreted)
     return scratch_then(
         lambda gpu, *pointers: kernel(gpu, grid, *pointers, *args), summing(p, own, found, parts),
         parts * p.count * p.m * p.n * found.sum.primitive_bitwidth // 8,
@@ -198,10 +212,10 @@ def _steps(names, gpu, words):
     p = Product(words)
     if p.n < p.m and p.n <= FEW:
         p.flip()
-    run = matvec.plan(p, names, gpu.arch, gpu.units)
+    run = matvec.plan(p, names, gpu)
     if run is None:
-        run = _tiled(p, names, gpu.arch, gpu.units)
-        run = persistent.plan(p, names, gpu.arch, gpu.units, run) or run
+        run = _tiled(p, names, gpu)
+        run = persistent.plan(p, names, gpu, run) or run
     if p.flipped:
         launch = lambda gpu, a, b, c, bias, r: run(gpu, b, a, c, bias, r)  # noqa: E731
     else:
@@ -211,9 +225,9 @@ def _steps(names, gpu, words):
 
 def build(name, *params, source=None):
     """product: see the words above."""
-    if name != "product":
+    names = Names(*params) if name == "product" else None
+    if names is None or names.residual in KINDS:
         return None
-    names = Names(*params)
     steps_of = functools.lru_cache(4096)(lambda gpu, words: _steps(names, gpu, words))
 
     def plan(gpu, words):

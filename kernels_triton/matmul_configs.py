@@ -42,6 +42,7 @@ FLOAT8 = {  # half the size: on sm_90 a second set of sums takes over every BLOC
 FMA = {  # f32 without tensor cores
     75: HALF[75],
     80: (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 4, 3), Tile(32, 64, 16, 4, 3), Tile(16, 32, 32, 4, 3)),
+    120: (Tile(128, 64, 16, 8, 3), Tile(64, 64, 32, 4, 2), Tile(32, 64, 16, 4, 3), Tile(16, 32, 32, 4, 3)),
     "gfx942": (Tile(64, 64, 16, 4, 2), Tile(32, 64, 16, 4, 2), Tile(16, 32, 32, 4, 2)),
 }
 TF32 = {
@@ -98,7 +99,7 @@ def choose(family, arch, wide, m, n, k, batch, units):
 ROWS = (16, 64, 128)  # of a block; tensorlib/ops/moe.py chooses
 _GROUPED = {16: Tile(16, 64, 128, 4, 3), 64: Tile(64, 64, 64, 4, 3), 128: Tile(128, 64, 64, 8, 3)}
 _WIDER = {16: Tile(16, 64, 128, 4, 3), 64: Tile(64, 128, 64, 4, 3), 128: Tile(128, 128, 64, 8, 3)}
-_PLAIN = {16: Tile(16, 32, 32, 4, 2), 64: Tile(64, 32, 16, 4, 2), 128: Tile(128, 32, 16, 8, 2)}
+_PLAIN = {16: Tile(16, 32, 32, 4, 2), 64: Tile(64, 32, 16, 4, 3), 128: Tile(128, 32, 16, 8, 2)}
 _LITTLE = {rows: tile._replace(stages=2) for rows, tile in _GROUPED.items()}
 EXPERTS = {75: _PLAIN, 80: _GROUPED, 90: _WIDER, 120: _GROUPED, "gfx942": _LITTLE}
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from .epilogue import finish
 from .float8 import widened
 from .launch import Kernel, blocks, power_of_2
-from .product import INTEGERS, SIZES, SUMS, Names, by_16, eight, memory, numbers, residual, scratch_then, summing
+from .product import INTEGERS, SIZES, SUMS, Names, by_16, eight, memory, numbers, reads, residual, scratch_then, summing
 
 SUMS_PER_THREAD = 64  # registers
 MIN_DEPTH, MAX_PARTS = 1024, 32
@@ -107,7 +107,15 @@ def by_columns(
 
 def most_rows(family, unit):
     """Up to how many rows these kernels are the quickest: beyond them tensor cores are, where they multiply exactly."""
-    return 0 if family in ("byte", "whole") else 2 if unit == "n" else 4 if family in ("half", "tf32", "tf32x3") else 8
+    return (
+        0
+        if family in ("byte", "whole")
+        else 2
+        if unit == "n"
+        else 4
+        if family in ("half", "float8", "tf32", "tf32x3")
+        else 8
+    )
 
 
 def shape(unit, rows, size, k, n):
@@ -121,19 +129,21 @@ def shape(unit, rows, size, k, n):
 
 
 @functools.cache
-def _kernel(names, found, unit, x_unit, rows, blocks_, tail, divisible, bias, lies):
+def _kernel(names, found, unit, x_unit, rows, blocks_, tail, divisible, bias, lies, arch, interpreted=False):
     block_n, block_k, warps = blocks_
-    types = [memory(d) for d in names[:5]]
+    (x_eight, x_type), (w_eight, w_type) = reads(names, None, arch, interpreted)
+    types = (x_type, w_type, *(memory(d) for d in names[2:5]))
     return Kernel(
         by_rows if unit == "k" else by_columns, (*types, *INTEGERS), divisible, warps=warps, stages=2,
-        X_UNIT=x_unit, X_EIGHT=eight(names.a), W_EIGHT=eight(names.b), C_EIGHT=eight(names.c), SUM=found.sum,
+        X_UNIT=x_unit, X_EIGHT=x_eight, W_EIGHT=w_eight, C_EIGHT=eight(names.c), SUM=found.sum,
         BIAS=bias, ACT=names.act, RESIDUAL=lies, TAIL=tail, ROWS=rows, BLOCK_N=block_n, BLOCK_K=block_k,
     )  # fmt: skip
 
 
-def plan(p, names, arch, units):
+def plan(p, names, gpu):
     """What launches a product of few rows: a function (gpu, a, b, c, bias, residual), or None."""
-    found, unit = numbers(names, arch), p.units()[1]
+    units, machine = gpu.units, (gpu.arch, gpu.interpreted)
+    found, unit = numbers(names, gpu.arch), p.units()[1]
     own = p.own_names(names)
     if not unit or p.m > most_rows(found.family, unit):
         return None
@@ -149,14 +159,19 @@ def plan(p, names, arch, units):
     groups += [("depth",), ("part",), ("c_m", "N", "c_0", "c_1"), *([("K",)] if tail else [])]
     divisible = tuple(n.replace("a_", "x_").replace("b_", "w_") for n in by_16(groups, args))
     if parts == 1:
-        kernel = _kernel(own, found, unit, x_unit, rows, block, tail, divisible, p.along(names), residual(p, names))
+        kernel = _kernel(
+            own, found, unit, x_unit, rows, block, tail, divisible, p.along(names), residual(p, names), *machine
+        )
         return lambda gpu, *pointers: kernel(gpu, grid, *pointers, *args)
     bare = own._replace(c=SUMS[found.sum.name], bias="none", residual="none", act="none")
-    kernel = _kernel(bare, found, unit, x_unit, rows, block, tail, divisible, "", "")
+    kernel = _kernel(bare, found, unit, x_unit, rows, block, tail, divisible, "", "", *machine)
     return scratch_then(
         lambda gpu, *pointers: kernel(gpu, grid, *pointers, *args), summing(p, own, found, parts),
         parts * p.count * p.m * p.n * found.sum.primitive_bitwidth // 8,
     )  # fmt: skip
+
+
+_ALWAYS = ("w_0", "w_1", "x_m", "x_0", "x_1", "N", "c_m", "c_0", "c_1", "depth")
 
 
 def variants(arch):
@@ -167,20 +182,10 @@ def variants(arch):
     ):  # fmt: skip
         names = Names(operands, operands, operands, "none", "none", "none", "highest")
         block = shape(unit, rows, SIZES[operands], 4096, 4096)
-        divisible = (
-            "w_n" if unit == "k" else "w_k",
-            "w_0",
-            "w_1",
-            "x_m",
-            "x_0",
-            "x_1",
-            "N",
-            "c_m",
-            "c_0",
-            "c_1",
-            "depth",
-        )
+        divisible = ("w_n" if unit == "k" else "w_k", *_ALWAYS)
         label = f"{operands} {rows} rows, W by {'rows' if unit == 'k' else 'columns'}"
-        kernel = found[label] = _kernel(names, numbers(names, arch), unit, True, rows, block, False, divisible, "", "")
+        kernel = found[label] = _kernel(
+            names, numbers(names, arch), unit, True, rows, block, False, divisible, "", "", arch
+        )
         kernel.items = block[0] * block[1]
     return found

@@ -13,7 +13,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import matmul_configs as configs
-from .epilogue import finish_tile, needs_registers
+from .epilogue import finish_tile, halves
 from .launch import Kernel
 from .product import SIZES, by_16, eight, memory, numbers, residual
 
@@ -70,15 +70,16 @@ def kernel(names, dot, tile, units, divisible, bias, lies):
     return Kernel(
         persistent, (*types, "i32", "i32", "i32", "i64", "i64", "i64"), divisible, warps=tile.warps, stages=tile.stages,
         A_UNIT=units[0], B_UNIT=units[1], C_EIGHT=eight(names.c), BIAS=bias, ACT=names.act, RESIDUAL=lies,
-        HALVES=needs_registers(names.act, lies), BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, GROUP=configs.GROUP,
+        HALVES=halves(names.act, lies, tile), BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, GROUP=configs.GROUP,
     )  # fmt: skip
 
 
-def plan(p, names, arch, units, otherwise):
+def plan(p, names, gpu, otherwise):
     """What launches a large product: a function (gpu, a, b, c, bias, residual), or None if it is not one.
 
     `otherwise`: what does where an address is no multiple of 16.
     """
+    arch, units = gpu.arch, gpu.units
     found, tile, order = numbers(names, arch), configs.PERSISTENT.get(arch), p.units()
     lies, own = residual(p, names), p.own_names(names)
     if tile is None or found.family != "half" or own.a != own.b or p.count > 1 or p.flipped:

@@ -6,7 +6,7 @@ from collections import namedtuple
 import triton.language as tl
 
 from .epilogue import sum_parts
-from .float8 import KINDS
+from .float8 import KINDS, reading
 from .launch import TYPES, Kernel, blocks, power_of_2
 
 WHOLE = ("bool", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64")
@@ -40,12 +40,20 @@ def _dot(a, b, arch):
 
 
 def eight(dtype):
-    """EIGHT of float8.py: 4 or 5, 0 if it is no float8."""
+    """EIGHT of float8.py for writing: 4 or 5, 0 if it is no float8."""
     return KINDS.get(dtype, 0)
 
 
+def reads(names, dot, arch, interpreted):
+    """[(EIGHT, type of the pointer)] of A and B, which are multiplied in `dot` (None: in something long)."""
+    if dot is not None and dot.is_fp8():
+        return [(0, "*" + dot.name)] * 2
+    found = [reading(d, arch, interpreted) for d in (names.a, names.b)]
+    return [(how, "*" + TYPES[dtype]) for how, dtype in found]
+
+
 def memory(dtype):
-    """The type of a pointer to elements of a dtype, or to nothing: float8 is bytes."""
+    """The type of a pointer to elements that are written, or to nothing: float8 is bytes."""
     return "*u8" if dtype in KINDS else "*" + TYPES.get(dtype, "fp32")
 
 
