@@ -108,11 +108,16 @@ def config(arch, q, kv, words, few, pack, eight=0):
     bm, bn, warps, stages = tiles(arch, q, kv, width, few, words[25] != 0)
     place = (1 if words[4] else 0) | (2 if words[6] else 0)
     dims = max(16, power_of_2(width))
-    layout = (dims == width, (words[18], words[38]) == (words[21], words[39]), pack > 1)
+    layout = (dims == width, 1, (words[18], words[38]) == (words[21], words[39]), pack > 1)
     facts = (words[9] >= 0, words[10] >= 0, place, words[12] != 0, words[25] != 0, words[30] != 0)
     more = (words[37], words[32] != 0, False, words[31] != 0)
     terms = arithmetic(arch, q, kv)
     return Config(bm, bn, dims, *layout, *facts, *terms, eight, *more), warps, stages
+
+
+def counted_in(steps):
+    """Config.STEP: 8 elements where that says more than that not all steps divide by 16."""
+    return 8 if any(s % 16 for s in steps) and not any(s % 8 for s in steps) else 1
 
 
 def _packed(group, most):
@@ -146,14 +151,29 @@ def _forward(q, kv, out, index):
         steps = [s // size_q for s in words[14:16]]
         for first, page in ((17, 38), (20, 39)):
             steps += [words[first] // size_kv, words[first + 1] // size_kv, words[page] // size_kv]
-        steps += [s // size_out for s in words[23:25]] + [s // 4 for s in words[26:29]]
+        steps += [s // size_out for s in words[23:25]]
+        unit = counted_in((width, *steps))
+        made = made._replace(STEP=unit)
+        width, steps = width // unit, [s // unit for s in steps] + [s // 4 for s in words[26:29]]
         arguments = [words[13], words[16], words[19], target, stats, words[32], words[33], words[35]]
         arguments += [words[4], words[6], words[25], words[30], words[5], words[7]]
         arguments += [t, words[8], width, heads, pack, group, count, segments, sequences, *steps, words[29], words[36]]
         arguments += [words[9], words[10], words[11], words[12]]
         compiled((q, memory, out, index), made, warps, stages)(gpu, (programs, segments, 1), *arguments)
         if more:
-            merge(gpu, out, made.D, segments, target, stats, words[22], t, heads, width, *steps[8:10])
+            merge(
+                gpu,
+                out,
+                made.D,
+                segments,
+                target,
+                stats,
+                words[22],
+                t,
+                heads,
+                width * unit,
+                *(s * unit for s in steps[8:10]),
+            )
 
     return plan
 

@@ -14,7 +14,7 @@ import functools
 import triton
 import triton.language as tl
 
-from .attention import DIMS, SIZES, arithmetic
+from .attention import DIMS, SIZES, arithmetic, counted_in
 from .flash import LOG2E, Config, capped, edges, place, seen, span
 from .launch import Kernel, blocks, pick, pointer, power_of_2
 
@@ -98,6 +98,9 @@ def keys_vjp(q_ptr, k_ptr, v_ptr, g_ptr, sums_ptr, deltas_ptr, dk_ptr, dv_ptr, s
              C: tl.constexpr):
     """dK and dV of a block of keys"""
     # fmt: on
+    if C.STEP > 1:
+        width, qt, qh, kh, kr = width * C.STEP, qt * C.STEP, qh * C.STEP, kh * C.STEP, kr * C.STEP
+        vh, vr, gt, gh = vh * C.STEP, vr * C.STEP, gt * C.STEP, gh * C.STEP
     n0, kv_head = tl.program_id(0) % key_blocks * C.BN, tl.program_id(0) // key_blocks
     BN: tl.constexpr = C.BN
     D: tl.constexpr = C.D
@@ -149,6 +152,9 @@ def queries_vjp(q_ptr, k_ptr, v_ptr, g_ptr, sums_ptr, deltas_ptr, dq_ptr, start_
                 C: tl.constexpr):
     """dQ of a block of queries"""
     # fmt: on
+    if C.STEP > 1:
+        width, qt, qh, kh, kr = width * C.STEP, qt * C.STEP, qh * C.STEP, kh * C.STEP, kr * C.STEP
+        vh, vr, gt, gh = vh * C.STEP, vr * C.STEP, gt * C.STEP, gh * C.STEP
     block, head = tl.program_id(0) % q_blocks, (tl.program_id(0) // q_blocks).to(tl.int64)
     BM: tl.constexpr = C.BM
     D: tl.constexpr = C.D
@@ -195,14 +201,14 @@ EVEN = ("width", "qt", "qh", "kh", "kr", "vh", "vr", "gt", "gh")
 STRIDES = ("i32", "i64", "i64", "i32", "i64", "i32", "i32", "i64", "i32", "i32", "fp32", "fp32")
 
 
-def config(arch, q, kv, width, which, facts=(False, True), place=0, cap=False):
+def config(arch, q, kv, width, which, facts=(False, True), place=0, cap=False, unit=1):
     """(Config, warps, stages) of keys_vjp (which 0) or queries_vjp (1)."""
     parts, precision = arithmetic(arch, q, kv) if q == kv else arithmetic(arch, "f32", "f32")
     rows = pick(NARROW if parts else WIDE, arch)[which]
     bm, bn, warps, stages = rows[next(i for i, d in enumerate(DIMS) if width <= d)]
     dims = max(16, power_of_2(width))
     more = (False, False, parts, precision, 0, 0, False, False, False)
-    return Config(bm, bn, dims, dims == width, True, False, *facts, place, cap, *more), warps, stages
+    return Config(bm, bn, dims, dims == width, unit, True, False, *facts, place, cap, *more), warps, stages
 
 
 @functools.cache
@@ -233,14 +239,16 @@ def _vjp(q, kv):
         grid = (blocks(t * heads, first.consts["R"]), 1, 1)
         first(gpu, grid, words[22], words[25], deltas, t, heads, width, ot, oh, gt, gh)
         operands = (words[13], words[16], words[19], words[25], words[28], deltas)
-        positions = (words[4], words[6], words[5], words[7], t, rows, width)
-        rest = (qt, qh, kh, kr, vh, vr, gt, gh, words[9], words[10], words[11], cap)
-        made = config(gpu.arch, q, kv, width, 0, facts, place, cap != 0)
+        steps = (width, qt, qh, kh, kr, vh, vr, gt, gh)
+        unit = counted_in(steps)
+        positions = (words[4], words[6], words[5], words[7], t, rows, width // unit)
+        rest = (*(s // unit for s in steps[1:]), words[9], words[10], words[11], cap)
+        made = config(gpu.arch, q, kv, width, 0, facts, place, cap != 0, unit)
         count = blocks(rows, made[0].BN)
         grid = (count * groups, 1, 1)
         kernel = compiled(0, q, kv, *made)
         kernel(gpu, grid, *operands, words[30], words[31], *positions, heads // groups, count, *rest)
-        made = config(gpu.arch, q, kv, width, 1, facts, place, cap != 0)
+        made = config(gpu.arch, q, kv, width, 1, facts, place, cap != 0, unit)
         count = blocks(t, made[0].BM)
         grid = (count * heads, 1, 1)
         compiled(1, q, kv, *made)(gpu, grid, *operands, words[29], *positions, heads, heads // groups, count, *rest)

@@ -22,13 +22,14 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.0e38)  # the maximum of nothing
 
 
-# What a kernel is compiled for. BM, BN: tile of rows and keys; D: dims of a tile, EVEN: all of them are there. SAME: V
-# has K's strides of rows. PACKED: several heads stand beside one another. LEFT, RIGHT: whether what a query sees is
-# bounded. PLACE & 1: start is an address, & 2: length is. PARTS: terms of a product's operands, 0 if they are f32, in
-# PRECISION. EIGHT: see float8.py. PAGE: rows of a page or 0. SPLIT: results are records of a segment. The rest: whether
-# there is such a thing.
+# What a kernel is compiled for. BM, BN: tile of rows and keys; D: dims of a tile, EVEN: all of them are there. STEP:
+# what strides and width are counted in, so that the compiler knows what divides them. SAME: V has K's strides of rows.
+# PACKED: several heads stand beside one another. LEFT, RIGHT: whether what a query sees is bounded. PLACE & 1: start is
+# an address, & 2: length is. PARTS: terms of a product's operands, 0 if they are f32, in PRECISION. EIGHT: see
+# float8.py. PAGE: rows of a page or 0. SPLIT: results are records of a segment. The rest: whether there is such.
 Config = namedtuple(
-    "Config", "BM BN D EVEN SAME PACKED LEFT RIGHT PLACE CAP MASK SLOPES PARTS PRECISION EIGHT PAGE VARLEN SPLIT LSE"
+    "Config",
+    "BM BN D EVEN STEP SAME PACKED LEFT RIGHT PLACE CAP MASK SLOPES PARTS PRECISION EIGHT PAGE VARLEN SPLIT LSE",
 )
 
 # ---- who sees what --------------------------------------------------------------------------------------------------
@@ -193,8 +194,13 @@ def visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C: tl.cons
 
 @triton.jit
 def query_of(at, mask, scale, cap, TYPE: tl.constexpr, C: tl.constexpr):
+    """`terms_of` the rows of Q in memory"""
+    return terms_of(tl.load(at, mask=mask, other=0.0), scale, cap, TYPE, C)
+
+
+@triton.jit
+def terms_of(x, scale, cap, TYPE: tl.constexpr, C: tl.constexpr):
     """(rows of Q, their second terms, what products are multiplied by, cap)"""
-    x = tl.load(at, mask=mask, other=0.0)
     factor = tl.abs(scale) / cap if C.CAP else tl.abs(scale) * LOG2E
     x = tl.where(scale < 0, -x, x)
     if C.PARTS == 2:
@@ -255,6 +261,9 @@ def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, starts_ptr, key_starts_ptr
               C: tl.constexpr):
     """See the docstring of the file; strides in elements. Programs: (block of rows, heads in packs; segment)."""
     # fmt: on
+    if C.STEP > 1:
+        width, qt, qh, kh, kr, kp = width * C.STEP, qt * C.STEP, qh * C.STEP, kh * C.STEP, kr * C.STEP, kp * C.STEP
+        vh, vr, vp, ot, oh = vh * C.STEP, vr * C.STEP, vp * C.STEP, ot * C.STEP, oh * C.STEP
     block, head = tl.program_id(0) % q_blocks, tl.program_id(0) // q_blocks * pack
     r, d = tl.arange(0, C.BM), tl.arange(0, C.D)
     per = C.BM // pack if C.PACKED else C.BM
