@@ -87,3 +87,19 @@ def test_gradients(dtype, device):
 def test_rope_and_caches(device):
     interpreted.test_ropes_and_appends_of_a_layer(device)
     interpreted.test_rounding_to_float8(device)
+
+
+@pytest.mark.parametrize("device", [80, 90], indirect=True)
+def test_heads_of_40_dims(device):
+    """Strides that do not divide by 16 elements, but by 8, are read in 128 bits as well."""
+    rng = np.random.default_rng(6)
+    q, k, v = (rounded(rng.standard_normal(s), "f16") for s in ((20, 1, 40), (1, 70, 40), (1, 70, 40)))
+    wide = [tensorlib.from_numpy(x).requires_grad_() for x in (q, k, v)]
+    leaves = [array(x, "f16").requires_grad_() for x in (q, k, v)]
+    for some in (wide, leaves):
+        fused.attention(*some, 50).sum().backward()
+    for x, y in zip(leaves, wide):
+        got, want = read(x.grad), read(y.grad)
+        assert (abs(got - want) <= 2.0**-8 * (abs(want) + abs(want).max())).all()
+    made = [kernel.consts["C"] for kernel, _ in device.ready if "C" in kernel.consts]
+    assert {c.STEP for c in made if not c.EVEN} == {8}
