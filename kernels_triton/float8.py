@@ -53,6 +53,8 @@ def widened(x, EIGHT: tl.constexpr):
         y = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True) * 256.0
         nan = (((bits & 0x7F) + 1) & 0x80) * 0xF8  # an exponent of ones for the code 0x7F
         return (y.to(tl.uint16, bitcast=True) | nan).to(tl.float16, bitcast=True)
+    elif EIGHT == 5:
+        return (x.to(tl.uint16) << 8).to(tl.float16, bitcast=True)
     else:
         return x
 

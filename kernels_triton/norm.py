@@ -15,13 +15,12 @@ import triton.language as tl
 
 from . import gated, norm_vjp
 from .dims import LIMIT, WIDTH, offset_of
-from .launch import Kernel, blocks, power_of_2
+from .launch import Kernel, blocks, pick, power_of_2
 from .norm_vjp import row_moments
 from .ordering import order
-from .softmax import warps_of
+from .softmax import ROW, warps_of
 from .tiles import byte_table, cells, mean_of, reach
 
-ROW = 32768  # elements of a row held in registers at most
 TILE = 2048  # elements of a tile of several short rows, or of a piece of a long one
 PIECE = 1024  # elements of a row of a table that a program copies
 
@@ -111,7 +110,7 @@ def _norm(centred, dtypes):
         bias, offset = (offset, 0.0) if centred else (0, offset)
         rows, counts, (xs, os) = byte_table(words, 6, sizes)
         nd, shape_n = len(counts), counts + [1] * (4 - len(counts))
-        shape, warps, long = shape_of(rows, n, ROW)
+        shape, warps, long = shape_of(rows, n, pick(ROW, gpu.arch))
         wide = max(reach(shape_n, xs), reach(shape_n, os)) + n >= LIMIT
         found = norm_kernel(centred, dtypes, offset != 0, nd, shape, warps, long, wide)
         grid = (blocks(rows, shape[0]), 1, 1)
@@ -228,13 +227,13 @@ def variants(arch):
     """Representative kernels."""
     found = {}
     for dtype in ("f32", "bf16"):
-        for n in (128, 1024, 4096, 8192, 32768):
-            shape, warps, _ = shape_of(4096, n, ROW)
+        for n in (128, 1024, 4096, 8192, pick(ROW, arch)):
+            shape, warps, _ = shape_of(4096, n, n)
             kernel = norm_kernel(False, (dtype, dtype, "none", dtype), False, 1, shape, warps, False, False)
             found[f"rms_norm of {n} {dtype}"] = kernel
-        shape, warps, _ = shape_of(4096, 4096, ROW)
+        shape, warps, _ = shape_of(4096, 4096, 4096)
         found[f"layer_norm of 4096 {dtype}"] = norm_kernel(True, (dtype,) * 4, False, 1, shape, warps, False, False)
-        shape, warps, _ = shape_of(4096, 1 << 17, ROW)
+        shape, warps, _ = shape_of(4096, 1 << 17, 1)
         found[f"layer_norm long {dtype}"] = norm_kernel(True, (dtype,) * 4, False, 1, shape, warps, True, False)
         found[f"embedding {dtype}"] = _pick_kernel(dtype, (1, PIECE))
     return found | {"embedding_vjp": _add_kernels(PIECE)[0], "clear": _add_kernels(PIECE)[1]}

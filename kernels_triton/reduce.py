@@ -90,10 +90,11 @@ def kernel(op, compute, given, out, shape, adjacent, nk, nr, loop, mean, wide):
     """The Kernel of `reduce_tiles` for some dtypes, a tile, numbers of dims, and i64 as integers if `wide`."""
     acc = "f64" if op == "prod" and compute in FLOATS else accumulated(compute)
     integer = "i64" if wide else "i32"
+    each = 32 if adjacent or nr == 0 else 16
     names = ("n" if adjacent else "length", *(() if adjacent else ("per",)), *strides_of("k"), *strides_of("r"))
     made = Kernel(
         reduce_tiles, (cells(given), cells(out), *(integer,) * 4, "fp64" if acc == "f64" else "fp32", *(integer,) * 14),
-        names, warps_for(shape[0] * shape[1]), OP=op, GIVEN=given, OUT=out, ACC=WIDE[acc],
+        names, warps_for(shape[0] * shape[1], each), OP=op, GIVEN=given, OUT=out, ACC=WIDE[acc],
         START=start_of(op, "f64" if acc == "f64" else compute), TRUTH=compute == "bool" and given != acc, MEAN=mean,
         ADJACENT=adjacent, NK=max(nk, 1), NR=nr, LOOP=loop, M=shape[0], R=shape[1],
     )  # fmt: skip
@@ -101,7 +102,7 @@ def kernel(op, compute, given, out, shape, adjacent, nk, nr, loop, mean, wide):
     return made
 
 
-def cut(gpu, op, compute, adjacent, outputs, n, length):
+def cut(gpu, op, compute, adjacent, dense, outputs, n, length):
     """((M, R), programs, elements of a part, parts) for a reduction."""
     few = outputs * length < 4 * TILE * gpu.units
     elements = (TILE // 4 if few else TILE) // (2 if accumulated(compute) in ("f64", "i64", "u64") else 1)
@@ -110,6 +111,7 @@ def cut(gpu, op, compute, adjacent, outputs, n, length):
         r = min(power_of_2(length), elements // m)
         programs = outputs // n * blocks(n, m)
     else:
+        elements //= 1 if dense else 2  # addresses take registers, too
         r = min(power_of_2(length), elements)
         m = min(power_of_2(outputs), elements // r)
         programs = blocks(outputs, m)
@@ -126,8 +128,8 @@ def _launch(gpu, what, pointers, numbers, kept, reduced):
     x, to = pointers
     outputs, n, length, count = numbers
     (keep, nk), (rest, nr) = kept, reduced
-    shape, programs, per, parts = cut(gpu, op, compute, adjacent, outputs, n, length)
     nr = 0 if nr == 1 and rest[1][0] == 1 else nr
+    shape, programs, per, parts = cut(gpu, op, compute, adjacent, nr == 0, outputs, n, length)
     wide = max(outputs * parts, length, reach(*keep) + reach(*rest) + n) >= LIMIT
     scratch, mean = None, op == "sum" and count != 1.0
     acc = "f64" if op == "prod" and compute in FLOATS else accumulated(compute)
@@ -273,6 +275,6 @@ def variants(arch):
         found[f"sum columns {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, True, 1, 1, True, False, False)
     found["amax rows f32"] = kernel("amax", "f32", "f32", "f32", (1, TILE), False, 1, 0, True, False, False)
     found["sum rows i32"] = kernel("sum", "i64", "i32", "i64", (1, TILE // 2), False, 1, 0, True, False, False)
-    found["sum strided f32"] = kernel("sum", "f32", "f32", "f32", (1, TILE), False, 2, 2, True, False, False)
+    found["sum strided f32"] = kernel("sum", "f32", "f32", "f32", (1, TILE // 2), False, 2, 2, True, False, False)
     found["argmax rows f32"] = arg_kernel(True, "f32", "f32", (1, TILE // 2), 1, False, False, False)
     return found

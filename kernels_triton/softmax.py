@@ -14,10 +14,11 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from .dims import LIMIT, offset_of
-from .launch import Kernel, blocks, power_of_2
+from .launch import Kernel, blocks, pick, power_of_2
 from .tiles import WIDE, cells, divide, exponential, largest, narrow, packed, reach, strides_of, table, widen
 
-ROW = 32768  # elements of a row held in registers at most, f64 half as many: 32 warps of 32 registers
+# elements of a row held in registers at most, f64 half as many: 32 warps with 32 of 64 registers, unless that spills
+ROW = {75: 16384, 80: 32768, 120: 16384}
 COLUMN = 1024  # the same of a middle dim, with 8 columns at least
 TILE = 2048  # elements of a tile of longer rows
 PARTS = 256  # of a row at most
@@ -214,11 +215,11 @@ def part_kernels(kind, compute, given, out, columns, nk, shape, parts, warps, wi
 
 
 def warps_of(elements):
-    """Liger's ladder: 4 warps, 8 from 2048 elements, 16 from 8192, 32 from 32768."""
-    return 4 if elements < 2048 else 8 if elements < 8192 else 16 if elements < 32768 else 32
+    """Liger's ladder: 4 warps, 8 from 2048 elements, 16 from 8192, 32 from 16384 (there: 32768)."""
+    return 4 if elements < 2048 else 8 if elements < 8192 else 16 if elements < 16384 else 32
 
 
-def _whole(columns, compute, rows, n, length):
+def _whole(arch, columns, compute, rows, n, length):
     """((M, R), warps) of a tile of whole rows in registers, or None if they are too long."""
     r, share = power_of_2(length), 2 if compute == "f64" else 1
     if columns:
@@ -226,7 +227,7 @@ def _whole(columns, compute, rows, n, length):
             return None
         m = min(power_of_2(n), max(8 // share, min(64, 8192 // share // r)))
     else:
-        if r > ROW // share:
+        if r > pick(ROW, arch) // share:
             return None
         m = min(power_of_2(rows), max(1, TILE // share // r))
     return (m, r), warps_of(m * r * share)
@@ -244,7 +245,7 @@ def _plan(kind, compute, given, out, columns):
             (x, to, rows, length, extra, nk), n = words[:6], 1
             keep = table(words, 6, nk)
             wide = max(reach(*keep) + length, rows * length) >= LIMIT
-        whole = _whole(columns, compute, rows, n, length)
+        whole = _whole(gpu.arch, columns, compute, rows, n, length)
         if whole is not None:
             (m, r), warps = whole
             programs = outer * blocks(n, m) if columns else blocks(rows, m)
@@ -282,14 +283,14 @@ def variants(arch):
     """Representative kernels."""
     found = {}
     for dtype in ("f32", "bf16"):
-        for length in (1024, 4096, 8192, 32768):
-            (shape, warps), label = _whole(False, "f32", 4096, 1, length), f"rows of {length} {dtype}"
+        for length in (1024, 4096, 8192, pick(ROW, arch)):
+            (shape, warps), label = _whole(arch, False, "f32", 4096, 1, length), f"rows of {length} {dtype}"
             found[f"softmax {label}"] = row_kernel("softmax", "f32", dtype, dtype, False, 1, shape, warps, False)
-        shape, warps = _whole(True, "f32", 4096, 4096, 256)
+        shape, warps = _whole(arch, True, "f32", 4096, 4096, 256)
         found[f"softmax columns {dtype}"] = row_kernel("softmax", "f32", dtype, dtype, True, 1, shape, warps, False)
         part, finish = part_kernels("softmax", "f32", dtype, dtype, False, 1, (1, TILE), 1, 4, False)
         found |= {f"softmax part {dtype}": part, f"softmax finish {dtype}": finish}
-    shape, warps = _whole(False, "f32", 4096, 1, 4096)
+    shape, warps = _whole(arch, False, "f32", 4096, 1, 4096)
     for kind in ("log_softmax", "logsumexp", "var"):
         found[f"{kind} rows of 4096 f32"] = row_kernel(kind, "f32", "f32", "f32", False, 1, shape, warps, False)
     return found

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tensorlib
 from tensorlib.errors import DTypeError, ShapeError
-from tensorlib.ops import gates, loss
+from tensorlib.ops import gates, loss, loss_rows
 from tests.ops.cases import few
 from tests.ops.parity import agree, agree_gradients, draw
 
@@ -51,6 +51,40 @@ def test_cross_entropy_of_probabilities(data):
     agree_gradients(
         lambda a, b: loss.cross_entropy(a, b, **options), lambda a, b: F.cross_entropy(a, b, **options), x, y
     )
+
+
+@given(st.data())
+@few(12)
+def test_linear_cross_entropy(data):
+    """In chunks of 16 rows, of which the last is short."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    n, classes = data.draw(st.sampled_from([1, 16, 35])), 4
+    x, w, b = draw(data, (n, 6)), draw(data, (classes, 6)), draw(data, (classes,))
+    target = np.where(rng.random(n) < 0.3, -100, rng.integers(0, classes, n))
+    target.flat[0] = 1
+    options = {"reduction": data.draw(REDUCTION), "label_smoothing": data.draw(st.sampled_from([0.0, 0.2]))}
+    ours, theirs = tensorlib.from_numpy(target), torch.from_numpy(target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_rows, "CHUNK", {"cpu": 16 * classes})
+        agree_gradients(
+            lambda x, w, b: loss.linear_cross_entropy(x, w, ours, b, **options),
+            lambda x, w, b: F.cross_entropy(F.linear(x, w, b), theirs, **options),
+            x,
+            w,
+            b,
+        )
+
+
+def test_linear_cross_entropy_refuses():
+    x, w = tensorlib.zeros(3, 2), tensorlib.zeros(5, 2)
+    with pytest.raises(ShapeError, match="classes"):
+        tensorlib.linear_cross_entropy(x, w, tensorlib.tensor([0, 1, 5]))
+    with pytest.raises(ShapeError, match="target"):
+        tensorlib.linear_cross_entropy(x, w, tensorlib.tensor([0, 1]))
+    with pytest.raises(ShapeError, match="linear_weight"):
+        tensorlib.linear_cross_entropy(x, tensorlib.zeros(5, 3), tensorlib.tensor([0, 1, 2]))
+    with pytest.raises(DTypeError):
+        tensorlib.linear_cross_entropy(x, w, tensorlib.zeros(3))
 
 
 @given(st.data())
