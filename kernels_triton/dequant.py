@@ -148,17 +148,16 @@ def _scope(source):
 @functools.cache
 def _table(gpu, content):
     """(address, owner) of a look-up table on a GPU."""
-    host = ctypes.create_string_buffer(content or bytes(1))
-    address, owner = gpu.allocate(len(host))
-    gpu.upload(address, ctypes.addressof(host), len(host))
+    host = ctypes.create_string_buffer(content, len(content))
+    address, owner = gpu.allocate(len(content))
+    gpu.upload(address, ctypes.addressof(host), len(content))
     return address, owner
 
 
 def _of_blocks(name, out, source):
     scope, size, nbytes = _scope(source)
-    some = max(1, min(ELEMENTS // size, 1024))
-    extra = ("i64",) if name == "dequantize" else ("i32", "i64")
-    ids = () if name == "dequantize" else ("*i64",)
+    some, content = max(1, min(ELEMENTS // size, 1024)), scope["TABLE"]
+    ids, extra = ((), ("i64",)) if name == "dequantize" else (("*i64",), ("i32", "i64"))
     types = ("*u8", "*u8", *ids, pointer(out), *extra)
     kernel = Kernel(scope[name], types, fuse=False, SIZE=size, BYTES=nbytes, BLOCKS=some)
     kernel.items = some * size
@@ -166,13 +165,14 @@ def _of_blocks(name, out, source):
     def dequantize(gpu, words):
         src, dst, count = words
         if count:
-            kernel(gpu, (blocks(count, some), 1, 1), src, _table(gpu, scope["TABLE"])[0], dst, count)
+            lines = _table(gpu, content)[0] if content else src
+            kernel(gpu, (blocks(count, some), 1, 1), src, lines, dst, count)
 
     def dequantize_rows(gpu, words):
         src, ids, dst, count, per_row, rows = words
         if count and per_row:
-            grid = (count, blocks(per_row, some), 1)
-            kernel(gpu, grid, src, _table(gpu, scope["TABLE"])[0], ids, dst, per_row, rows)
+            lines = _table(gpu, content)[0] if content else src
+            kernel(gpu, (count, blocks(per_row, some), 1), src, lines, ids, dst, per_row, rows)
 
     return kernel, dequantize if name == "dequantize" else dequantize_rows
 
