@@ -250,6 +250,27 @@ def row_of(r, head, q1, t, first, pack, mask, slopes_ptr, C: tl.constexpr):
     return first + i, mask_rows, slope
 
 
+@triton.jit
+def result(out_ptr, more_ptr, acc, total, top, where, steps, C: tl.constexpr):
+    """Stores what was found: a segment's record, or the quotient and, if asked for, log2 of the sum"""
+    r, mine, begin, head, pack, dims = where
+    ot, oh, heads, t, segments = steps
+    d = tl.arange(0, C.D)[None, :]
+    if C.SPLIT:
+        at = (begin * heads + head) * segments + tl.program_id(1)
+        at += lined(r, pack, heads * segments, segments, C)
+        tl.store(out_ptr + at[:, None] * C.D + d, acc, mask=(mine & (total != 0))[:, None])
+        tl.store(more_ptr + at * 2, top, mask=mine)
+        tl.store(more_ptr + at * 2 + 1, total, mask=mine)
+    else:
+        acc = acc / tl.where(total == 0, 1.0, total)[:, None]
+        at = out_ptr + begin * ot + head * oh + lined(r, pack, ot, oh, C)[:, None] + d
+        tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=mine[:, None] & dims)
+        if C.LSE:
+            sums = tl.where(total == 0, float("inf"), top + tl.log2(total))
+            tl.store(more_ptr + head.to(tl.int64) * t + begin + r, sums, mask=mine)
+
+
 # ---- the kernel -----------------------------------------------------------------------------------------------------
 
 
@@ -303,16 +324,5 @@ def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, starts_ptr, key_starts_ptr
         k_rows = (k_ptr + g * kh, kr, kp)
         v_rows = (v_ptr + g * vh, kr if C.SAME else vr, kp if C.SAME else vp)
         acc, total, top = attend(query, k_rows, v_rows, row, (table, keys, width, left, right), visited, C)
-        if C.SPLIT:
-            at = (begin * heads + head) * segments + tl.program_id(1)
-            at += lined(r, pack, heads * segments, segments, C)
-            tl.store(out_ptr + at[:, None] * C.D + d[None, :], acc, mask=(mine & (total != 0))[:, None])
-            tl.store(more_ptr + at * 2, top, mask=mine)
-            tl.store(more_ptr + at * 2 + 1, total, mask=mine)
-        else:
-            acc = acc / tl.where(total == 0, 1.0, total)[:, None]
-            at = out_ptr + begin * ot + head * oh + lined(r, pack, ot, oh, C)[:, None] + d[None, :]
-            tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=mine[:, None] & (d < width)[None, :])
-            if C.LSE:
-                sums = tl.where(total == 0, float("inf"), top + tl.log2(total))
-                tl.store(more_ptr + head.to(tl.int64) * t + begin + r, sums, mask=mine)
+        where = (r, mine, begin, head, pack, (d < width)[None, :])
+        result(out_ptr, more_ptr, acc, total, top, where, (ot, oh, heads, t, segments), C)
