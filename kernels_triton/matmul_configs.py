@@ -75,7 +75,7 @@ def count(tile, m, n):
 def parts(tile, m, n, k, batch, units):
     """In how many parts K is cut, so that there are about two blocks per multiprocessor."""
     here = count(tile, m, n) * batch
-    return 1 if here >= units else max(1, min(MAX_PARTS, k // MIN_DEPTH, -(-2 * units // here)))
+    return 1 if 4 * here >= 3 * units else max(1, min(MAX_PARTS, k // MIN_DEPTH, -(-2 * units // here)))
 
 
 def choose(family, arch, wide, m, n, k, batch, units):
@@ -86,11 +86,11 @@ def choose(family, arch, wide, m, n, k, batch, units):
     tiles = pick(TABLES[family], arch)
     if not wide and m > tiles[-1].m and arch != 75:
         return NARROW
-    most = max(1, min(MAX_PARTS, k // MIN_DEPTH))
-    for tile in tiles[:-1]:
-        wasteful = tile.m // 2 >= m or tile.n // 2 >= max(n, 32)
-        if not wasteful and count(tile, m, n) * batch * most >= units:
-            return tile
+    fitting = [t for t in tiles[:-1] if t.m // 2 < m and t.n // 2 < max(n, 32)]
+    for most in (1, max(1, min(MAX_PARTS, k // MIN_DEPTH))):
+        for tile in fitting:
+            if 4 * count(tile, m, n) * batch * most >= 3 * units and (most > 1 or tile.m >= 64):
+                return tile
     return next((t for t in tiles[::-1] if m <= t.m), tiles[0]) if m <= 32 else tiles[-2]
 
 
