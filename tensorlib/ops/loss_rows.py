@@ -77,6 +77,7 @@ def _launch(name, words, reads, writes, input, weight):
 
 
 def _rows_kernel(input, target, weight, ignore_index, label_smoothing):
+    target, weight = movement.contiguous(target), weight if weight is None else movement.contiguous(weight)
     n, wide = input.shape[1], "f64" if input.dtype.name == "f64" else "f32"
     loss, sums = (type(input).empty(input.shape[:1], wide, input.device) for _ in range(2))
     words = [input.ptr, input.strides[0], target.ptr, 0 if weight is None else weight.ptr, loss.ptr, sums.ptr]
@@ -87,6 +88,7 @@ def _rows_kernel(input, target, weight, ignore_index, label_smoothing):
 
 def _slopes_kernel(g, h, input, target, weight, ignore_index, label_smoothing, sums, out=None):
     """As `_slopes_composed`, to `out`, which may be `input`."""
+    target, weight = movement.contiguous(target), weight if weight is None else movement.contiguous(weight)
     out = type(input).empty(input.shape, input.dtype, input.device) if out is None else out
     whole = reduce.sum(weight) if weight is not None and label_smoothing else None
     g, h = (x if x is None else movement.contiguous(cast(x, sums.dtype)) for x in (g, h))

@@ -45,6 +45,21 @@ def test_classes_in_a_middle_dim_and_none():
     assert np.abs(one[0] - losses("cpu", x[0, :, 0, 0], np.array(3), None)[0]) <= 32 * EPS
 
 
+def test_strided_targets_and_weights():
+    x, w = (RNG.normal(size=s).astype(np.float32) for s in ((5, 3), (7, 3)))
+    target, weight = np.arange(20)[::4] % 7, np.arange(1, 15, dtype=np.float32)[::2]
+    found = []
+    for device in ("cuda:0", "cpu"):
+        given = [tensorlib.from_numpy(a).to(device) for a in (x, w)]
+        wide = [tensorlib.from_numpy(np.repeat(a, 2)).to(device)[::2] for a in (target, weight)]
+        slopes = given[1].requires_grad_()
+        out = tensorlib.linear_cross_entropy(given[0], slopes, wide[0], weight=wide[1], label_smoothing=0.1)
+        out.backward()
+        found.append([y.detach().to("cpu").numpy() for y in (out, slopes.grad)])
+    for ours, theirs in zip(*found, strict=True):
+        assert np.abs(ours - theirs).max() <= 32 * EPS * max(1, np.abs(theirs).max())
+
+
 def test_a_class_outside_is_nan_and_nothing_is_read():
     x = np.zeros((3, 4), np.float32)
     found, slope = losses("cuda:0", x, np.array([1, 4, -1]), None, reduction="none")
