@@ -177,6 +177,56 @@ def add_row(
 
 
 @triton.jit
+def with_groups(
+    acc, low_ptr, high_ptr, scale_ptr, base_ptr, x_ptr, xd_ptr, sum_ptr, row, first, groups, MANY: tl.constexpr,
+    GROUPS: tl.constexpr, ASM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, KIND: tl.constexpr,
+    BIAS: tl.constexpr, TABLE: tl.constexpr, MINIMUM: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    """MANY sums [ROWS, GROUPS] plus the products of the groups from `first` on of weights' rows `row`."""
+    group = first + tl.arange(0, GROUPS)
+    inside = group < groups
+    at = (row * groups)[:, None] + group[None, :]
+    there = tl.broadcast_to(inside[None, :], at.shape)
+    one, two = codes(low_ptr, high_ptr, at, there, ASM, LOW, HIGH, TABLE)
+    super_at = (row * (groups // 8))[:, None] + (group // 8)[None, :]
+    d, e, m, k = scales(scale_ptr, base_ptr, tl.max_contiguous(at, [1, 1]), super_at, there, KIND)
+    more = ()
+    for i in tl.static_range(MANY):
+        more += (
+            add_row(
+                acc[i], one, two, d, e, m, k, x_ptr + i * groups * 8, xd_ptr + i * groups, sum_ptr + i * groups * 2,
+                group, inside, ASM, LOW == 8 or TABLE is not None, BIAS, MINIMUM, HALVES,
+            ),
+        )  # fmt: skip
+    return more
+
+
+@triton.jit
+def begun(planes, first_row, groups, LOW: tl.constexpr, HIGH: tl.constexpr):
+    """Where the planes of the rows from `first_row` on begin."""
+    start = first_row.to(tl.int64) * groups
+    return planes[0] + start * LOW, planes[1] + start * HIGH, planes[2] + start, planes[3] + start // 8
+
+
+@triton.jit
+def sums_of_rows(
+    low_ptr, high_ptr, scale_ptr, base_ptr, x_ptr, xd_ptr, sum_ptr, first_row, n, groups, MANY: tl.constexpr,
+    ROWS: tl.constexpr, GROUPS: tl.constexpr, ASM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr,
+    KIND: tl.constexpr, BIAS: tl.constexpr, TABLE: tl.constexpr, MINIMUM: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    """MANY sums [ROWS, GROUPS]: rows of weights from `first_row` on times rows of activations, still to be added up."""
+    row = tl.minimum(tl.arange(0, ROWS), n - 1 - first_row)
+    low, high, scale, base = begun((low_ptr, high_ptr, scale_ptr, base_ptr), first_row, groups, LOW, HIGH)
+    acc = (tl.zeros((ROWS, GROUPS), tl.float32),) * MANY
+    for first in range(0, groups, GROUPS):
+        acc = with_groups(
+            acc, low, high, scale, base, x_ptr, xd_ptr, sum_ptr, row, first, groups, MANY, GROUPS, ASM, LOW, HIGH, KIND,
+            BIAS, TABLE, MINIMUM, HALVES,
+        )  # fmt: skip
+    return acc
+
+
+@triton.jit
 def matvec(
     low_ptr, high_ptr, scale_ptr, base_ptr, x_ptr, xd_ptr, sum_ptr, out_ptr, residual_ptr, n, groups,
     MANY: tl.constexpr, ROWS: tl.constexpr, GROUPS: tl.constexpr, RESIDUAL: tl.constexpr, ASM: tl.constexpr,
@@ -185,30 +235,10 @@ def matvec(
 ):  # fmt: skip
     """MANY rows of activations times ROWS rows of weights."""
     first_row = tl.program_id(0) * ROWS
-    row = tl.minimum(tl.arange(0, ROWS), n - 1 - first_row)
-    start = first_row.to(tl.int64) * groups
-    low_ptr += start * LOW
-    high_ptr += start * HIGH
-    scale_ptr += start
-    base_ptr += start // 8
-    acc = (tl.zeros((ROWS, GROUPS), tl.float32),) * MANY
-    for first in range(0, groups, GROUPS):
-        group = first + tl.arange(0, GROUPS)
-        inside = group < groups
-        at = (row * groups)[:, None] + group[None, :]
-        there = tl.broadcast_to(inside[None, :], at.shape)
-        one, two = codes(low_ptr, high_ptr, at, there, ASM, LOW, HIGH, TABLE)
-        super_at = (row * (groups // 8))[:, None] + (group // 8)[None, :]
-        d, e, m, k = scales(scale_ptr, base_ptr, tl.max_contiguous(at, [1, 1]), super_at, there, KIND)
-        more = ()
-        for i in tl.static_range(MANY):
-            more += (
-                add_row(
-                    acc[i], one, two, d, e, m, k, x_ptr + i * groups * 8, xd_ptr + i * groups, sum_ptr + i * groups * 2,
-                    group, inside, ASM, LOW == 8 or TABLE is not None, BIAS, MINIMUM, HALVES,
-                ),
-            )  # fmt: skip
-        acc = more
+    acc = sums_of_rows(
+        low_ptr, high_ptr, scale_ptr, base_ptr, x_ptr, xd_ptr, sum_ptr, first_row, n, groups, MANY, ROWS, GROUPS, ASM,
+        LOW, HIGH, KIND, BIAS, TABLE, MINIMUM, HALVES,
+    )  # fmt: skip
     row = first_row + tl.arange(0, ROWS)
     for i in tl.static_range(MANY):
         found = tl.sum(acc[i], 1)

@@ -255,6 +255,11 @@ class Array:
             found[key] = compute()
         return found[key]
 
+    def keep(self, key, value):
+        """Makes `value` what `derived` finds under `key`: its elements were written along with it."""
+        if not self.buffer.shared:
+            self.derived(key, lambda: value)
+
     def numel(self):
         return self.layout.numel()
 

@@ -3,7 +3,8 @@
 A pre-norm decoder (section 2.2): RMSNorm before each sub-layer, SwiGLU instead of ReLU, rotary positions instead of
 absolute ones; from Llama 2 on, groups of query heads share a key-value head (arXiv:2305.13245).
 
-Shapes: T tokens, D hidden, H query heads, K key-value heads, h head dim, F feed-forward, V vocabulary.
+Shapes: T tokens, D hidden, H query heads, K key-value heads, h head dim, F feed-forward, V vocabulary; Q = H h,
+G = K h.
 """
 
 from typing import NamedTuple
@@ -36,29 +37,23 @@ TINY = LlamaConfig(256, 64, 128, 2, 4, 2, 16, max_position_embeddings=64)
 
 
 class LlamaAttention(nn.Module):
-    """softmax(q k^T / sqrt(h)) v, causal, over all tokens in the cache."""
+    """softmax(q k^T / sqrt(h)) v, causal, over all tokens in the cache; W_o is applied by the layer."""
 
     def __init__(self, config, layer):
-        self._layer, self._heads, self._kv_heads = layer, config.num_attention_heads, config.num_key_value_heads
-        self._head_dim = config.head_dim
-        D, q, kv = config.hidden_size, self._heads * config.head_dim, self._kv_heads * config.head_dim
+        D, self._layer = config.hidden_size, layer
+        q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         self.q_proj = nn.Linear(D, q, bias=config.attention_bias)
         self.k_proj = nn.Linear(D, kv, bias=config.attention_bias)
         self.v_proj = nn.Linear(D, kv, bias=config.attention_bias)
         self.o_proj = nn.Linear(q, D, bias=config.attention_bias)
 
     def forward(self, x_TD, cache, rotary):
-        T = x_TD.shape[0]
-        q_THh = self.q_proj(x_TD).reshape(T, self._heads, self._head_dim)
-        k_TKh = self.k_proj(x_TD).reshape(T, self._kv_heads, self._head_dim)
-        v_TKh = self.v_proj(x_TD).reshape(T, self._kv_heads, self._head_dim)
-        q_THh, keys, values = cache.extend(self._layer, q_THh, k_TKh, v_TKh, rotary)
-        o_THh = nn.attention(q_THh, keys, values, start=cache.start)
-        return self.o_proj(o_THh.reshape(T, self._heads * self._head_dim))
+        q_TQ, k_TG, v_TG = nn.linears(x_TD, self.q_proj, self.k_proj, self.v_proj)
+        return cache.attend(self._layer, q_TQ, k_TG, v_TG, rotary)
 
 
 class LlamaMLP(nn.Module):
-    """W_down (silu(W_gate x) * W_up x) (arXiv:2002.05202)."""
+    """silu(W_gate x) * W_up x (arXiv:2002.05202); W_down is applied by the layer."""
 
     def __init__(self, config):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -66,7 +61,7 @@ class LlamaMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_TD):
-        return self.down_proj(nn.swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
+        return nn.swiglu_linear(x_TD, self.gate_proj, self.up_proj)
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -76,9 +71,12 @@ class LlamaDecoderLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x_TD, cache, rotary):
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), cache, rotary)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+    def forward(self, x_TD, h_TD, cache, rotary, next_norm):
+        """h is the norm of x, as of what is returned: sums and norms are taken together."""
+        o_TQ = self.self_attn(h_TD, cache, rotary)
+        x_TD, h_TD = nn.add_norm(x_TD, self.self_attn.o_proj, o_TQ, self.post_attention_layernorm)
+        h_TF = self.mlp(h_TD)
+        return nn.add_norm(x_TD, self.mlp.down_proj, h_TF, next_norm)
 
 
 class LlamaModel(nn.Module):
@@ -86,6 +84,15 @@ class LlamaModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([LlamaDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, ids_T, cache, rotary):
+        layers = list(self.layers)
+        norms = [*(layer.input_layernorm for layer in layers), self.norm]
+        x_TD = self.embed_tokens(ids_T)
+        h_TD = norms[0](x_TD)
+        for layer, next_norm in zip(layers, norms[1:]):
+            x_TD, h_TD = layer(x_TD, h_TD, cache, rotary, next_norm)
+        return h_TD
 
 
 class LlamaForCausalLM(nn.Module):
@@ -115,9 +122,7 @@ class LlamaForCausalLM(nn.Module):
         """
         T = ids_T.shape[0]
         cache.reserve(T)
-        x_TD = self.model.embed_tokens(ids_T)
-        for layer in self.model.layers:
-            x_TD = layer(x_TD, cache, self.rotary)
+        h_TD = self.model(ids_T, cache, self.rotary)
         cache.advance(T)
-        x_TD = self.model.norm(x_TD[-1:] if last_only else x_TD)
-        return self.model.embed_tokens.as_linear(x_TD) if self.config.tie_word_embeddings else self.lm_head(x_TD)
+        h_TD = h_TD[-1:] if last_only and T > 1 else h_TD
+        return self.model.embed_tokens.as_linear(h_TD) if self.config.tie_word_embeddings else self.lm_head(h_TD)

@@ -6,6 +6,7 @@ Linear(in_features=576, out_features=192, bias=False)
 """
 
 from tensorlib.nn.attention import KVCache, RotaryEmbedding, attention
+from tensorlib.nn.fused import add_norm, linears, swiglu_linear
 from tensorlib.nn.layers import Embedding, LayerNorm, Linear, RMSNorm, swiglu
 from tensorlib.nn.module import Module, ModuleList, Parameter
 from tensorlib.nn.sampling import Sampler
@@ -23,6 +24,9 @@ __all__ = [
     "RotaryEmbedding",
     "Sampler",
     "VarBuilder",
+    "add_norm",
     "attention",
+    "linears",
     "swiglu",
+    "swiglu_linear",
 ]

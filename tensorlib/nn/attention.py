@@ -6,7 +6,7 @@ from tensorlib.backend import kernel, launch
 from tensorlib.device import Device
 from tensorlib.errors import ContextError
 from tensorlib.nn.module import Module
-from tensorlib.ops import fused
+from tensorlib.ops import decode, fused
 from tensorlib.tensor import empty
 
 attention = fused.attention
@@ -50,6 +50,8 @@ class KVCache:
         self.layers = list(zip(made[::2], made[1::2]))
         self.max_len, self.start = max_len, empty((1,), dtype="i64", device=device)
         self.length = 0
+        if self.start.device.gpu is not None:
+            decode.counters(self.start.device)  # now, since not while a graph records
         self.reset()
 
     def reset(self, length=0):
@@ -85,9 +87,11 @@ class KVCache:
         fused.append(values, v, self.start)
         return keys, values
 
-    def extend(self, layer, q, k, v, rotary):
-        """`append` of k and v, and q [T, heads, head_dim] rotated: one launch on GPUs. Returns (q, keys, values)."""
+    def attend(self, layer, q, k, v, rotary):
+        """Attention of q over the layer's keys and values, with k and v [T, kv_heads * head_dim] behind them, q
+        [T, heads * head_dim] and k rotated first: [T, heads * head_dim]. One query on a GPU is one launch. ShapeError.
+        """
         keys, values = self.layers[layer]
-        tables = rotary.tables(q.device)
-        q = fused.rope_layer(q, k, v, keys, values, *tables, self.start, interleaved=rotary.interleaved)
-        return q, keys, values
+        (groups, _, width), t = keys.shape, q.shape[0]
+        q, k, v = q.reshape(t, -1, width), k.reshape(t, groups, width), v.reshape(t, groups, width)
+        return decode.attend(q, k, v, keys, values, *rotary.tables(q.device), self.start, rotary.interleaved)

@@ -6,7 +6,7 @@ without planes stay blocks; their products dequantise some rows at a time.
 
 from tensorlib import backend
 from tensorlib.device import Array, Device, transfer
-from tensorlib.ops import elementwise, linalg, movement
+from tensorlib.ops import decode, elementwise, linalg, movement
 from tensorlib.ops._launch import cast, copy_into, fill
 
 MATVEC_ROWS = 8  # of activations: up to so many are quantised, and each weight meets them one by one
@@ -32,6 +32,7 @@ def moved(weight, device):
         if weight.nbytes and weight.format.table:  # its table goes there now: not while a graph records
             type(weight)(blocks.buffer, 0, (weight.format.elements,), weight.format).dequantize()
         return made
+    decode.counters(device)  # now, since not while a graph records
     *planes, size = layout.places(weight.format.name, weight.blocks)
     out = Array.empty((size,), "u8", device)
     _permute(layout, weight, tuple(planes), blocks, out, False)
@@ -86,6 +87,11 @@ def linear(weight, x, residual):
     found = backend.kernel(room, name, weight.format.name, x.dtype.name, device=x.device.type)
     backend.launch(found, args, 2 * rows * n * k, reads, (out,))
     return out
+
+
+def packed(x):
+    """Up to 8 rows of contiguous activations in 8 bits: as somebody wrote them along with x, or by a launch."""
+    return x.derived("matvec", lambda: _groups(x, x.numel() // x.shape[-1], x.shape[-1]))
 
 
 def _groups(x, rows, k):

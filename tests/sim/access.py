@@ -161,7 +161,11 @@ def load_parameter(decoder, ins):
     dtype, name = TYPES[ins.parts[-1]], ins.args[1].strip("[] ")
     base, _, offset = name.partition("+")
     write = decoder.target(ins.args[0], dtype)
-    if base.strip() in decoder.parameters:
+    if base.startswith("%"):  # one of several parameters: what stands for a parameter's address is what is in it
+        if offset:
+            raise ValueError(name)
+        read = decoder.source(base.strip(), UNSIGNED[dtype.itemsize])
+    elif base.strip() in decoder.parameters:
         read = decoder.source(decoder.parameter(base.strip(), int(offset or 0), dtype), UNSIGNED[dtype.itemsize])
     else:  # an argument or a result of an inlined call
         read = decoder.source(decoder.passed(base.strip(), dtype), dtype)

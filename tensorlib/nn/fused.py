@@ -1,0 +1,80 @@
+"""Layers taken together: what they give one by one, in fewer launches where kernels for it exist.
+
+Those are for quantised weights on a GPU and activations of up to 8 rows, as a decode step has them. In all other cases
+each function is the composition that its first line says.
+"""
+
+from tensorlib.nn.layers import Linear, RMSNorm, swiglu
+from tensorlib.ops import decode
+from tensorlib.quant import fused
+
+
+def linears(x, *layers):
+    """tuple(layer(x) for layer in layers): x [..., K] through several `Linear`s. Raises as those do.
+
+    Quantised weights on a GPU: one launch per three of one format. Results differ by no bit.
+
+    >>> import tensorlib
+    >>> q, k = Linear(4, 6), Linear(4, 2)
+    >>> q.weight, k.weight = tensorlib.ones(6, 4), tensorlib.ones(2, 4)
+    >>> [y.shape for y in linears(tensorlib.ones(1, 4), q, k)]
+    [(1, 6), (1, 2)]
+    """
+    if not all(map(_bare, layers)) or not fused.fits(x, *(layer.weight for layer in layers)):
+        return tuple(layer(x) for layer in layers)
+    return tuple(fused.linears(x, [layer.weight for layer in layers]))
+
+
+def swiglu_linear(x, gate, up):
+    """swiglu(gate(x), up(x)): x [..., K] through two `Linear`s of N rows -> [..., N]. Raises as those do.
+
+    Quantised weights of one format on a GPU: one launch, if 32 divides N.
+
+    >>> import tensorlib
+    >>> gate, up = Linear(4, 6), Linear(4, 6)
+    >>> gate.weight, up.weight = tensorlib.zeros(6, 4), tensorlib.ones(6, 4)
+    >>> swiglu_linear(tensorlib.ones(1, 4), gate, up).tolist()
+    [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+    """
+    if not (_bare(gate) and _bare(up) and fused.fits(x, gate.weight, up.weight)):
+        return swiglu(*linears(x, gate, up))
+    (n, _), (m, _) = gate.weight.shape, up.weight.shape
+    if n != m or n % 32 or gate.weight.format is not up.weight.format:
+        return swiglu(*linears(x, gate, up))
+    return fused.gated(x, gate.weight, up.weight)
+
+
+def add_norm(x, linear, input, norm):
+    """(y, norm(y)) of y = x + linear(input): x [..., N], input [..., K]. Raises as those do.
+
+    A quantised weight on a GPU and an `RMSNorm`: one launch, if 32 divides N.
+
+    >>> import tensorlib
+    >>> linear, norm = Linear(4, 2), RMSNorm(2, eps=0.0)
+    >>> linear.weight, norm.weight = tensorlib.ones(2, 4), tensorlib.ones(2)
+    >>> y, normed = add_norm(tensorlib.ones(1, 2), linear, tensorlib.ones(1, 4), norm)
+    >>> y.tolist(), normed.tolist()
+    ([[5.0, 5.0]], [[1.0, 1.0]])
+    """
+    if not (_bare(linear) and fused.fits(input, linear.weight) and _norms(norm, x, input, linear.weight.shape[0])):
+        y = x + linear(input)
+        return y, norm(y)
+    return fused.closing(x, linear.weight, input, norm.weight, norm.eps)
+
+
+def _bare(layer):
+    return type(layer) is Linear and not hasattr(layer, "bias")
+
+
+def _norms(norm, x, input, n):
+    """Whether norm is an RMSNorm of rows of n, where x and input are, and x has rows as input has."""
+    return (
+        type(norm) is RMSNorm
+        and n % 32 == 0
+        and x.device is input.device is norm.weight.device
+        and decode.plain(x)
+        and x.shape == (*input.shape[:-1], n)
+        and norm.weight.shape == (n,)
+        and norm.weight.is_contiguous()
+        and norm.weight.dtype.name in ("f32", "f16", "bf16")
+    )
