@@ -328,6 +328,8 @@ def repair():
     Builder.create_fma, Builder.create_rsqrt, Builder.create_atomic_rmw = _fma, _rsqrt, _atomic_rmw
     Builder.get_bf16 = lambda self, value: Handle(encode(np.array([value]), tl.bfloat16), tl.bfloat16)
     Builder.create_precise_divf = lambda self, x, y: self.binary_op(x, y, np.divide)
+    Builder.create_maxnumf = lambda self, x, y: self.binary_op(x, y, np.fmax)  # as a GPU does: NaN is no number
+    Builder.create_minnumf = lambda self, x, y: self.binary_op(x, y, np.fmin)
     Builder.create_masked_load, Builder.create_masked_store = _masked_load, _masked_store
     _in_f32(interpreter.ReduceOps)
     _in_f32(interpreter.ScanOps)
