@@ -333,11 +333,35 @@ def write_everywhere(out_ptr, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def one_of_two(a_ptr, b_ptr, out_ptr):
+    """The compiler picks between the parameters' addresses, and loads the one that is picked"""
+    here = tl.program_id(0)
+    tl.store(out_ptr + here, tl.load(tl.where(here == 0, a_ptr, b_ptr)))
+
+
+@triton.jit
 def last_program_sums(x_ptr, partial_ptr, count_ptr, out_ptr, programs, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr):
     here = tl.program_id(0)
     tl.store(partial_ptr + here, tl.sum(tl.load(x_ptr + here * BLOCK + tl.arange(0, BLOCK)), 0))
     tl.debug_barrier()
     if tl.atomic_add(count_ptr, 1) == programs - 1:
+        tl.store(out_ptr, tl.sum(tl.load(partial_ptr + tl.arange(0, PROGRAMS)), 0))
+
+
+@triton.jit
+def last_program_errs(x_ptr, partial_ptr, count_ptr, out_ptr, programs, BLOCK: tl.constexpr, PROGRAMS: tl.constexpr,
+                      EARLY: tl.constexpr):  # fmt: skip
+    """What it sums is stored after the atomic that releases (EARLY), or released at a place that the last never asks"""
+    here = tl.program_id(0)
+    count = 0
+    if EARLY:
+        count = tl.atomic_add(count_ptr, 1)
+    tl.store(partial_ptr + here, tl.sum(tl.load(x_ptr + here * BLOCK + tl.arange(0, BLOCK)), 0))
+    tl.debug_barrier()
+    if not EARLY:
+        tl.atomic_add(count_ptr + 1 + here, 1)
+        count = tl.atomic_add(count_ptr, 1, sem="relaxed")
+    if count == programs - 1:
         tl.store(out_ptr, tl.sum(tl.load(partial_ptr + tl.arange(0, PROGRAMS)), 0))
 
 

@@ -57,7 +57,7 @@ class Buffer:
     def __init__(self, address, nbytes, name, readonly):
         self.address, self.nbytes, self.name, self.readonly = address, nbytes, name, readonly
         self.end, self.low = address + nbytes, address & ~15
-        self.owner = self.written = self.readers = None
+        self.owner = self.written = self.readers = self.epochs = None
 
     def note_readers(self, address, n, codes):
         """Which program read each byte, or that several did."""
@@ -77,13 +77,26 @@ class Buffer:
             self.owner = {n: bytes_of.view(dtype) for n, dtype in WORDS.items()}
         return self.owner
 
+    def note_epoch(self, address, n, epochs):
+        """How many atomics that release its program had made when it stored each byte; 0 unless it is noted."""
+        if self.epochs is None and epochs.any():
+            self.epochs = np.zeros((self.end - self.low + 31) & ~15, np.uint8)
+        if self.epochs is not None:
+            self.epochs[(address - self.low)[:, None] + np.arange(n)] = epochs[:, None]
+
+    def epochs_at(self, address, n):
+        """These numbers of the n bytes at each address."""
+        if self.epochs is None:
+            return np.zeros((len(address), n), np.uint8)
+        return self.epochs[(address - self.low)[:, None] + np.arange(n)]
+
     def settle(self):
         """Ends a launch: what it wrote is written, and nobody's."""
         if self.owner is not None:
             touched = self.owner[1] != 0
             self.written = touched if self.written is None else self.written | touched
             self.owner = None
-        self.readers = None
+        self.readers = self.epochs = None
 
 
 class Global:
@@ -161,20 +174,28 @@ def pick(array, selection):
 
 
 class GridAccess:
-    """Global memory as one launch sees it: loads, stores and atomics with checks for races between programs."""
+    """Global memory as one launch sees it: loads, stores and atomics with checks for races between programs.
+
+    What orders programs are atomics that acquire and release: `releases` counts those of each program, `seen[a, b]` is
+    how many of those of b program a has acquired, through the places in `published`. What b stored is a's to read if b
+    released after it, and a has acquired that.
+    """
 
     def __init__(self, memory, programs):
         self.memory, self.shared_grid = memory, programs > 1
         self.reads, self.logged = [], 0
-        self.released, self.acquired = np.zeros(256, bool), np.zeros(256, bool)
+        self.releases, self.seen, self.published = np.zeros(256, np.uint8), np.zeros((256, 256), np.uint8), {}
 
     def load(self, address, n, codes, where):
         """The n-byte words at addresses (int64); `codes` are the owner codes of the reading lanes."""
         for buffer, chosen in self.memory.pieces(address, n, where):
             if self.shared_grid and not buffer.readonly:
-                self.note_read(buffer, pick(address, chosen), n, pick(codes, chosen))
+                here, code = pick(address, chosen), pick(codes, chosen)
                 if buffer.owner is not None:
-                    self.check_owner(buffer, pick(address, chosen), n, pick(codes, chosen), where, chosen, "reads")
+                    ordered = self.check_owner(buffer, here, n, code, where, chosen, "reads")
+                    if ordered.any():  # after what was stored; `finish` looks for stores that come later
+                        here, code = here[~ordered], code[~ordered]
+                self.note_read(buffer, here, n, code)
         return HOST.words[n][HOST.at(address, n)]
 
     def note_read(self, buffer, address, n, codes):
@@ -199,6 +220,8 @@ class GridAccess:
                 same = ~differs(HOST.words[n][HOST.at(here, n)], value)
                 self.check_owner(buffer, here, n, code, where, chosen, "overwrites", same)
             owner[(here - buffer.low) >> SHIFTS[n]] = pattern(code, n)
+            if self.published:
+                buffer.note_epoch(here, n, np.minimum(self.releases[code], 254))
             HOST.words[n][HOST.at(here, n)] = value
             lost = differs(HOST.words[n][HOST.at(here, n)], value)
             if lost.any():
@@ -214,8 +237,8 @@ class GridAccess:
         if excused is not None:
             odd &= ~excused
         for lane in np.flatnonzero(odd):
-            owners = found[lane : lane + 1].view(np.uint8)
-            bad = (owners != 0) & (owners != codes[lane]) & ~(self.released[owners] & self.acquired[codes[lane]])
+            owners, epochs = found[lane : lane + 1].view(np.uint8), buffer.epochs_at(address[lane : lane + 1], n)[0]
+            bad = (owners != 0) & (owners != codes[lane]) & (self.seen[codes[lane], owners] <= epochs)
             if verb == "reads":
                 bad &= owners != ATOMIC
             if bad.any():
@@ -223,6 +246,7 @@ class GridAccess:
                     f"{where(lane if chosen is None else chosen[lane])} {verb} what another program of the same launch "
                     f"wrote, {address[lane] - buffer.address} bytes into buffer {buffer.name}"
                 )
+        return odd
 
     def atomic(self, address, n, codes, where, acquire_release):
         """Checks the places of an atomic and marks them; the caller does the arithmetic."""
@@ -235,13 +259,23 @@ class GridAccess:
             if self.shared_grid:
                 found = owner[at].view(np.uint8).reshape(-1, n)
                 bad = (found != 0) & (found != ATOMIC) & (found != code[:, None])
-                bad &= ~(self.released[found] & self.acquired[code][:, None])
+                bad &= self.seen[code[:, None], found] <= buffer.epochs_at(here, n)
                 if bad.any():
                     lane = np.flatnonzero(bad.any(1))[0]
                     raise GridRace(f"atomic by {where(lane)} on what another program wrote, buffer {buffer.name}")
             owner[at] = pattern(np.full(len(here), ATOMIC, np.uint8), n)
-        if acquire_release:
-            self.released[codes] = self.acquired[codes] = True
+        if acquire_release and self.shared_grid:
+            self.synchronise(address, codes)
+
+    def synchronise(self, address, codes):
+        """One after the other acquires what others released at its place, and releases that with its own stores."""
+        for place, code in zip(address.tolist(), codes.tolist()):
+            before = self.published.get(place)
+            if before is not None:
+                np.maximum(self.seen[code], before, out=self.seen[code])
+            self.releases[code] = min(self.releases[code] + 1, 255)
+            self.published[place] = after = self.seen[code].copy()
+            after[code] = self.releases[code]
 
     def finish(self):
         """Reads that another program overwrote later are races too; then all stores are settled."""
@@ -250,7 +284,7 @@ class GridAccess:
                 continue
             found = buffer.owner[n][(address - buffer.low) >> SHIFTS[n]].view(np.uint8).reshape(-1, n)
             bad = (found != 0) & (found != ATOMIC) & (found != codes[:, None])
-            bad &= ~(self.released[codes][:, None] & self.acquired[found])
+            bad &= self.seen[found, codes[:, None]] == 0
             if bad.any():
                 at = address[np.flatnonzero(bad.any(1))[0]] - buffer.address
                 raise GridRace(f"one program reads what another one writes, {at} bytes into buffer {buffer.name}")
@@ -262,7 +296,7 @@ class GridAccess:
         """The same for the reads that are noted in a shadow."""
         owner, reader = buffer.owner[1], buffer.readers
         bad = (owner != 0) & (owner != ATOMIC) & (reader != 0) & (reader != owner)
-        bad &= ~((self.released[reader] | (reader == SEVERAL)) & self.acquired[owner])
+        bad &= ~((self.seen[owner, reader] > 0) | ((reader == SEVERAL) & self.seen[owner].any(1)))
         if bad.any():
             at = buffer.low + int(np.flatnonzero(bad)[0]) - buffer.address
             raise GridRace(f"one program reads what another one writes, {at} bytes into buffer {buffer.name}")

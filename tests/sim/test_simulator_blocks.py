@@ -1,6 +1,7 @@
 """The simulator on kernels whose threads work together: reductions, scans, sorts, atomics, loops that diverge."""
 
 import math
+import re
 
 import ml_dtypes
 import numpy as np
@@ -184,6 +185,18 @@ def test_sum_over_programs_with_atomics():
     x, out = np.ones(1000, np.float32), np.zeros(1, np.float32)
     launch(kernels.sum_with_atomics, 80, [x, out, 1000], {"BLOCK": 256}, grid=(4,))
     assert out[0] == 1000
+
+
+def test_a_pointer_may_be_one_of_two():
+    a, b, out = (np.full(n, v, np.float32) for n, v in ((1, 3), (1, 5), (2, 0)))
+    launch(kernels.one_of_two, 80, [a, b, out], {}, grid=(2,), edit=indirect)
+    assert out.tolist() == [3, 5]
+
+
+def indirect(ptx):
+    """As it is, and it is what this is a test of."""
+    assert re.search(r"ld\.param\.b64\s+%rd\d+, \[%rd\d+\]", ptx)
+    return ptx
 
 
 def test_the_last_program_may_read_what_others_released():

@@ -168,6 +168,17 @@ def test_the_last_program_must_wait_for_the_others():
         launch(kernels.last_program_sums, 80, [x, partial, count, out, 4], consts, grid=(4,), edit=relaxed)
 
 
+@pytest.mark.parametrize("batch", (1, 2, 4))
+@pytest.mark.parametrize("early", (True, False))
+def test_what_is_not_released_at_the_counter(early, batch):
+    """Stored after the atomic, or released at another place: the last program may miss it."""
+    x, partial = np.ones(4 * 128, np.float32), np.zeros(4, np.float32)
+    count, out = np.zeros(5, np.int32), np.zeros(1, np.float32)
+    consts = {"BLOCK": 128, "PROGRAMS": 4, "EARLY": early}
+    with pytest.raises(errors.GridRace, match="reads what another program of the same launch wrote"):
+        launch(kernels.last_program_errs, 80, [x, partial, count, out, 4], consts, grid=(4,), batch=batch)
+
+
 def test_programs_that_shift_in_place():
     """Each program reads one element of its neighbour."""
     x = np.arange(1025, dtype=np.float32)
