@@ -91,11 +91,10 @@ class Gpu:
 
     def upload(self, ptr, host, nbytes):
         """Copies host memory to the GPU, through pinned memory, so that one half is filled while the other moves."""
-        if self._staging is None:
-            stages = [torch.UntypedStorage(STAGING, device="cpu").pin_memory("cuda") for _ in range(2)]
-            self._staging = [(s, torch.cuda.Event()) for s in stages]
         stream = self.stream()
         with torch.cuda.device(self.index):
+            if self._staging is None:
+                self._staging = [(_pinned(STAGING), torch.cuda.Event()) for _ in range(2)]
             for i, start in enumerate(range(0, nbytes, STAGING)):
                 stage, moved = self._staging[i % 2]
                 size = min(STAGING, nbytes - start)
@@ -161,6 +160,13 @@ class Graph:
     def replay(self):
         """Runs what was recorded, in the current stream."""
         self._graph.replay()
+
+
+def _pinned(nbytes):
+    """Memory of the host that copies need not wait for; `pin_memory` of a storage runs ops of torch."""
+    storage = torch.UntypedStorage(nbytes, device="cpu")
+    _check(int(torch.cuda.cudart().cudaHostRegister(storage.data_ptr(), nbytes, 0)), "pinning memory")
+    return storage
 
 
 def _words(destination, source, nbytes, stream):

@@ -1,5 +1,5 @@
-"""What kernels_triton/driver.py uses of torch, over host memory, and NVIDIA's copies as memmove: the driver is run where
-there is no GPU. Whatever else of torch it touched would be an AttributeError.
+"""What kernels_triton/driver.py uses of torch, over host memory, and NVIDIA's copies as memmove: the driver is run
+where there is no GPU. Whatever else of torch it touched would be an AttributeError.
 """
 
 import contextlib
@@ -29,9 +29,15 @@ class UntypedStorage:
         """The address."""
         return (ctypes.addressof(self.memory) + 511) & -512
 
-    def pin_memory(self, device):
-        """Itself."""
-        return self
+
+class Runtime:
+    """torch.cuda.cudart()."""
+
+    @staticmethod
+    def cudaHostRegister(ptr, nbytes, flags):
+        """Noted."""
+        LOG.append(("pin", nbytes))
+        return 0
 
 
 class Event:
@@ -86,7 +92,8 @@ def install():
         is_available=lambda: True, device_count=lambda: 2, get_device_properties=lambda i: properties, Event=Event,
         current_stream=lambda i: Stream(), synchronize=lambda i: LOG.append(("synchronize", i)), Stream=Stream,
         device=lambda i: contextlib.nullcontext(), stream=lambda s: contextlib.nullcontext(), CUDAGraph=CUDAGraph,
-        mem_get_info=lambda i: (CAPACITY, 1 << 36), memory_reserved=lambda i: 3000, memory_allocated=lambda i: 1000,
+        cudart=Runtime, mem_get_info=lambda i: (CAPACITY, 1 << 36), memory_reserved=lambda i: 3000,
+        memory_allocated=lambda i: 1000,
     )  # fmt: skip
     torch = types.ModuleType("torch")
     torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)

@@ -7,7 +7,7 @@ DRIVER = pathlib.Path(__file__).resolve().parents[2] / "kernels_triton" / "drive
 # all that may be named after `torch.`: memory, streams, graphs, properties; no op and no tensor
 ALLOWED = {
     "OutOfMemoryError", "UntypedStorage", "_C._cuda_getCurrentRawStream", "cuda.CUDAGraph", "cuda.Event", "cuda.Stream",
-    "cuda.current_stream", "cuda.device", "cuda.device_count", "cuda.get_device_properties", "cuda.is_available",
+    "cuda.cudart", "cuda.current_stream", "cuda.device", "cuda.device_count", "cuda.get_device_properties", "cuda.is_available",
     "cuda.mem_get_info", "cuda.memory_allocated", "cuda.memory_reserved", "cuda.stream", "cuda.synchronize",
     "version.hip",
 }  # fmt: skip
@@ -41,7 +41,7 @@ x = tensorlib.from_numpy(data).to("cuda:1")
 assert str(x.device) == "cuda:1" and x.buffer.device.gpu.arch == 90 and x.buffer.device.gpu.shared == 232448
 copied = [entry[1] for entry in log if entry[0] == "copy"]
 assert copied == [driver.STAGING] * 3 + [40], copied
-assert ("allocate", data.nbytes, "cuda:1") in log
+assert ("allocate", data.nbytes, "cuda:1") in log and log.count(("pin", driver.STAGING)) == 2
 back = x.cpu().numpy()
 assert (back == data).all()
 y = tensorlib.tensor([1.5, 2.5], device="cuda:0").to("cuda:1")
