@@ -7,7 +7,8 @@ DRIVER = pathlib.Path(__file__).resolve().parents[2] / "kernels_triton" / "drive
 # all that may be named after `torch.`: memory, streams, graphs, properties; no op and no tensor
 ALLOWED = {
     "OutOfMemoryError", "UntypedStorage", "_C._cuda_getCurrentRawStream", "cuda.CUDAGraph", "cuda.Event", "cuda.Stream",
-    "cuda.cudart", "cuda.current_stream", "cuda.device", "cuda.device_count", "cuda.get_device_properties", "cuda.is_available",
+    "cuda.cudart", "cuda.current_stream", "cuda.device", "cuda.device_count", "cuda.get_device_properties",
+    "cuda.is_available",
     "cuda.mem_get_info", "cuda.memory_allocated", "cuda.memory_reserved", "cuda.stream", "cuda.synchronize",
     "version.hip",
 }  # fmt: skip
