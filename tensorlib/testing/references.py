@@ -65,11 +65,9 @@ def prelu(np, x, weight):
 
 
 def nan_to_num(np, x):
-    top = 3.4028234663852886e38 if nan_to_num.dtype == "f32" else np.finfo(np.float64).max
+    top = np.finfo(x.dtype).max
     return np.where(np.isnan(x), 0, np.clip(x, -top, top))
 
-
-nan_to_num.dtype = "f32"
 
 # ---- matrices --------------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ MORE = {
 
 # integers: powers of 0 or more that do not all wrap, shifts of less than the width
 INTEGERS = {"pow": ((-9, 9), (0, 11)), "bitwise_left_shift": (None, (0, 7)), "bitwise_right_shift": (None, (0, 7))}
-OWN = ("nextafter",)  # rows whose meaning depends on the dtype: their reference gets it as it is
+OWN = ("nextafter", "nan_to_num")  # rows whose meaning depends on the dtype: their reference gets it as it is
 
 
 def rows():

@@ -98,7 +98,7 @@ def test_layers(quantised):
         x = table[torch.tensor(ids.numpy())]
         y = functions.layer_norm(x, (32,), a, b) @ torch.tensor(dense.to("f64").numpy()).T + d
         y = functions.rms_norm(functions.silu(y) * x, (32,), c, 1e-6).reshape(6, 4, 2, 4)
-        tables = (tensorlib.Tensor(t.buffer, t.layout, t.dtype).to("f64").numpy() for t in rotary.tables)
+        tables = (tensorlib.Tensor(t.buffer, t.layout, t.dtype).to("f64").numpy() for t in rotary.tables())
         cos, sin = (torch.tensor(t)[1:7, None] for t in tables)
         y = torch.stack([y[:, :, 0] * cos - y[:, :, 1] * sin, y[:, :, 1] * cos + y[:, :, 0] * sin], 2)
         return y.reshape(2, 3, 32) @ table.T
