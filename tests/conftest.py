@@ -24,6 +24,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "quick: every op row once, under 90 s on two cores: pytest -m quick")
+    config.addinivalue_line(
+        "markers", "gpu: on a real GPU; skipped, with what is missing, where there is none: pytest -m gpu"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,114 @@
+"""Tests on a real GPU: `pytest -m gpu`. Where there is none, each file is skipped and says what is missing.
+
+So that they are tested themselves, TENSORLIB_GPU_TESTS names something to run them on instead: `interpreted` (with
+TRITON_INTERPRET=1), or the simulated GPU of an architecture (`80`).
+"""
+
+import importlib.util
+import os
+import pathlib
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+STAND_IN = os.environ.get("TENSORLIB_GPU_TESTS", "")
+
+
+def lacking():
+    """What keeps these tests from running, or None."""
+    if STAND_IN:
+        return None
+    import kernels_triton
+
+    return kernels_triton.missing()
+
+
+class Lacking(pytest.Module):
+    """A file of tests of which none can run."""
+
+    def collect(self):
+        """Nothing, with the reason."""
+        pytest.skip(f"{self.path.name}: {lacking()}", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return Lacking.from_parent(parent, path=module_path) if lacking() else None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("gpu")
+
+
+def installed():
+    """Makes the stand-in the device "cuda:0"; returns it."""
+    from tests.sim import host, interpreter
+
+    if STAND_IN == "interpreted":
+        interpreter.repair()
+        gpu = host.Interpreted(80)
+        interpreter.watch(gpu.ranges)
+    else:
+        from tests.sim.simulated import Simulated
+
+        gpu = Simulated(int(STAND_IN))
+    host.install(gpu)
+    return gpu
+
+
+class Launches:
+    """What `gpu.trace` is told of: how many launches."""
+
+    def __init__(self):
+        self.count = 0
+
+    def append(self, launch):
+        """One more."""
+        self.count += 1
+
+
+class Watched:
+    """A real GPU as tests of the stand-ins know it: with `launches` and `check`."""
+
+    def __init__(self, gpu):
+        self.gpu, self.seen = gpu, Launches()
+        gpu.trace = self.seen
+
+    @property
+    def launches(self):
+        return self.seen.count
+
+    def check(self):
+        """Faults of a kernel are reported by the driver, at the next wait."""
+        self.gpu.synchronize()
+
+    def __getattr__(self, name):
+        return getattr(self.gpu, name)
+
+
+@pytest.fixture(scope="session")
+def device():
+    """The device "cuda:0"."""
+    if STAND_IN:
+        gpu = installed()
+        yield gpu
+        gpu.check()
+        from tests.sim.host import install
+
+        install(None)
+        return
+    from tensorlib.device import Device
+
+    gpu = Watched(Device("cuda:0").gpu)
+    yield gpu
+    gpu.check()
+    gpu.gpu.trace = None
+
+
+@pytest.fixture(scope="session")
+def real(device):
+    """As `device`, where PyTorch sees it, too."""
+    if STAND_IN or importlib.util.find_spec("torch") is None:
+        pytest.skip("a stand-in has no torch")
+    return device

@@ -1,0 +1,13 @@
+"""The tests of every room of kernels, written for the interpreter, on the GPU: long rows, ties, the bits of the CPU.
+
+Those of matrix products stand apart: they set another architecture than the device has.
+"""
+
+import importlib
+
+ROOMS = "attention attention_vjp elementwise fuse index loss moe norm quant random reduce scan sort".split()
+
+for _room in ROOMS:
+    for _name, _test in vars(importlib.import_module(f"tests.sim.interpreted.test_{_room}")).items():
+        if _name.startswith("test_"):
+            globals()[f"test_{_room}_{_name[5:]}"] = _test
