@@ -34,6 +34,21 @@ def _weights(results, seed):
     return [rng.uniform(0.5, 1.5, o.shape) * rng.choice([-1.0, 1.0], o.shape) for o in results]
 
 
+def _slopes(results, leaves, weights):
+    """Gradients of sum(weights results); None: of what no result depends on."""
+    live = [(o, w) for o, w in zip(results, weights) if o.requires_grad]
+    if not live:
+        return [None] * len(leaves)
+    given = [from_numpy(w).to(o.dtype).to(o.device) for o, w in live]
+    return autograd.grad([o for o, _ in live], leaves, given, allow_unused=True)
+
+
+def of(function, leaves, seed=0):
+    """Gradients of sum(w function(leaves)), w drawn: Tensors or None. The leaves are Tensors of any device."""
+    results = _results(function, leaves)
+    return _slopes(results, leaves, _weights(results, seed))
+
+
 def gradcheck(function, inputs, seed=0, most=24):
     """Compares d(sum w f(inputs)) / d(inputs), w drawn, with central differences; how many derivatives were compared.
 
@@ -45,11 +60,7 @@ def gradcheck(function, inputs, seed=0, most=24):
     leaves = [_tensor(x).requires_grad_() for x in inputs]
     results = _results(function, leaves)
     weights = _weights(results, seed)
-    live = [(o, w) for o, w in zip(results, weights) if o.requires_grad]
-    found = [None] * len(leaves)  # a result that depends on nothing has a slope of 0: that is compared, too
-    if live:
-        given = [_tensor(w) for _, w in live]
-        found = autograd.grad([o for o, _ in live], leaves, given, allow_unused=True)
+    found = _slopes(results, leaves, weights)
 
     def value(changed):
         with autograd.no_grad():

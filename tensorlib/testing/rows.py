@@ -264,32 +264,56 @@ def _text(x):
 
 
 def check_gradient(name, device, s, order=1):
-    """Draws a call in f64, away from special values, and holds its gradients to central differences.
+    """Draws a call, away from special values, and checks its gradients; how many derivatives or tensors were compared,
+    0 if the call has none.
 
-    order 2: those of the gradients. Returns how many derivatives were compared; 0 if the call has none.
+    On the CPU: of a call in f64, against central differences; order 2: those of the gradients. On another device: of a
+    call in the sampler's dtype, against those on the CPU.
     """
     op = name if not isinstance(name, str) else OPS[name]
     args, kwargs = draw(op, s)
-    flat = [x for x in _flat([args, kwargs]) if isinstance(x, np.ndarray) and x.dtype == np.float64]
-    where = [i for i, x in enumerate(flat) if differentiable(op, args, kwargs, x)]
-    even = [_is_symmetric(flat[i]) for i in where]
+    floats = ("float64",) if s.dtype == "f64" else ("float32", "float16")
+    flat = [x for x in _flat([args, kwargs]) if isinstance(x, np.ndarray) and x.dtype.name in floats]
+    leaves = [x for x in flat if differentiable(op, args, kwargs, x)]
+    even = [_is_symmetric(x) for x in leaves]
 
-    def function(*inputs):
+    def function(*inputs, device="cpu"):
         values = ((x + x.mT) / 2 if e else x for x, e in zip(inputs, even))
-        slots = {id(flat[i]): next(values) for i in where}
-        put = lambda x: _replace(x, slots)  # noqa: E731
-        given, options = put(args), put(kwargs)
+        slots = {id(x): next(values) for x in leaves}
+        given, options = _replace(args, slots, device), _replace(kwargs, slots, device)
         if writes(op.name):
             given[0] = given[0].clone()
         out = FUNCTIONS[op.name](*given, **options)
         out = noise.several(given[0] if writes(op.name) else out)
         return tuple(o for o in out if isinstance(o, Array) and o.dtype.kind == "f")
 
-    inputs = [np.array(flat[i]) for i in where]
-    if not inputs:
+    if not leaves:
         return 0
+    if device != "cpu":
+        text = f"{op.name}({', '.join(map(_text, args))}{''.join(f', {k}={_text(v)}' for k, v in kwargs.items())}): "
+        return _check_equal_gradients(function, leaves, device, noise.UNIT[s.dtype], text)
     check = gradients.gradcheck if order == 1 else gradients.gradgradcheck
-    return check(function, inputs)
+    return check(function, [np.array(x) for x in leaves])
+
+
+def _check_equal_gradients(function, inputs, device, unit, text):
+    """Gradients on a device and on the CPU. Calls to check gradients are small, and their terms about as large as the
+    gradients or 1 (the slopes of the results): 64 roundings of that are allowed.
+    """
+    want, found = (
+        gradients.of(lambda *xs, d=d: function(*xs, device=d), [tensors(x, d).requires_grad_() for x in inputs])
+        for d in ("cpu", device)
+    )
+    pairs = [(k, w, f) for k, (w, f) in enumerate(zip(want, found, strict=True)) if w is not None or f is not None]
+    for k, w, f in pairs:
+        both = [(x.dtype, x.shape) if isinstance(x, Array) else x for x in (f, w)]
+        assert both[0] == both[1], f"{text}gradient {k}: got {both[0]}, want {both[1]}"
+        assert f.device == Device(device), f"{text}gradient {k} is on {f.device}"
+    values = [[np.asarray(x.cpu().numpy(), np.float64) for x in (w, f)] for _, w, f in pairs]
+    largest = max((np.max(np.abs(w), initial=1.0, where=np.isfinite(w)) for w, _ in values), default=1.0)
+    for (k, *_), (w, f) in zip(pairs, values, strict=True):
+        compare.assert_close(f, w, "f64", 0.5, 64 * unit * largest, what=f"{text}gradient {k}: ")
+    return len(pairs)
 
 
 def _is_symmetric(x):
@@ -297,13 +321,13 @@ def _is_symmetric(x):
     return x.ndim > 1 and x.shape[-1] > 1 and x.shape[-1] == x.shape[-2] and np.array_equal(x, np.swapaxes(x, -1, -2))
 
 
-def _replace(x, slots):
+def _replace(x, slots, device):
     if isinstance(x, (list, tuple)):
-        return type(x)(_replace(v, slots) for v in x)
+        return type(x)(_replace(v, slots, device) for v in x)
     if isinstance(x, dict):
-        return {k: _replace(v, slots) for k, v in x.items()}
+        return {k: _replace(v, slots, device) for k, v in x.items()}
     found = slots.get(id(x)) if isinstance(x, np.ndarray) else None
-    return tensors(x) if found is None else found
+    return tensors(x, device) if found is None else found
 
 
 def differentiable(op, args, kwargs, x):
