@@ -6,6 +6,7 @@ no tf32 and no libdevice, and takes no bool argument. Import this after TRITON_I
 """
 
 import ctypes
+import functools
 import math
 
 import ml_dtypes
@@ -257,6 +258,28 @@ def _generic_scan(self, given):
     return list(map(self.to_tensor, parts, dtypes))
 
 
+# ---- the language: patched once for the process, where stock it is at every call of a function (half of the time) ----
+
+
+class _Patched:
+    """What `_patch_lang` gives: nothing is taken back."""
+
+    def restore(self):
+        """Nothing."""
+
+
+@functools.cache
+def _patch():
+    scope, builder = interpreter._LangPatchScope(), interpreter.interpreter_builder
+    for lang in (tl, tl.core):
+        for place in (lang, lang.tensor, *([lang.math] if lang is tl else [])):
+            interpreter._patch_builtin(place, builder, scope)
+        interpreter._patch_lang_tensor(lang.tensor, scope)
+        interpreter._patch_lang_core(lang, scope)
+    interpreter._patch_builtin(tl.core.tensor_descriptor_base, builder, scope)
+    return _Patched()
+
+
 # ---- bool arguments, libdevice ---------------------------------------------------------------------------------------
 
 _convert = interpreter._implicit_cvt
@@ -331,10 +354,12 @@ def repair():
     Builder.create_maxnumf = lambda self, x, y: self.binary_op(x, y, np.fmax)  # as a GPU does: NaN is no number
     Builder.create_minnumf = lambda self, x, y: self.binary_op(x, y, np.fmin)
     Builder.create_masked_load, Builder.create_masked_store = _masked_load, _masked_store
+    # what Triton checks of integers in debug mode costs a third of the time
+    interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
     _in_f32(interpreter.ReduceOps)
     _in_f32(interpreter.ScanOps)
     interpreter.ReduceOps.generic_reduce, interpreter.ScanOps.generic_scan = _generic_reduce, _generic_scan
-    interpreter._implicit_cvt = _implicit_cvt
+    interpreter._implicit_cvt, interpreter._patch_lang = _implicit_cvt, lambda function: _patch()
     for table, test in ((LIBDEVICE, False), (TESTS, True)):
         for name, function in table.items():
             setattr(libdevice, name, _library(name, function, test))
