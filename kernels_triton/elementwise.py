@@ -132,9 +132,10 @@ def flat(row, classes, arch):
     head += [f"{k} = tl.broadcast_to(tl.load({k}), [BLOCK])" for k in alone]
     fn = row.function(numbers, places, "pid < full", ["full", "rest", "BLOCK: tl.constexpr"], head)
     types = [row.type_of(k, k in numbers) for k in letters]
-    return Kernel(
-        fn, (*types, "i32", "i32"), BLOCK=pick(BYTES, arch) // max(2, width) // (2 if len(places) > 2 * FEW else 1)
-    )
+    block = pick(BYTES, arch) // max(2, width) // (2 if len(places) > 2 * FEW else 1)
+    kernel = Kernel(fn, (*types, "i32", "i32"), BLOCK=block)
+    kernel.items = block
+    return kernel
 
 
 # ---- tiles of rows and columns ---------------------------------------------------------------------------------------
@@ -190,7 +191,9 @@ def tiled(row, classes, dims, wide, axes, shape):
     fn = row.function(numbers, places, whole, parameters, head)
     types = [*(row.type_of(k, k in numbers) for k in letters), "i64", "i64", *["i32"] * len(sizes), *types]
     warps = 8 if shape[0] * shape[1] > 2048 else 4
-    return Kernel(fn, types, divisible, warps=warps, I=shape[0], J=shape[1])
+    kernel = Kernel(fn, types, divisible, warps=warps, I=shape[0], J=shape[1])
+    kernel.items = shape[0] * shape[1]
+    return kernel
 
 
 def tile(rows, columns, turned, width, arrays, arch):

@@ -53,7 +53,7 @@ def variants(room, arch):
 
 def digest(kernel, arch):
     """What the compiled code depends on, in 12 digits: source, types, constants, options, Triton's version."""
-    options = (kernel.warps, kernel.stages, triton.__version__, str(arch))
+    options = (kernel.warps, kernel.stages, kernel.fuse, triton.__version__, str(arch))
     text = kernel.source(ALIGNED | DIVISIBLE).hash() + repr(options)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
