@@ -27,16 +27,17 @@ JOINED = 2048  # elements of records that are read at a time
 
 
 @triton.jit
-def turned(x_ptr, d, cos_ptr, sin_ptr, position, known, half, mask, PAIRS: tl.constexpr):
+def turned(x_ptr, d, tables, position, half, mask, PAIRS: tl.constexpr):
     """Dims d of heads at x_ptr, those of the pairs (i, i + half) or (2 i, 2 i + 1) below 2 half turned."""
-    turns = d < 2 * half
+    cos_ptr, sin_ptr, limit = tables
+    turns, known = d < 2 * half, d < tl.where((position >= 0) & (position < limit), 2 * half, 0)
     if PAIRS:
         pair, first, partner = d // 2, d % 2 == 0, d ^ 1
     else:
         first = d < half
         pair, partner = tl.where(first, d, d - half), tl.where(first, d + half, d - half)
-    c = tl.load(cos_ptr + (position * half + pair), mask=turns & known, other=float("nan"))
-    s = tl.load(sin_ptr + (position * half + pair), mask=turns & known, other=float("nan"))
+    c = tl.load(cos_ptr + (position * half + pair), mask=known, other=float("nan"))
+    s = tl.load(sin_ptr + (position * half + pair), mask=known, other=float("nan"))
     x = tl.load(x_ptr + d, mask=mask, other=0.0)
     y = tl.load(x_ptr + partner, mask=mask & turns, other=0.0)
     return tl.where(turns, x * c + y * tl.where(first, -s, s), x)
@@ -92,20 +93,20 @@ def step(q_ptr, k_ptr, v_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, start_ptr,
     start = tl.load(start_ptr)
     keys = tl.maximum(0, tl.minimum(start + 1, rows)).to(tl.int32)
     visited = span(keys * 0, keys * 0, keys, keys, segment, segments, C.BN)
-    known, there, whole = (start >= 0) & (start < limit), (start >= 0) & (start < rows), d < width
+    tables, there, whole = (cos_ptr, sin_ptr, limit), (start >= 0) & (start < rows), d < width
     keys_ptr += head.to(tl.int64) * kh
     values_ptr += head.to(tl.int64) * vh
     if there & (start // C.BN >= visited[0]) & (start // C.BN < visited[3]):
         at_k, at_v = keys_ptr + start * kr + d, values_ptr + start * vr + d
         if KIND:
             at_k, at_v = bytes_at(at_k), bytes_at(at_v)
-        new = turned(k_ptr + head * width, d, cos_ptr, sin_ptr, start, known, half, whole, PAIRS)
+        new = turned(k_ptr + head * width, d, tables, start, half, whole, PAIRS)
         put(at_k, new, whole, KIND)
         put(at_v, tl.load(v_ptr + head * width + d, mask=whole, other=0.0), whole, KIND)
     tl.debug_barrier()
     row, mine = head * group + r, r < group
     at_q = q_ptr + (row * width)[:, None]
-    x = turned(at_q, d[None, :], cos_ptr, sin_ptr, start, known, half, mine[:, None] & whole[None, :], PAIRS)
+    x = turned(at_q, d[None, :], tables, start, half, mine[:, None] & whole[None, :], PAIRS)
     TYPE: tl.constexpr = tl.float32 if C.PARTS == 0 else tl.float16 if C.EIGHT else keys_ptr.dtype.element_ty
     query = terms_of(x, scale, 0.0, TYPE, C)
     bounds = (0, keys, width, 0, 0)
