@@ -9,7 +9,7 @@ import functools
 import torch
 from triton.backends.compiler import GPUTarget
 
-from .launch import SHARED, launcher
+from .launch import SHARED, launcher, tuned
 
 STAGING = 32 << 20  # bytes of pinned memory that uploads of ordinary memory pass through, twice
 _LIBRARIES = {  # library, names of its functions
@@ -45,10 +45,10 @@ class Gpu:
     """One GPU: `target` and `arch` for the compiler, `shared` bytes per block at most, `units` multiprocessors.
 
     `ready` keeps what `load` gave, by kernel and alignment; `trace`, if it is a list, is told of every launch.
-    `interpreted`: kernels may hold no inline assembly.
+    `interpreted`: kernels may hold no inline assembly. `folder`: of the user's caches, if anybody names it.
     """
 
-    interpreted, trace = False, None
+    interpreted, trace, folder = False, None, None
 
     def __init__(self, index):
         properties = torch.cuda.get_device_properties(index)
@@ -65,6 +65,11 @@ class Gpu:
         self._staging = None
         self._several = torch.cuda.device_count() > 1
         torch.cuda.current_stream(index)  # makes the context, before any copy
+
+    @functools.cached_property
+    def tuned(self):
+        """What `bench.tune` found for such GPUs, by room."""
+        return tuned(self.folder, self.name) if self.folder else {}
 
     # ---- memory ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,10 @@ Triton's own `fn[grid](...)` finds the compiled kernel anew at every call, which
 types of its arguments, so that one dict look-up remains.
 """
 
+import json
+import os
+import sys
+
 import triton
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
@@ -96,6 +100,28 @@ def launcher(compiled, constants, stream):
         run(x, y, z, stream(), function, metadata, None, None, None, *args, *rest)
 
     return launch
+
+
+def tuned_path(folder, name):
+    """The file of what `bench.tune` found for GPUs of that name."""
+    return os.path.join(folder, "tuned", f"{name.replace('/', '_')}.json")
+
+
+def tuned(folder, name):
+    """{room: {case: numbers}} of that file; {} if there is none, or if it is damaged, which standard error is told."""
+    path = tuned_path(folder, name)
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+        rows = [row for cases in found.values() for row in cases.values()]
+        if not all(len(row) == 5 and all(type(n) is int and n > 0 for n in row) for row in rows):
+            raise ValueError("expected lists of five positive integers")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, AttributeError, TypeError) as e:
+        print(f"tensorlib: {path} is ignored: {e}; run bench.tune anew, or remove it", file=sys.stderr, flush=True)
+        return {}
+    return found
 
 
 def blocks(n, size):

@@ -184,7 +184,8 @@ def _tiled(p, names, gpu):
     found, order = numbers(names, arch), p.units()
     free = p.arguments(16, 16, 1)
     wide = found.family == "whole" or all(by_16([n], free) and dim for n, dim in zip(_needed(order), order[:2]))
-    tile = configs.choose(found.family, arch, wide, p.m, p.n, p.k, p.count, units)
+    tile = wide and configs.tuned(gpu, found.family, p)
+    tile = tile or configs.choose(found.family, arch, wide, p.m, p.n, p.k, p.count, units)
     parts = configs.parts(tile, p.m, p.n, p.k, p.count, units)
     depth = max(1, -(-p.k // (parts * tile.k))) * tile.k
     parts = max(1, -(-p.k // depth))

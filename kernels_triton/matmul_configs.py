@@ -94,6 +94,13 @@ def choose(family, arch, wide, m, n, k, batch, units):
     return next((t for t in tiles[::-1] if m <= t.m), tiles[0]) if m <= 32 else tiles[-2]
 
 
+def tuned(gpu, family, p):
+    """The Tile that `bench.tune` found on this GPU for a Product, or None."""
+    found = gpu.tuned.get("matmul")
+    row = found.get(f"{family} {'-'.join(p.units())} {p.m}x{p.n}x{p.k}") if found and p.count == 1 else None
+    return row and Tile(*row)
+
+
 # ---- products of groups of rows, each with the weights of its expert ------------------------------------------------
 
 ROWS = (16, 64, 128)  # of a block; tensorlib/ops/moe.py chooses

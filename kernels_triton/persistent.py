@@ -84,6 +84,8 @@ def plan(p, names, gpu, otherwise):
     lies, own = residual(p, names), p.own_names(names)
     if tile is None or found.family != "half" or own.a != own.b or p.count > 1 or p.flipped:
         return None
+    if configs.tuned(gpu, found.family, p):
+        return None
     if not order[0] or not order[1] or order[2] != "n" or lies == "any" or configs.count(tile, p.m, p.n) < units:
         return None
     a = [p.m, p.k, p.a[0]] if order[0] == "k" else [p.k, p.m, p.a[1]]

@@ -160,7 +160,9 @@ class GpuBackend:
         count = self._driver.count()
         if index >= count:
             raise DeviceError(f"device 'cuda:{index}'", f"{count} GPUs", f"a number below {count}", "use another GPU")
-        return self._driver.gpu(index)
+        found = self._driver.gpu(index)
+        found.folder = cache_root()
+        return found
 
     def kernel(self, room, name, *params, source=None, source_key=""):
         """See `tensorlib.backend.kernel`."""

@@ -38,7 +38,7 @@ class HostGpu:
     """A GPU of host memory: what kernels_triton.driver.Gpu is, for tests. `execute` says how a kernel is run."""
 
     index, name, units, interpreted, trace = 0, "host memory", 4, False, None
-    memory = 1 << 33
+    memory, tuned = 1 << 33, {}
 
     def __init__(self, arch=80):
         self.arch, self.target, self.shared = arch, GPUTarget("cuda", arch, 32), SHARED[arch]
