@@ -1,0 +1,249 @@
+"""safetensors files, mapped: one or sharded by an index; and writing them.
+
+The format is that of the safetensors crate: 8 bytes of header length, a JSON header, tensor data without holes. It is
+checked as strictly as the crate does, and an unknown field of an entry is refused as well.
+
+>>> import os, tempfile, tensorlib
+>>> path = os.path.join(tempfile.mkdtemp(), "x.safetensors")
+>>> save(path, {"w": tensorlib.tensor([[1.0, 2.0], [3.0, 4.0]])}, {"made by": "a test"})
+>>> with open(path) as file:
+...     file.metadata, file.tensors["w"].shape, file.slice("w", ..., slice(1, 2)).tolist()
+({'made by': 'a test'}, (2, 2), [[2.0], [4.0]])
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+
+from tensorlib import dtype as _dtype
+from tensorlib.errors import DTypeError, FormatError
+from tensorlib.io.source import LIMIT, Source, TensorInfo, atomic, elements, map_private, memory, named, opened, short
+
+MAX_HEADER = 100_000_000  # the crate's own cap
+ALIGNMENT = 64  # of the tensor data that is written here, so that every tensor of it can be used where it lies
+
+BITS = {  # the file's names, and how many bits an element takes
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+DTYPES = {name: d for name in BITS if (d := _dtype.DTYPES.get(name.lower().replace("_", "")))}
+NAMES = {d: name for name, d in DTYPES.items()}
+FIELDS = {"dtype", "shape", "data_offsets"}
+INDEX = ".index.json"
+MAX_INDEX = 1 << 28
+
+
+def open(path) -> Source:
+    """Maps a .safetensors file, or all shards of a `model.safetensors.index.json`. Raises FormatError."""
+    name = os.fspath(path)
+    if name.endswith(INDEX):
+        return ShardedFile(name)
+    name, data = map_private(name, 8, "a safetensors file")
+    return opened(SafetensorsFile, name, data)
+
+
+class SafetensorsFile(Source):
+    """An open file; see `Source`. `metadata` is the header's `__metadata__`, text to text."""
+
+    def __init__(self, path, data):
+        super().__init__(path, data)
+        length = struct.unpack_from("<Q", data)[0]
+        if length > MAX_HEADER or length > len(data) - 8:
+            got = f"a header of {length} bytes in a file of {len(data)}"
+            fix = "is this a safetensors file? it may also be cut short"
+            raise self.error("offset 0", got, f"one inside the file, at most {MAX_HEADER} bytes", fix)
+        header = parse(path, "header", data[8 : 8 + length])
+        self.metadata = self._metadata(header.pop("__metadata__", {}))
+        for name in header:
+            self.tensors[name] = self._info(name, header[name], 8 + length)
+        self._tile(8 + length)
+
+    def _metadata(self, found):
+        if type(found) is not dict:
+            raise self.error("__metadata__", short(found), "an object of text")
+        for key, value in found.items():
+            if type(value) is not str:
+                raise self.error(f"__metadata__ {short(key)}", short(value), "text")
+        return found
+
+    def _info(self, name, entry, start):
+        where = f"tensor {short(name)}"
+        if type(entry) is not tuple:
+            raise self.error(where, short(entry), f"an object of {', '.join(sorted(FIELDS))} alone")
+        format, shape, offsets = entry
+        bits = BITS.get(format) if type(format) is str else None
+        if bits is None:
+            raise self.error(where, f"dtype {short(format)}", "a dtype of the specification")
+        for what, numbers in (("shape", shape), ("data_offsets", offsets)):
+            if type(numbers) is not list or any(type(n) is not int or not 0 <= n < LIMIT for n in numbers):
+                raise self.error(where, f"{what} {_listed(numbers)}", "a list of whole numbers from 0 to 2**63 - 1")
+        if len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise self.error(where, f"data_offsets {_listed(offsets)}", "a begin and an end not before it")
+        total, (begin, end) = elements(shape) * bits, offsets
+        if total % 8:
+            raise self.error(where, f"{total} bits of {format}", "whole bytes")
+        if total != (end - begin) * 8 or total >= LIMIT:
+            got = f"bytes {begin} to {end} for shape {_listed(shape)} of {format}"
+            raise self.error(where, got, f"{total // 8} bytes" if total < LIMIT else "a size below 2**63 bits")
+        if end > self.nbytes - start:
+            got = f"bytes {begin} to {end} in {self.nbytes - start} bytes of data"
+            raise self.error(where, got, "data inside the file", "the file is cut short or damaged: fetch it again")
+        return TensorInfo(name, tuple(shape), format, DTYPES.get(format), start + begin, end - begin)
+
+    def _tile(self, start):
+        """The tensors must cover the data exactly: no byte twice, none in between or after."""
+        reached = start
+        for info in sorted(self.tensors.values(), key=lambda info: (info.offset, info.nbytes)):
+            if info.offset != reached:
+                got = f"data from byte {info.offset - start} on, where {reached - start} bytes are taken"
+                raise self.error(f"tensor {short(info.name)}", got, "data without overlaps or holes")
+            reached += info.nbytes
+        if reached != self.nbytes:
+            raise self.error(f"offset {reached}", f"{self.nbytes - reached} bytes after the last tensor", "none")
+
+
+def _listed(numbers):
+    """A list of numbers as a message shows it."""
+    if type(numbers) is not list or len(numbers) > 16:
+        return short(numbers)
+    return "[" + ", ".join(map(short, numbers)) + "]"
+
+
+def parse(path, where, raw: bytes) -> dict:
+    """A JSON object as a dict, entries of tensors in it as tuples (dtype, shape, data_offsets). FormatError for what is
+    no strict JSON, and for fractions, which stand nowhere in these files.
+    """
+    try:
+        header = json.loads(
+            raw.decode(), object_pairs_hook=_object, parse_int=_int, parse_float=_refuse, parse_constant=_refuse
+        )
+    except RecursionError:
+        raise FormatError(path, where, "JSON nested too deep", "a JSON object") from None
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{raw[error.start]:02x} at {error.start}"
+        raise FormatError(path, where, got, "UTF-8 text") from None
+    except ValueError as error:
+        raise FormatError(path, where, f"no JSON ({error})", "a JSON object", "is the file damaged?") from None
+    if type(header) is not dict:
+        raise FormatError(path, where, f"JSON that is {short(header)}", "a JSON object")
+    return header
+
+
+def _object(pairs):
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {short(twice)} twice in one object")
+    for key in found:
+        if not key.isascii():
+            try:
+                key.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"half a surrogate pair in the key {short(key)}") from None
+    if found.keys() == FIELDS:  # a third of the memory of a dict
+        return found["dtype"], found["shape"], found["data_offsets"]
+    return found
+
+
+def _int(digits):
+    if len(digits) > 20:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _refuse(text):
+    raise ValueError(f"the number {text[:40]}")
+
+
+class ShardedFile(Source):
+    """All shards of an index, as one source. `metadata` is the index's own, then the shards'."""
+
+    def __init__(self, path):
+        name, data = map_private(path, 2, "an index of shards")
+        with data:
+            if len(data) > MAX_INDEX:
+                raise FormatError(name, "path", f"{len(data)} bytes", f"an index of at most {MAX_INDEX}")
+            index = _index(name, data[:])
+        self.path, self._shards = name, {}
+        weights = index.get("weight_map")
+        if type(weights) is not dict or not weights:
+            raise self.error("weight_map", short(weights), "an object of tensor names to shards")
+        try:
+            for shard in sorted({self._checked(tensor, shard) for tensor, shard in weights.items()}):
+                self._shards[shard] = open(os.path.join(os.path.dirname(name), shard))
+            self.nbytes = sum(shard.nbytes for shard in self._shards.values())
+            self._place = {tensor: self._shards[shard] for tensor, shard in weights.items()}
+            self.tensors = {tensor: shard.info(tensor) for tensor, shard in self._place.items()}
+        except BaseException:
+            self.close()
+            raise
+        own = index.get("metadata")
+        self.metadata = own if type(own) is dict else {}
+        for shard in self._shards.values():
+            self.metadata = {**shard.metadata, **self.metadata}
+
+    def _checked(self, tensor, shard):
+        plain = type(shard) is str and re.fullmatch(r"[^/\\:\0]{1,255}", shard) and shard.endswith(".safetensors")
+        if not plain:
+            got = f"shard {short(shard)}"
+            raise self.error(f"tensor {short(tensor)}", got, "the plain name of a .safetensors file beside the index")
+        return shard
+
+    def close(self):
+        for shard in self._shards.values():
+            shard.close()
+
+    def tensor(self, name=""):
+        self.info(name)
+        return self._place[name].tensor(name)
+
+    def raw(self, name=""):
+        self.info(name)
+        return self._place[name].raw(name)
+
+
+def _index(path, raw):
+    """The index: an object like a header, but its metadata may hold any number."""
+    try:
+        found = json.loads(raw.decode(), object_pairs_hook=_object, parse_int=_int)
+    except (RecursionError, ValueError) as error:
+        raise FormatError(path, "index", f"no JSON ({str(error)[:200]})", "a JSON object") from None
+    if type(found) is not dict:
+        raise FormatError(path, "index", f"JSON that is {short(found)}", "a JSON object")
+    return found
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def save(path, tensors, metadata=None):
+    """Writes a .safetensors file: whole, or not at all. `tensors`: names to Tensors (any device, any strides) or NumPy
+    arrays, or a Module; `metadata`: text to text. DTypeError for a QTensor, OSError where the disk is full.
+    """
+    tensors, header = named("safetensors.save", tensors), {}
+    for key, value in (metadata or {}).items():
+        if type(key) is not str or type(value) is not str:
+            raise DTypeError("safetensors.save", f"metadata {short(key)}: {short(value)}", "text to text", "use str()")
+    if "__metadata__" in tensors:
+        raise DTypeError("safetensors.save", "a tensor named __metadata__", "another name")
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    # wide elements first, so that every tensor is aligned
+    order, at = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)), 0
+    for name in order:
+        x = tensors[name]
+        entry = {"dtype": NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [at, at + x.nbytes]}
+        header[name], at = entry, at + x.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    if len(text) > MAX_HEADER:
+        raise DTypeError("safetensors.save", f"a header of {len(text)} bytes", f"at most {MAX_HEADER}")
+    with atomic(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            file.write(memory(tensors[name]))

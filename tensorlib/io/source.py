@@ -1,0 +1,259 @@
+"""What the readers of tensor files share: mapping a file, the interface, tensors over the mapping, writing atomically.
+
+A source has `path`, `metadata`, `tensors` (name to TensorInfo), `tensor(name)`, `slice(name, *index)`, `raw(name)` and
+`close()`; a VarBuilder takes any of them. Whatever is wrong with a file is one FormatError.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import mmap
+import os
+import stat
+import sys
+
+from tensorlib.errors import FormatError
+
+LIMIT = 1 << 63  # sizes, offsets and products are held below it
+SHORT = 80  # characters of a file's text that a message repeats
+
+
+def short(value) -> str:
+    """What a message says of a value from a file: its repr, cut; of a container, only its type and length."""
+    if type(value) is str and len(value) > SHORT:
+        return f"{value[:SHORT]!r}... of {len(value)} characters"
+    if value is None or type(value) in (str, bool, int, float):
+        return repr(value) if type(value) is not int or abs(value) < 1 << 256 else "an integer of more than 256 bits"
+    return f"a {type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else f"a {type(value).__name__}"
+
+
+def map_private(path, least: int, what: str) -> tuple[str, mmap.mmap]:
+    """A file's name and its bytes, mapped privately: in-place operations change this process's copy, never the file.
+
+    FormatError for what is no readable plain file of at least `least` bytes; `what` names the format in it.
+    """
+    name = os.fspath(path)
+    try:
+        if not stat.S_ISREG(os.stat(name).st_mode):
+            raise FormatError(short(name), "path", "something that is no plain file", what)
+        fd = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise FormatError(short(name), "path", error.strerror, f"a readable file: {what}", "check the path") from None
+    except ValueError:
+        raise FormatError(short(name), "path", "a NUL in it", "a path", "check the path") from None
+    try:
+        size = os.fstat(fd).st_size
+        if size < max(least, 1):
+            raise FormatError(name, "offset 0", f"a file of {size} bytes", f"{what}, at least {max(least, 1)} bytes")
+        if not sys.platform.startswith("linux"):
+            return name, mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
+        no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python has the name since 3.12; lets huge files be mapped
+        flags = mmap.MAP_PRIVATE | no_reserve
+        return name, mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    except OSError as error:
+        raise FormatError(name, "path", error.strerror, "a file that can be mapped") from None
+    finally:
+        os.close(fd)
+
+
+class TensorInfo:
+    """What a file says of a tensor: `name`, `shape`, `format` (the file's own name of the dtype), `dtype` (a row of
+    tensorlib.dtype, or None: cannot be computed with), `offset` of its bytes in the file, `nbytes`.
+    """
+
+    __slots__ = ("dtype", "format", "name", "nbytes", "offset", "shape")
+
+    def __init__(self, name, shape, format, dtype, offset, nbytes):
+        self.name, self.shape, self.format, self.dtype = name, shape, format, dtype
+        self.offset, self.nbytes = offset, nbytes
+
+    def __repr__(self):
+        return f"TensorInfo({self.name!r}, {self.shape}, {self.format}, offset={self.offset}, nbytes={self.nbytes})"
+
+
+class Source:
+    """Base of the readers: an open, mapped file. Use it in a `with` block or call `close()`.
+
+    Tensors keep the mapping alive by themselves. The file must not be written to while it is open; replacing it by
+    `save` is safe.
+    """
+
+    metadata = {}
+
+    def __init__(self, path: str, data: mmap.mmap):
+        self.path, self.nbytes, self._data, self._buffer = path, len(data), data, None
+        self.tensors: dict[str, TensorInfo] = {}
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.path!r}, {len(self.tensors)} tensors)"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Unmap the file, unless tensors of it are still in use: then the last of them does."""
+        self._buffer = None
+        with contextlib.suppress(BufferError):
+            self._data.close()
+
+    def error(self, where, got, expected, fix=""):
+        return FormatError(self.path, where, got, expected, fix)
+
+    def info(self, name: str) -> TensorInfo:
+        """`tensors[name]`; FormatError where there is none."""
+        found = self.tensors.get(name)
+        if found is None:
+            raise self.error(short(name), "no such tensor", f"one of its {len(self.tensors)} tensors")
+        return found
+
+    def computable(self, name: str) -> TensorInfo:
+        """`info(name)`; FormatError where its dtype cannot be computed with yet."""
+        found = self.info(name)
+        if found.dtype is None:
+            got, fix = f"dtype {found.format}", "this dtype cannot be computed with yet; .raw(name) gives its bytes"
+            raise self.error(f"tensor {short(name)}", got, "a dtype of tensorlib", fix)
+        return found
+
+    @property
+    def buffer(self):
+        """The whole file as a Buffer on the CPU. FormatError if it was cut short since it was opened."""
+        from tensorlib.device import Buffer
+
+        if self._buffer is None:
+            if self._data.closed:
+                raise self.error("path", "a reader that was closed", "an open one", "open the file again")
+            self._buffer = Buffer.of(self._data)
+        size = self._data.size()  # of the file as it is now: a page beyond its end would kill the process
+        if size < self.nbytes:
+            got = f"a file of {size} bytes now, of {self.nbytes} when it was opened"
+            raise self.error("path", got, "a file that nobody changes while it is open", "open it again")
+        return self._buffer
+
+    def tensor(self, name: str = ""):
+        """The tensor of that name, over the mapping where alignment and byte order allow, else copied. FormatError."""
+        info = self.computable(name)
+        from tensorlib.layout import contiguous
+
+        return tensor_over(self.buffer, info.offset, info.nbytes, contiguous(info.shape), info.dtype)
+
+    def slice(self, name: str, *index):
+        """`tensor(name)[index]` for integers, slices and Ellipsis: of a mapped tensor only these pages are read.
+
+        `file.slice("w", slice(0, 512))` is a row shard, `file.slice("w", ..., slice(0, 512))` a column shard.
+        """
+        return self.tensor(name)[index]
+
+    def raw(self, name: str = ""):
+        """The bytes of a tensor as the file has them: u8, one dim."""
+        info = self.info(name)
+        from tensorlib import dtype
+        from tensorlib.layout import contiguous
+
+        return tensor_over(self.buffer, info.offset, info.nbytes, contiguous((info.nbytes,)), dtype.u8)
+
+
+def opened(kind, name: str, data: mmap.mmap, *arguments):
+    """`kind(name, data, ...)`; where that raises, the mapping is closed."""
+    try:
+        return kind(name, data, *arguments)
+    except BaseException:
+        data.close()
+        raise
+
+
+def part_of(buffer, at: int, nbytes: int, itemsize: int, swapped: bool = False):
+    """`nbytes` of a Buffer from `at` on, as a Buffer: copied only where misaligned or in the other byte order."""
+    from tensorlib.device import Buffer
+
+    # A buffer of its own per tensor: an offset inside a shared one counts elements, and files may align to less.
+    part = Buffer(buffer.ptr + at, nbytes, buffer)
+    swapped = swapped and itemsize > 1
+    if not nbytes or (not swapped and part.ptr % itemsize == 0):
+        return part
+    copy = array.array({1: "B", 2: "H", 4: "I", 8: "Q"}[itemsize])
+    copy.frombytes((ctypes.c_char * nbytes).from_address(part.ptr))
+    if swapped:
+        copy.byteswap()
+    owner = Buffer.of(copy)
+    return Buffer(owner.ptr, nbytes, owner)
+
+
+def tensor_over(buffer, at: int, nbytes: int, layout, dtype, swapped: bool = False):
+    """A Tensor of `layout` over `nbytes` bytes of a Buffer from `at` on."""
+    from tensorlib.tensor import Tensor
+
+    return Tensor(part_of(buffer, at, nbytes, dtype.itemsize, swapped), layout, dtype)
+
+
+def elements(shape) -> int:
+    """The product of the sizes; `LIMIT` where that of the non-zero ones reaches it."""
+    count, bound = 1, 1
+    for size in shape:
+        count, bound = count * size, bound * max(size, 1)
+        if bound >= LIMIT:
+            return LIMIT
+    return count
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """A binary file to write to, which takes the place of `path` when the block ends.
+
+    Where it raises (a full disk, Ctrl-C), `path` stays as it was and nothing is left behind.
+    """
+    path = os.fspath(path)
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name[:200]}.{os.urandom(4).hex()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    if os.name == "posix":  # the rename itself must survive a power cut
+        fd = os.open(folder or ".", os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def memory(x):
+    """The elements of a Tensor in row-major order as a memoryview; copied only if it is strided or on a GPU."""
+    x = x.detach().to("cpu").contiguous()
+    view = (ctypes.c_char * x.nbytes).from_address(x.ptr) if x.numel() else bytearray()
+    if x.numel():
+        view.owner = x  # kept alive by the view
+    return memoryview(view).cast("B")
+
+
+def named(op: str, tensors) -> dict:
+    """The tensors to save: a mapping of names to Tensors or NumPy arrays, or a Module. DTypeError for anything else."""
+    from tensorlib.errors import DTypeError
+    from tensorlib.tensor import Tensor, as_tensor
+
+    if hasattr(tensors, "named_parameters"):
+        tensors = dict(tensors.named_parameters())
+    if not hasattr(tensors, "items"):
+        raise DTypeError(op, f"a {type(tensors).__name__}", "a mapping of names to tensors", 'save {"name": tensor}')
+    found = {}
+    for name, value in tensors.items():
+        if type(name) is not str:
+            raise DTypeError(op, f"the name {short(name)}", "names that are text")
+        if not isinstance(value, Tensor) and not hasattr(value, "__array_interface__"):
+            fix = "call .dequantize() first" if hasattr(value, "dequantize") else ""
+            raise DTypeError(op, f"a {type(value).__name__} as {short(name)}", "a Tensor or NumPy array", fix)
+        found[name] = as_tensor(value)
+    return found
