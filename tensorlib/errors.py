@@ -56,6 +56,10 @@ class DownloadError(TensorlibError, OSError):
     """A file that could not be fetched, or whose hash is wrong."""
 
 
+class WriteError(TensorlibError, OSError):
+    """A file that could not be written: a full disk, a folder that is missing or closed to us."""
+
+
 class FormatError(TensorlibError, ValueError):
     """A file that breaks its format. `file` is its name; `where` the key, tensor or byte offset at fault."""
 

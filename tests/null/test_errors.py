@@ -10,6 +10,7 @@ from tensorlib import errors as E
 KINDS = [
     (E.ShapeError, ValueError), (E.DTypeError, TypeError), (E.DeviceError, RuntimeError),
     (E.NoKernel, NotImplementedError), (E.ContextError, ValueError), (E.DownloadError, OSError),
+    (E.WriteError, OSError),
 ]  # fmt: skip
 
 
