@@ -10,7 +10,7 @@ off the machine code. A test holds the table to the kernels (by a hash of what i
 import argparse
 import csv
 import importlib.metadata
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from bench import harness
 
@@ -67,9 +67,12 @@ def main():
     stale = [key for key, digest in hashes.items() if given.all or known.get(key, {}).get("hash") != digest]
     rows = {key: known[key] for key in hashes if key in known}
     with ProcessPoolExecutor(given.jobs) as pool:
-        for key, facts in zip(stale, tqdm(pool.map(measured, stale), total=len(stale), unit="kernel"), strict=True):
-            room, label, arch = key
-            rows[key] = {"room": room, "kernel": label, "arch": arch, "hash": hashes[key], **facts}
+        running = {pool.submit(measured, key): key for key in stale}
+        for i, done in enumerate(tqdm(as_completed(running), total=len(stale), unit="kernel"), 1):
+            room, label, arch = key = running[done]
+            rows[key] = {"room": room, "kernel": label, "arch": arch, "hash": hashes[key], **done.result()}
+            if i % 100 == 0:  # an interrupted run has not been for nothing
+                write(rows)
     write(rows)
     print(f"{len(rows)} kernels, {len(stale)} compiled with triton {importlib.metadata.version('triton')}: {TABLE}")
 

@@ -1,0 +1,108 @@
+"""The committed table of compiled kernels (bench/results/compiled.csv): it is that of these kernels, and within limits.
+
+What a kernel is compiled from has a hash in the table. Where that is another one now, the kernel is compiled here and
+must give the row that is committed: `python -m bench.compiled` writes the table anew. The limits are what a good kernel
+of its family reaches: no spills, wide loads, matrix instructions where there is a product, few instructions per item.
+"""
+
+import random
+import re
+
+import pytest
+
+from bench import compiled
+from kernels_triton import report
+from kernels_triton.launch import SHARED
+
+TABLE = compiled.read()
+CHECKED = 12  # kernels that are compiled here although their hash is the committed one
+FEW = 40  # changed kernels that are compiled here at most; more take too long for a test
+NVIDIA = ("80", "89", "90", "100", "120")
+
+# (rooms, kernels, architectures, {column: (largest value, or a pattern that the text must have)})
+LIMITS = [
+    ("elementwise", "add (f32|bf16)(, a number)?", NVIDIA, {"per_item": 8, "registers": 48, "stack": 0}),
+    ("elementwise", "add .*(rows|bias|column).*", NVIDIA, {"per_item": 14, "registers": 54, "stack": 0}),
+    ("elementwise", "add .*", NVIDIA, {"loads": r"128|^\d+x32$", "per_item": 26}),
+    ("elementwise|reduce|index|softmax", ".*", NVIDIA, {"stack": 0}),
+    ("norm", "rms_norm.*", NVIDIA, {"stack": 0, "loads": "128", "registers": 66}),
+    ("softmax", "softmax rows.*", NVIDIA, {"loads": "128", "registers": 66}),
+    ("matmul", "f16 128x(128|256)x.*", ("80",), {"stack": 0, "mma": "HMMA", "per_mma": 3.2, "loads": r"^\d+x128"}),
+    ("matmul", "f16 128x256x64", ("90",), {"stack": 0, "mma": "HGMMA", "per_mma": 35, "loads": "128|tma"}),
+    ("matmul", "(f16|bf16).*128x256.*", ("100",), {"stack": 0, "mma": "UTC"}),
+    ("matmul", "tf32 128.*", ("80", "89", "120"), {"stack": 0, "mma": "HMMA"}),
+    ("matmul", "f64.*", ("80", "90"), {"stack": 0, "mma": "DMMA"}),
+    ("conv", "conv f16 .*channels last", ("80", "90"), {"stack": 0, "mma": "HG?MMA", "loads": "128"}),
+    ("attention", "f16 f16 (64|128)", ("80", "90"), {"stack": 0, "mma": "HG?MMA", "loads": "128", "compares": 6}),
+    ("attention", "f16 f16 (64|128)", ("80",), {"per_mma": 8}),
+    ("attention", "decode f(16|32) f16 (64|128)", ("80", "90"), {"stack": 0, "registers": 128, "loads": "128"}),
+    ("attention_vjp", "(keys|queries|delta) (b?f16) (64|128)", ("80", "90"), {"stack": 64}),
+    ("quant", "matvec q4_(0|k)", ("80", "89", "90"), {"per_item": 2.5, "registers": 64, "stack": 0, "loads": "128"}),
+    ("quant_matmul", "matmul q4_k 128", ("80",), {"stack": 0, "mma": "HMMA", "per_mma": 8.5}),
+    ("sort", "(f16|f32) .*", NVIDIA, {"stack": 0, "registers": 128}),
+]
+
+
+def current():
+    """The hashes of the kernels there are."""
+    return compiled.wanted()
+
+
+def beyond(value, limit):
+    """Whether a cell is not within its limit."""
+    if isinstance(limit, str):
+        return not re.search(limit, value)
+    return value == "" or float(value) > limit
+
+
+def test_every_kernel_is_in_the_table():
+    lacking, gone = current().keys() - TABLE.keys(), TABLE.keys() - current().keys()
+    assert not lacking and not gone, (
+        f"python -m bench.compiled: {sorted(lacking)[:5]} lack, {sorted(gone)[:5]} are gone"
+    )
+
+
+def test_the_table_is_that_of_these_kernels():
+    """Those that have changed, and some that have not, are compiled: the same registers, widths and instructions."""
+    hashes = current()
+    changed = [key for key in hashes if TABLE.get(key, {}).get("hash") != hashes[key]]
+    assert len(changed) <= FEW, f"{len(changed)} kernels have changed, {changed[:5]} ...: python -m bench.compiled"
+    light = [key for key in hashes if not key[0].startswith(("attention", "matmul", "moe", "persistent"))]
+    for key in [*changed, *random.Random(len(hashes)).sample(sorted(light), CHECKED)]:
+        found = {column: str(value) for column, value in compiled.measured(key).items()}
+        committed = {column: TABLE[key][column] for column in found}
+        assert found == committed, f"{' '.join(key)}: run python -m bench.compiled"
+
+
+@pytest.mark.parametrize("limit", LIMITS, ids=lambda limit: f"{limit[0]} {limit[1]}")
+def test_limits(limit):
+    rooms, kernels, architectures, columns = limit
+    rows = [
+        row
+        for (room, kernel, arch), row in TABLE.items()
+        if re.fullmatch(rooms, room) and re.fullmatch(kernels, kernel) and arch in architectures
+    ]
+    assert rows, "no kernel of that name"
+    bad = [
+        f"{row['room']} {row['kernel']} for {row['arch']}: {column} {row[column]!r}, limit {bound}"
+        for row in rows
+        for column, bound in columns.items()
+        if beyond(row[column], bound)
+    ]
+    assert not bad, "\n".join(bad)
+
+
+def test_shared_memory_fits():
+    bad = [key for key, row in TABLE.items() if key[2].isdigit() and int(row["shared"]) > SHARED[int(key[2])]]
+    assert not bad
+
+
+def test_what_a_fault_does_to_the_table():
+    """A changed kernel has another hash, so the table notices it."""
+    kernel = report.variants("elementwise", 80)["add f32"]
+    before, warps = report.digest(kernel, 80), kernel.warps
+    try:
+        kernel.warps = 2 * warps
+        assert report.digest(kernel, 80) != before
+    finally:
+        kernel.warps = warps
