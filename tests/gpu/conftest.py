@@ -87,7 +87,7 @@ class Watched:
         return getattr(self.gpu, name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def device():
     """The device "cuda:0"."""
     if STAND_IN:
