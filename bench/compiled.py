@@ -30,8 +30,8 @@ def wanted(rooms=None, architectures=None):
     from kernels_triton import report
 
     found = {}
-    for room in rooms or report.rooms():
-        for arch in architectures or report.ARCHITECTURES:
+    for arch in architectures or report.ARCHITECTURES:
+        for room in rooms or report.rooms():
             for label, kernel in report.variants(room, arch).items():
                 found[room, label, str(arch)] = report.digest(kernel, arch)
     return found

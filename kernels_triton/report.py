@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 
 from .launch import ALIGNED, DIVISIBLE
 
-ARCHITECTURES = (75, 80, 89, 90, 100, 120, "gfx942")
+ARCHITECTURES = (80, 90, 120, 100, 89, 75, "gfx942")
 COLUMNS = (
     "room", "kernel", "arch", "hash", "registers", "stack", "shared", "warps", "instructions", "loads", "stores",
     "loop", "mma", "per_mma", "i2f", "compares", "per_item",
