@@ -145,6 +145,8 @@ def __getattr__(name):
     """Functions on tensors (`tensorlib.exp`) and submodules (`tensorlib.nn`), when first used."""
     if name == "fuse":
         return importlib.import_module("tensorlib.fusion").fuse
+    if name in ("load", "save"):
+        return getattr(importlib.import_module("tensorlib.io.files"), name)
     if name in _MODULES:
         return importlib.import_module(f"tensorlib.ops.{_MODULES[name]}")
     if name in _SUBMODULES:  # before the search below, which imports every op

@@ -22,11 +22,11 @@ import zipfile
 from tensorlib import dtype as _dtype
 from tensorlib.errors import DTypeError
 from tensorlib.io.archive import DEFLATED, Archive, plain
+from tensorlib.io.atomic import writing
 from tensorlib.io.source import (
     LIMIT,
     Source,
     TensorInfo,
-    atomic,
     elements,
     map_private,
     memory,
@@ -217,7 +217,7 @@ def save(path, tensors, metadata=None):
         if x.dtype not in CODES:
             fix = 'use safetensors, or x.to("f32")'
             raise DTypeError("npz.save", f"{x.dtype} as {short(name)}", "a dtype of NumPy", fix)
-    with atomic(path) as file:
+    with writing(path) as file:
         if single:
             for x in tensors.values():
                 file.write(_header(x, 0))

@@ -20,7 +20,8 @@ import struct
 
 from tensorlib import dtype as _dtype
 from tensorlib.errors import DTypeError, FormatError
-from tensorlib.io.source import LIMIT, Source, TensorInfo, atomic, elements, map_private, memory, named, opened, short
+from tensorlib.io.atomic import writing
+from tensorlib.io.source import LIMIT, Source, TensorInfo, elements, map_private, memory, named, opened, short
 
 MAX_HEADER = 100_000_000  # the crate's own cap
 ALIGNMENT = 64  # of the tensor data that is written here, so that every tensor of it can be used where it lies
@@ -223,7 +224,7 @@ def _index(path, raw):
 
 def save(path, tensors, metadata=None):
     """Writes a .safetensors file: whole, or not at all. `tensors`: names to Tensors (any device, any strides) or NumPy
-    arrays, or a Module; `metadata`: text to text. DTypeError for a QTensor, OSError where the disk is full.
+    arrays, or a Module; `metadata`: text to text. DTypeError for a QTensor, WriteError where the disk is full.
     """
     tensors, header = named("safetensors.save", tensors), {}
     for key, value in (metadata or {}).items():
@@ -243,7 +244,7 @@ def save(path, tensors, metadata=None):
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     if len(text) > MAX_HEADER:
         raise DTypeError("safetensors.save", f"a header of {len(text)} bytes", f"at most {MAX_HEADER}")
-    with atomic(path) as file:
+    with writing(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             file.write(memory(tensors[name]))

@@ -1,4 +1,4 @@
-"""What the readers of tensor files share: mapping a file, the interface, tensors over the mapping, writing atomically.
+"""What the readers of tensor files share: mapping a file, the interface, tensors over the mapping, bytes of tensors.
 
 A source has `path`, `metadata`, `tensors` (name to TensorInfo), `tensor(name)`, `slice(name, *index)`, `raw(name)` and
 `close()`; a VarBuilder takes any of them. Whatever is wrong with a file is one FormatError.
@@ -15,6 +15,7 @@ import stat
 import sys
 
 from tensorlib.errors import FormatError
+from tensorlib.io.cursor import check_size
 
 LIMIT = 1 << 63  # sizes, offsets and products are held below it
 SHORT = 80  # characters of a file's text that a message repeats
@@ -124,14 +125,9 @@ class Source:
         """The whole file as a Buffer on the CPU. FormatError if it was cut short since it was opened."""
         from tensorlib.device import Buffer
 
+        check_size(self.path, self._data)  # a page beyond the end of the file would kill the process
         if self._buffer is None:
-            if self._data.closed:
-                raise self.error("path", "a reader that was closed", "an open one", "open the file again")
             self._buffer = Buffer.of(self._data)
-        size = self._data.size()  # of the file as it is now: a page beyond its end would kill the process
-        if size < self.nbytes:
-            got = f"a file of {size} bytes now, of {self.nbytes} when it was opened"
-            raise self.error("path", got, "a file that nobody changes while it is open", "open it again")
         return self._buffer
 
     def tensor(self, name: str = ""):
@@ -201,33 +197,6 @@ def elements(shape) -> int:
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def atomic(path):
-    """A binary file to write to, which takes the place of `path` when the block ends.
-
-    Where it raises (a full disk, Ctrl-C), `path` stays as it was and nothing is left behind.
-    """
-    path = os.fspath(path)
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name[:200]}.{os.urandom(4).hex()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    if os.name == "posix":  # the rename itself must survive a power cut
-        fd = os.open(folder or ".", os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def memory(x):

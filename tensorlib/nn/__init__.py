@@ -10,6 +10,7 @@ from tensorlib.nn.fused import add_norm, linears, swiglu_linear
 from tensorlib.nn.layers import Embedding, LayerNorm, Linear, RMSNorm, swiglu
 from tensorlib.nn.module import Module, ModuleList, Parameter
 from tensorlib.nn.sampling import Sampler
+from tensorlib.nn.state_dict import load_state_dict
 from tensorlib.nn.var_builder import VarBuilder
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "add_norm",
     "attention",
     "linears",
+    "load_state_dict",
     "swiglu",
     "swiglu_linear",
 ]

@@ -1,0 +1,102 @@
+"""`tensorlib.load` and `tensorlib.save`: files of tensors in any format, told apart by extension and first bytes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+from tensorlib.errors import FormatError
+from tensorlib.io.source import Source
+
+BY_EXTENSION = {  # for reading; what is not here is told by its first bytes
+    ".safetensors": "safetensors",
+    ".index.json": "safetensors",
+    ".gguf": "gguf",
+    ".npy": "npz",
+    ".npz": "npz",
+    ".pth": "pth",
+    ".pt": "pth",
+    ".ckpt": "pth",
+}
+BY_MAGIC = {
+    b"GGUF": "gguf",
+    b"lmgg": "ggml",
+    b"fmgg": "ggml",
+    b"tjgg": "ggml",
+    b"\x93NUM": "npz",
+    b"\x80": "pth",  # a pickle
+}
+ZIP = b"PK\3\4"
+WRITTEN = {".safetensors": "safetensors", ".npy": "npz", ".npz": "npz", ".gguf": "gguf"}
+
+
+def load(path) -> Source:
+    """Opens a file of tensors, mapped: safetensors (also a sharded `.index.json`), GGUF, legacy GGML, .npy, .npz,
+    PyTorch's .pth, .pt, .bin, .ckpt. No tensor is read before it is asked for, and no code in a file is ever run.
+
+    The result has `tensors` (name to shape, dtype, format), `metadata`, `tensor(name)`, `slice(name, ...)`, `close()`;
+    `tensorlib.nn.load_state_dict` and `VarBuilder` take it. FormatError for what is not sound.
+
+    >>> import os, tempfile, tensorlib
+    >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")
+    >>> tensorlib.save(path, {"w": tensorlib.arange(4)})
+    >>> with tensorlib.load(path) as file:
+    ...     file.tensors["w"].shape, file.tensor("w")
+    ((4,), tensor([0, 1, 2, 3]))
+    """
+    return importlib.import_module(f"tensorlib.io.{_reader(os.fspath(path))}").open(path)
+
+
+def _reader(path):
+    for extension, reader in BY_EXTENSION.items():
+        if path.lower().endswith(extension):
+            return reader
+    try:
+        with open(path, "rb", opener=_regular) as file:
+            head = file.read(9)
+            if head[:4] == ZIP:
+                return _zipped(file)
+    except (OSError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        got = getattr(error, "strerror", None) or str(error)
+        raise FormatError(path, "path", got, "a readable file of tensors", "check the path") from None
+    for magic, reader in BY_MAGIC.items():
+        if head.startswith(magic):
+            return reader
+    if head[8:9] in (b"{", b" "):
+        return "safetensors"
+    fix = "name it by its format: " + ", ".join(BY_EXTENSION)
+    raise FormatError(path, "offset 0", f"the bytes {head!r}", "a format known here", fix)
+
+
+def _regular(path, flags):
+    """Opens without waiting for a writer, should this be a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _zipped(file):
+    """Which reader a zip file is for: the first member of an .npz is an array."""
+    file.seek(26)
+    length = int.from_bytes(file.read(2), "little")
+    file.seek(30)
+    return "npz" if file.read(length).endswith(b".npy") else "pth"
+
+
+def save(path, tensors, metadata=None):
+    """Writes tensors to a file, whole or not at all, in the format of its extension: .safetensors, .npz, .npy, .gguf.
+
+    `tensors`: names to Tensors or NumPy arrays, or a Module; for .npy a Tensor. `metadata`: for safetensors text to
+    text, for GGUF any of its values; NumPy's formats have none. DTypeError for a dtype that the format has not,
+    WriteError where the file cannot be written.
+    """
+    name = os.fspath(path)
+    writer = next((module for extension, module in WRITTEN.items() if name.lower().endswith(extension)), None)
+    if writer is None:
+        raise FormatError(name, "path", "its extension", f"one of {', '.join(WRITTEN)}", "choose a format by extension")
+    if writer == "gguf":
+        from tensorlib.io import gguf_write
+
+        gguf_write.write(path, metadata or {}, tensors)
+    else:
+        importlib.import_module(f"tensorlib.io.{writer}").save(path, tensors, metadata)
