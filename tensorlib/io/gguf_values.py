@@ -165,10 +165,13 @@ class LazyArray:
     def texts(self, cursor: GGUFCursor) -> list[bytes]:
         """The strings as bytes; that their lengths stay inside the file was checked when they were stepped over."""
         data, at, width, length, texts = cursor.data, self.at, cursor.width, cursor.unpack_length, []
-        for _ in range(self.count):
-            start = at + width
-            at = start + length(data, at)[0]
-            texts.append(data[start:at])
+        try:
+            for _ in range(self.count):
+                start = at + width
+                at = start + length(data, at)[0]
+                texts.append(data[start:at])
+        except (struct.error, OverflowError):
+            raise cursor.error(f"offset {at}", "strings that have changed", "a file that nobody writes to") from None
         return texts
 
     def typed(self, cursor: GGUFCursor, key: str) -> Typed:
@@ -254,7 +257,13 @@ def encode(type: str, value) -> bytes:
     """A value with its type, as it stands after its key. DTypeError for what does not fit the type."""
     if isinstance(value, (list, tuple)) and not isinstance(value, Typed):
         return struct.pack("<I", ARRAY) + _array(type, value)
-    return struct.pack("<I", TYPES[type]) + _scalar(type, value)
+    return struct.pack("<I", _id(type)) + _scalar(type, value)
+
+
+def _id(type) -> int:
+    if type not in TYPES:
+        raise DTypeError("metadata", f"the type {type!r:.80}", f"one of {', '.join(TYPES)}")
+    return TYPES[type]
 
 
 def string(value: str) -> bytes:
@@ -275,7 +284,7 @@ def _scalar(type, value) -> bytes:
 
 
 def _array(type, values) -> bytes:
-    head = struct.pack("<IQ", TYPES[type], len(values))
+    head = struct.pack("<IQ", _id(type), len(values))
     if type == "array":
         for inner in values:
             if not isinstance(inner, Typed) or not isinstance(inner.value, (list, tuple)):
