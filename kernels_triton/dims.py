@@ -46,6 +46,16 @@ def offset_of(e, n0, n1, n2, n3, s0, s1, s2, s3, ND: tl.constexpr):
 
 
 @triton.jit
+def checked(ids_ptr, place, mask, size, flag_ptr, first, report):
+    """Indices at `place` as i64 in [0, size): negative ones from the end, 0 for those outside, which are reported."""
+    at = tl.load(ids_ptr + place, mask=mask, other=0).to(tl.int64)
+    wrong = ((at < -size) | (at >= size)) & mask
+    tl.atomic_max(flag_ptr + 0 * place, first + place.to(tl.int64) + 1, mask=wrong & report)
+    at = tl.where(at < 0, at + size, at)
+    return tl.where(wrong, 0, at)
+
+
+@triton.jit
 def converted(value, DTYPE: tl.constexpr, KIND: tl.constexpr):
     """A number computed with, as memory of element type DTYPE holds it; KIND is `kind(dtype)`. Rounded once"""
     if KIND == 1:

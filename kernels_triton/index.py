@@ -9,6 +9,9 @@ them fit. Of equal indices the last wins in `scatter` and `put`, whatever order 
 a scratch word per destination finds it first. What is combined (scatter_add ...) uses integer atomics for 32- and
 64-bit integers; everything else goes through segments.py, which adds up in one fixed order. `nonzero` counts per block,
 scans the counts and writes.
+
+scatter_add_rows ... (scatter_prod, scatter_amax, scatter_amin), of GPUs alone, take whole rows: x (outer, size, inner)
+and y (outer, count, inner) are dense, words x, ids, y, flag, size, count, inner, outer.
 """
 
 import functools
@@ -19,26 +22,13 @@ import triton.language as tl
 
 from . import segments
 from .convert import memory, width
-from .dims import LIMIT, NARROW, converted, kind, launches, offset_of, offset_type
+from .dims import LIMIT, NARROW, checked, converted, kind, launches, offset_of, offset_type
 from .launch import Kernel, blocks, pointer, power_of_2
 
 BLOCK = 512  # elements of a program that treats them one by one
 BYTES = 8192  # of a tile of rows: 4 vectors of 16 bytes per thread
 COUNTED = 4096  # elements per program of `nonzero`
 COMBINES = {"scatter_add": "add", "scatter_prod": "mul", "scatter_amax": "max", "scatter_amin": "min"}
-
-
-# ---- an index, checked -----------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def checked(ids_ptr, place, mask, size, flag_ptr, first, report):
-    """Indices at `place` as i64 in [0, size): negative ones from the end, 0 for those outside, which are reported."""
-    at = tl.load(ids_ptr + place, mask=mask, other=0).to(tl.int64)
-    wrong = ((at < -size) | (at >= size)) & mask
-    tl.atomic_max(flag_ptr + 0 * place, first + place.to(tl.int64) + 1, mask=wrong & report)
-    at = tl.where(at < 0, at + size, at)
-    return tl.where(wrong, 0, at)
 
 
 @triton.jit
@@ -380,6 +370,8 @@ def build(name, *params, source=None):
         from .transpose import build_transpose
 
         return build_transpose(*params)
+    if name.removesuffix("_rows") in COMBINES and name.endswith("_rows"):
+        return segments.rows_plan(COMBINES[name.removesuffix("_rows")], *params)
     if name in COMBINES:
         return _combine(COMBINES[name], *params)
     found = {"take": _take, "put": _put, "gather": _gather, "scatter": _scatter, "arange": _arange, "nonzero": _nonzero}

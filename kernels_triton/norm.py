@@ -3,7 +3,7 @@
 Words as in kernels_numba/norm.py. A norm's row is in registers: one read, one write; rows longer than ROW are read two
 or three times. A gradient's program takes rows that follow each other (as many programs as `ops/norm.py` gives
 rows to the tables of sums), and keeps its sums for weight and bias in registers; rows longer than BACK keep them in the
-table itself. A table's gradient adds up rows in the order of ids, after these were sorted: no atomics.
+table itself. A table's gradient adds up rows in the order of sorted ids: no atomics.
 
 Designs after Liger-Kernel (Hsu et al., arXiv:2410.10989).
 """
@@ -17,7 +17,7 @@ from . import gated, norm_vjp
 from .dims import LIMIT, WIDTH, offset_of
 from .launch import Kernel, blocks, pick, power_of_2
 from .norm_vjp import row_moments
-from .ordering import order
+from .segments import combine_whole
 from .softmax import ROW, warps_of
 from .tiles import byte_table, cells, mean_of, reach
 
@@ -136,24 +136,6 @@ def pick_rows(ids, table, out, count, n, step, rows, pieces, M: tl.constexpr, R:
 
 
 @triton.jit
-def add_rows(ids, places, g, out, count, rows, n, pieces, R: tl.constexpr):
-    """Where a run of equal sorted ids begins: out[id] = the sum of the rows of g at `places`, in that order."""
-    pid = tl.program_id(0)
-    i = (pid // pieces).to(tl.int64)
-    row = tl.load(ids + i)
-    before = tl.load(ids + i - 1, mask=i > 0, other=-1)
-    c = (pid % pieces) * R + tl.arange(0, R)
-    if (row != before) & (row >= 0) & (row < rows):
-        total = tl.zeros([R], tl.float32)
-        going = row == row
-        while going:
-            total += tl.load(g + (tl.load(places + i) * n + c), mask=c < n, other=0.0)
-            i += 1
-            going = tl.load(ids + i, mask=i < count, other=-1) == row
-        tl.store(out + (row * n + c), total, mask=c < n)
-
-
-@triton.jit
 def clear(out, n, R: tl.constexpr):
     """Zeros."""
     at = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
@@ -185,25 +167,18 @@ def _embedding(dtype):
 
 
 @functools.cache
-def _add_kernels(r):
-    add = Kernel(add_rows, ("*i64", "*i64", "*fp32", "*fp32", "i64", "i64", "i32", "i32"), ("n",), R=r)
-    zero = Kernel(clear, ("*fp32", "i64"), ("n",), R=4 * PIECE)
-    add.items, zero.items = r, 4 * PIECE
-    return add, zero
+def _clear_kernel():
+    made = Kernel(clear, ("*fp32", "i64"), ("n",), R=4 * PIECE)
+    made.items = 4 * PIECE
+    return made
 
 
 def _embedding_vjp():
     def plan(gpu, words):
         ids, g, out, rows, n, count = words
-        r = min(power_of_2(n), PIECE)
-        add, zero = _add_kernels(r)
-        zero(gpu, (blocks(rows * n, 4 * PIECE), 1, 1), out, rows * n)
+        _clear_kernel()(gpu, (blocks(rows * n, 4 * PIECE), 1, 1), out, rows * n)
         if count and n:
-            places, owner = gpu.allocate(16 * count)
-            ordered, pieces = places + 8 * count, blocks(n, r)
-            order(gpu, "i64", ids, 1, count, count, 0, places, ordered)
-            add(gpu, (count * pieces, 1, 1), ordered, places, g, out, count, rows, n, pieces)
-            del owner
+            combine_whole(gpu, "add", "f32", out, "i64", ids, g, rows, count, n)
 
     return plan
 
@@ -236,4 +211,4 @@ def variants(arch):
         shape, warps, _ = shape_of(4096, 1 << 17, 1)
         found[f"layer_norm long {dtype}"] = norm_kernel(True, (dtype,) * 4, False, 1, shape, warps, True, False)
         found[f"embedding {dtype}"] = _pick_kernel(dtype, (1, PIECE))
-    return found | {"embedding_vjp": _add_kernels(PIECE)[0], "clear": _add_kernels(PIECE)[1]}
+    return found | {"clear": _clear_kernel()}

@@ -3,7 +3,7 @@
 Destinations are sorted, stably (sort.py); a block of the sorted row combines its runs of equal ones by a segmented
 scan, writes the runs that it holds whole, and leaves the parts of others to a second launch, which adds them up from
 left to right. So the result does not depend on the order in which programs run. Sums of small floats are kept in f32
-and rounded once.
+and rounded once. Whole rows are combined likewise, a program walking over a few sorted destinations and some columns.
 
 Segmented scan: Blelloch, "Prefix sums and their applications" (1990), section 1.5.
 """
@@ -14,12 +14,14 @@ import triton
 import triton.language as tl
 
 from .convert import memory, width
-from .dims import converted, kind, loaded
-from .launch import Kernel, blocks, pointer
+from .dims import LIMIT, checked, converted, kind, loaded
+from .launch import Kernel, blocks, pointer, power_of_2
 from .ordering import order
 
 BLOCK = 512  # elements of a program
 SCANNED = 2048  # counts that are scanned at a time
+COLUMNS = 1024  # of a row, that a program treats
+PROGRAMS = 2048  # as many keep every GPU busy, and programs that walk over more rows leave fewer parts
 COMPUTE = {"f64": tl.float64, "u32": tl.uint32, "u64": tl.uint64, "i64": tl.int64}
 
 COMPUTE |= dict.fromkeys(("f32", "f16", "bf16", "f8e4m3", "f8e5m2"), tl.float32)
@@ -124,6 +126,92 @@ def combine_ends(
         stored(x_ptr, key, value, True, OP, DTYPE, KIND)
 
 
+# ---- whole rows ------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def row_keys(ids_ptr, keys_ptr, flag_ptr, size, n, BLOCK: tl.constexpr):
+    """keys[i]: the row that index i names"""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    key = checked(ids_ptr, i, i < n, size, flag_ptr, 0, True)
+    tl.store(keys_ptr + i, key.to(keys_ptr.dtype.element_ty), mask=i < n)
+
+
+@triton.jit
+def row_stored(x_ptr, key, size, inner, c, value, OP: tl.constexpr, DTYPE: tl.constexpr, KIND: tl.constexpr):
+    """Row `key` of x, if there is one, combined with value"""
+    if (key >= 0) & (key < size):
+        stored(x_ptr, key.to(tl.int64) * inner + c, value, c < inner, OP, DTYPE, KIND)
+
+
+@triton.jit
+def combine_rows(
+    x_ptr, keys_ptr, order_ptr, y_ptr, parts_ptr, ends_ptr, states_ptr, size, n, inner, pieces, chunks, per,
+    OP: tl.constexpr, DTYPE: tl.constexpr, KIND: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """combine_blocks of rows of y: a program has `per` sorted keys and a piece of the columns"""
+    pid = tl.program_id(0)
+    outer, chunk = (pid // pieces // chunks).to(tl.int64), pid // pieces % chunks
+    c = pid % pieces * COLUMNS + tl.arange(0, COLUMNS)
+    x_ptr += outer * size * inner
+    y_ptr += outer * n * inner
+    part = (outer * chunks + chunk) * inner + c
+    i = chunk.to(tl.int64) * per
+    end = tl.minimum(i + per, n)
+    key = tl.load(keys_ptr + i)
+    begun = ((i == 0) | (tl.load(keys_ptr + i - 1, mask=i > 0, other=0) != key)).to(tl.int32)
+    state = begun * 0
+    value = loaded(tl.load(y_ptr + tl.load(order_ptr + i) * inner + c, mask=c < inner, other=0), DTYPE, KIND)
+    for at in range(i + 1, end):
+        following = tl.load(keys_ptr + at)
+        row = loaded(tl.load(y_ptr + tl.load(order_ptr + at) * inner + c, mask=c < inner, other=0), DTYPE, KIND)
+        if following == key:
+            value = joined(value, row, OP)
+        else:
+            if begun != 0:
+                row_stored(x_ptr, key, size, inner, c, value, OP, DTYPE, KIND)
+            else:
+                tl.store(parts_ptr + part, value, mask=c < inner)
+                state = 2
+            value, key, begun = row, following, 1
+    onward = (end < n) & (tl.load(keys_ptr + end, mask=end < n, other=0) == key)
+    if begun == 0:
+        tl.store(parts_ptr + part, value, mask=c < inner)
+        state = tl.where(onward, 0, 2)
+    elif onward:
+        tl.store(ends_ptr + part, value, mask=c < inner)
+        state |= 1
+    else:
+        row_stored(x_ptr, key, size, inner, c, value, OP, DTYPE, KIND)
+    if (pid % pieces == 0) & (outer == 0):
+        tl.store(states_ptr + chunk, state)
+
+
+@triton.jit
+def combine_row_ends(
+    x_ptr, keys_ptr, parts_ptr, ends_ptr, states_ptr, size, inner, pieces, chunks, per, OP: tl.constexpr,
+    DTYPE: tl.constexpr, KIND: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """combine_ends of rows"""
+    pid = tl.program_id(0)
+    outer, chunk = (pid // pieces // chunks).to(tl.int64), pid // pieces % chunks
+    c = pid % pieces * COLUMNS + tl.arange(0, COLUMNS)
+    if (tl.load(states_ptr + chunk) & 1) != 0:
+        part = (outer * chunks + chunk) * inner + c
+        value = tl.load(ends_ptr + part, mask=c < inner, other=0)
+        at, going = chunk + 1, chunk >= 0
+        while going:
+            part += inner
+            value = joined(value, tl.load(parts_ptr + part, mask=c < inner, other=0), OP)
+            going = tl.load(states_ptr + at) < 2
+            at += 1
+        key = tl.load(keys_ptr + chunk.to(tl.int64) * per + per - 1)
+        row_stored(x_ptr + outer * size * inner, key, size, inner, c, value, OP, DTYPE, KIND)
+
+
+# ---- sums of counts --------------------------------------------------------------------------------------------------
+
+
 @triton.jit
 def running_sums(counts_ptr, total_ptr, n, TOTAL: tl.constexpr, BLOCK: tl.constexpr):
     """Counts become the sums of those before them; one program"""
@@ -140,14 +228,18 @@ def running_sums(counts_ptr, total_ptr, n, TOTAL: tl.constexpr, BLOCK: tl.conste
 # ---- plans -----------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _kernels(op, dtype, source, key):
+def _computed(op, dtype):
+    """(op, what it computes in, that dtype's name)"""
     compute = COMPUTE.get(dtype, tl.int32)
     if dtype == "bool":
         op = {"add": "max", "mul": "min"}.get(op, op)
-    wide = {tl.float32: "f32", tl.float64: "f64", tl.uint32: "u32", tl.uint64: "u64", tl.int64: "i64"}.get(
-        compute, "i32"
-    )
+    wide = {tl.float32: "f32", tl.float64: "f64", tl.uint32: "u32", tl.uint64: "u64", tl.int64: "i64"}
+    return op, compute, wide.get(compute, "i32")
+
+
+@functools.cache
+def _kernels(op, dtype, source, key):
+    op, compute, wide = _computed(op, dtype)
     consts = {"OP": op, "DTYPE": compute, "KIND": kind(dtype), "BLOCK": BLOCK}
     x, keys, wide = memory(dtype), pointer(key), pointer(wide)
     types = (x, keys, "*i64", memory(source), wide, wide, "*i32", "i64")
@@ -172,6 +264,58 @@ def combine(gpu, op, dtype, source, x, key, keys, y, n):
 
 
 @functools.cache
+def _row_kernels(op, dtype, key, columns):
+    op, compute, wide = _computed(op, dtype)
+    consts = {"OP": op, "DTYPE": compute, "KIND": kind(dtype), "COLUMNS": columns, "warps": max(1, columns // 256)}
+    x, keys, wide = memory(dtype), pointer(key), pointer(wide)
+    types = (x, keys, "*i64", x, wide, wide, "*i32", "i64", "i64", "i64", "i32", "i32", "i32")
+    first = Kernel(combine_rows, types, ("inner",), **consts)
+    first.items = columns
+    types = (x, keys, wide, wide, "*i32", "i64", "i64", "i32", "i32", "i32")
+    return first, Kernel(combine_row_ends, types, ("inner",), **consts)
+
+
+@functools.cache
+def _keys_kernel(ids, key):
+    return Kernel(row_keys, (pointer(ids), pointer(key), "*i64", "i64", "i64"), BLOCK=BLOCK)
+
+
+def combine_whole(gpu, op, dtype, x, key, keys, y, size, n, inner, outer=1):
+    """x[o, keys[i]] = op(x[o, keys[i]], y[o, i]) of rows of `inner` elements, i from 0 to n; keys of none of the `size`
+    rows are skipped. keys of dtype `key` (i32 or i64), x (outer, size, inner) and y (outer, n, inner) of `dtype`.
+    """
+    columns = min(power_of_2(inner), COLUMNS)
+    pieces = blocks(inner, columns)
+    per = min(64, max(8, power_of_2(outer * pieces * n // PROGRAMS)))
+    chunks, nbytes = blocks(n, per), width(_computed(op, dtype)[2])
+    found, owner = gpu.allocate((8 + width(key)) * n + 4 * chunks)
+    ordered, states = found + 8 * n, found + (8 + width(key)) * n
+    many = outer * chunks * inner * nbytes if chunks > 1 else 0
+    parts, kept = gpu.allocate(max(16, 2 * many))
+    order(gpu, key, keys, 1, n, n, 0, found, ordered)
+    first, second = _row_kernels(op, dtype, key, columns)
+    grid = (outer * chunks * pieces, 1, 1)
+    first(gpu, grid, x, ordered, found, y, parts, parts + many, states, size, n, inner, pieces, chunks, per)
+    if chunks > 1:
+        second(gpu, grid, x, ordered, parts, parts + many, states, size, inner, pieces, chunks, per)
+    del owner, kept
+
+
+def rows_plan(op, dtype, ids):
+    """The plan of scatter_add_rows ...: see index.py."""
+
+    def plan(gpu, words):
+        x, places, y, flag, size, count, inner, outer = words
+        key = "i32" if size < LIMIT else "i64"
+        keys, owner = gpu.allocate(width(key) * count)
+        _keys_kernel(ids, key)(gpu, (blocks(count, BLOCK), 1, 1), places, keys, flag, size, count)
+        combine_whole(gpu, op, dtype, x, key, keys, y, size, count, inner, outer)
+        del owner
+
+    return plan
+
+
+@functools.cache
 def _running(with_total):
     return Kernel(running_sums, ("*i64", "*i64", "i64"), TOTAL=with_total, BLOCK=SCANNED)
 
@@ -187,4 +331,7 @@ def variants(arch):
     for op, dtype in (("add", "f32"), ("add", "f16"), ("max", "bf16"), ("mul", "f64")):
         first, second = _kernels(op, dtype, dtype, "i32")
         found |= {f"{op} {dtype} blocks": first, f"{op} {dtype} ends": second}
+    for op, dtype in (("add", "f32"), ("add", "bf16"), ("max", "f16")):
+        first, second = _row_kernels(op, dtype, "i32", COLUMNS)
+        found |= {f"{op} {dtype} rows": first, f"{op} {dtype} ends of rows": second}
     return found | {"running sums": _running(True)}

@@ -190,11 +190,14 @@ def index_add(x, dim, index, src):
     dim, ids = axis("index_add", dim, x.ndim), _ids("index_add", x, index)
     shape = [1] * x.ndim
     shape[dim] = ids.numel()
-    return scatter_add(x, dim, movement.contiguous(movement.expand(movement.reshape(ids, shape), src.shape)), src)
+    ids = movement.expand(movement.reshape(ids, shape), src.shape)
+    return scatter_add(x, dim, movement.contiguous(ids) if x.device.type == "cpu" else ids, src)
 
 
 def _scatter(op, x, dim, index, src, dtype=None):
     writable(op, x)
+    if dtype and x.device.type != "cpu" and _names_rows(op, x, dim, index, src):
+        return _scatter_rows(op, x, axis(op, dim, x.ndim), index, src)
     dim, ids = _along(op, x, dim, index)
     if not isinstance(src, Array):
         src = create.full(type(x), ids.shape, number(op, src), dtype=x.dtype, device=x.device)
@@ -202,12 +205,45 @@ def _scatter(op, x, dim, index, src, dtype=None):
         raise ShapeError(
             op, f"src of shape {src.shape} for an index of {ids.shape}", "src at least as large", "expand it"
         )
-    for d, n in enumerate(ids.shape):
-        src = movement.narrow(src, d, 0, n)
-    src = movement.contiguous(cast(separate(src, x), x.dtype))
+    src = _source(x, ids, src)
     if ids.numel():
         work = 4 * ids.numel() if x.ndim > 1 else 0  # one row is one thread's
         launch(op, op, x, ids, _along_words(x, dim, ids, src), work, (x, src), (x,), dtype)
+    return x
+
+
+def _source(x, ids, src):
+    """The part of src that the index has places for, dense, in x's dtype and not in its memory."""
+    for d, n in enumerate(ids.shape):
+        src = movement.narrow(src, d, 0, n)
+    return movement.contiguous(cast(separate(src, x), x.dtype))
+
+
+def _names_rows(op, x, dim, index, src):
+    """Whether an index, expanded over all other dims, names whole rows of more than an element of a dense x."""
+    if not (isinstance(index, Array) and isinstance(src, Array) and index.numel() and index.dtype.kind in "ui"):
+        return False
+    if not x.ndim == index.ndim == src.ndim:
+        return False
+    dim = axis(op, dim, x.ndim)
+    others = [d for d in range(x.ndim) if d != dim]
+    return (
+        all(index.shape[d] == x.shape[d] and (index.strides[d] == 0 or index.shape[d] == 1) for d in others)
+        and all(n <= m for n, m in zip(index.shape, src.shape, strict=True))
+        and prod(x.shape[dim + 1 :]) > 1
+        and x.layout.is_contiguous()
+    )
+
+
+def _scatter_rows(op, x, dim, index, src):
+    """`_scatter` of whole rows on a GPU, which sorts one index a row."""
+    src = _source(x, index, src)
+    for d in reversed([d for d in range(x.ndim) if d != dim]):
+        index = movement.select(index, d, 0)
+    outer, inner = prod(x.shape[:dim]), prod(x.shape[dim + 1 :])
+    ids = movement.contiguous(index)
+    words = [src.ptr, x.shape[dim], ids.numel(), inner, outer]
+    launch(op, f"{op}_rows", x, ids, words, src.numel(), (x, src), (x,), x.dtype.name)
     return x
 
 

@@ -49,6 +49,40 @@ def test_runs_across_blocks_are_added_in_order(n, device):
         check(lambda x, i, s: index.scatter_add(x, 0, i, s), some(n, "f4"), ids, some(n, "f4"))
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f2", "f8", "i8", "i1", "?"])
+@pytest.mark.parametrize("shape, n", [((40, 3), 100), ((3, 7, 2), 20), ((2, 5, 1100), 9), ((1, 2), 1), ((4, 6), 5)])
+def test_whole_rows_are_added(shape, n, dtype, device):
+    dim = len(shape) - 2
+    x, y = some(shape, dtype), some((*shape[:dim], n, *shape[dim + 1 :]), dtype)
+    size = shape[dim]
+    for ids in (np.zeros(n, int), rng.integers(-size, size, n), np.arange(n) // 20 % size):
+        check(lambda x, i, s: index.index_add(x, dim, i, s), x, ids, y)
+        for op in ("amax", "prod"):
+            check(lambda x, i, s, op=op: OPS[op](x, dim, i.reshape(-1, 1).expand(*s.shape), s), x, ids, y)
+    device.check()
+
+
+def test_rows_are_added_in_one_order_and_rounded_once(device):
+    ids, src = rng.integers(0, 5, 300), rng.standard_normal((300, 40)).astype("f2")
+    on_gpu = [from_numpy(v).to("cuda:0") for v in (np.zeros((5, 40), "f2"), ids, src)]
+    device.trace = []
+    first, second = (index.index_add(on_gpu[0], 0, *on_gpu[1:]).to("cpu").numpy() for _ in range(2))
+    kernels, device.trace = [launch[0].fn.__name__ for launch in device.trace], None
+    assert kernels.count("combine_row_ends") == 2  # 300 numbers were sorted, and not one per element
+    assert first.tobytes() == second.tobytes()
+    exact = np.zeros((5, 40))
+    np.add.at(exact, ids, src.astype(float))
+    # one rounding to f16, and 300 of f32, of sums of at most 300 numbers
+    assert (np.abs(first - exact) <= 2.0**-11 * np.abs(exact) + 300 * 2.0**-24 * np.abs(src).sum(0)).all()
+
+
+def test_rows_outside_are_named(device):
+    x, ids = create.zeros(Tensor, 4, 3, device="cuda:0"), create.tensor(Tensor, [0, 4], device="cuda:0")
+    with pytest.raises(ShapeError, match=r"index 4 in a dim of size 4"):
+        index.index_add(x, 0, ids, create.zeros(Tensor, 2, 3, device="cuda:0"))
+    device.check()
+
+
 def test_sums_do_not_depend_on_the_launch(device):
     x, ids, src = np.zeros(5, "f4"), rng.integers(0, 5, 1500), rng.standard_normal(1500).astype("f4")
     on_gpu = [from_numpy(v).to("cuda:0") for v in (x, ids, src)]

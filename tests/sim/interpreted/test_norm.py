@@ -71,7 +71,8 @@ def test_rows_of_a_table():
 
 
 def test_gradient_of_a_table_of_narrow_rows():
-    ids = RNG.integers(-2, 40, 300)
+    ids = np.concatenate([RNG.integers(-2, 40, 300), np.full(100, 7)])
     table = RNG.normal(size=(38, 3)).astype(np.float32)
     _, (dw, expected) = both(lambda i, w: tensorlib.nan_to_num(norm.embedding(i, w)), ids, table)
-    np.testing.assert_array_equal(dw, expected)
+    most = np.bincount(ids[ids >= 0]).max()  # slopes of 4 at most are added up in another order where a run is cut
+    np.testing.assert_allclose(dw, expected, rtol=0, atol=2 * most * EPS * most * 4)
