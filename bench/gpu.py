@@ -24,7 +24,7 @@ from bench import gpu_cases, harness, models, peers
 
 OURS, PEER = "tensorlib", "torch"
 UNIQUE = 1 << 22  # elements beyond which random inputs repeat
-SETS = 24  # of inputs at most
+SETS = 128  # of inputs at most
 LLAMA_7B = (32_000, 4096, 11_008, 32, 32, 32, 128)  # LlamaConfig: vocabulary ... head_dim
 ROOM = 10 << 30  # bytes that a GPU has free, for a model of that shape
 HALVES = {"q4_0": (0,), "q8_0": (0,), "q4_k": (0, 2), "q6_k": (208,)}  # where a block's scales lie

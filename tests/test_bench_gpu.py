@@ -2,12 +2,16 @@
 makes times up.
 """
 
+import csv
 import math
 import subprocess
 import sys
+import types
 
 import pytest
 
+import kernels_triton
+import zoo.generate
 from bench import gpu, gpu_cases, harness
 
 CASES = {quick: [c for make in gpu_cases.FAMILIES.values() for c in make(quick)] for quick in (True, False)}
@@ -131,11 +135,41 @@ def test_targets_and_the_table(tmp_path):
 
 
 def test_generations_are_timed_per_token():
-    class Model:
-        def generate(self, ids, count):
-            return iter(range(count))
+    assert len(gpu.speeds(Writer(), [1], 4, 2)) == 2
 
-    assert len(gpu.speeds(Model(), [1], 4, 2)) == 2
+
+class Writer:
+    """A model that writes numbers."""
+
+    tokenizer = types.SimpleNamespace(encode=lambda text: list(text.encode()))
+
+    def generate(self, ids, count):
+        return iter(range(count))
+
+
+def test_the_whole_run(sides, monkeypatch, capsys, tmp_path):
+    """From the command line to the table, the file and the verdicts; everything that needs a GPU replaced."""
+    torch = pytest.importorskip("torch")
+    random_llama, made = gpu.random_llama, []
+    cases = [smaller(c) for c in CASES[True] if c.family in ("elementwise", "sorts")]
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--quick", "--csv", str(tmp_path / "gpu.csv")])
+    for owner, name, value in (
+        (kernels_triton, "missing", lambda: None), (gpu, "Clock", Fake), (gpu, "machine", harness.machine),
+        (gpu, "Tensorlib", lambda: sides[0]), (gpu, "Torch", lambda: sides[1]), (gpu, "COPY", smaller(gpu.COPY)),
+        (gpu_cases, "FAMILIES", {"elementwise": lambda quick: cases}), (zoo.generate, "load", lambda **_: Writer()),
+        (torch.cuda, "mem_get_info", lambda i: (1 << 40, 0)), (gpu, "llama_cpp", lambda *_: [0.01]),
+        (gpu, "random_llama", lambda *a: made.append(a) or random_llama((64, 256, 512, 2, 8, 8, 32), 128, "cpu")),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, value)
+    with pytest.raises(SystemExit) as end:
+        gpu.main()
+    out, err = capsys.readouterr()
+    assert end.value.code == 0 and made[0][0] == gpu.LLAMA_7B and "FAILED" not in err
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 1 + len(cases) + 2 and sum("generation" in line for line in table) == 2
+    with open(tmp_path / "gpu.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["peer"] for row in rows} == {"tensorlib", "torch", "llama.cpp"} and len(rows) == 1 + 2 * len(cases) + 3
 
 
 def test_a_model_of_random_weights():

@@ -27,7 +27,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NOTICED, UNNOTICED, BROKEN = 1, 0, 2
 MISTAKES = (NameError, SyntaxError, AttributeError, ImportError, TypeError)  # of the fault itself
 SHORT = 2.0**-11  # half a unit of f16
-Fault = namedtuple("Fault", "name file old new check")
+Fault = namedtuple("Fault", "name files old new check")
 
 
 def rng():
@@ -162,11 +162,11 @@ def convolutions():
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
-# (name, file, text, another text, check); BOTH: also compiled, in the simulator
+# (name, files, text, another text, check); BOTH: also compiled, in the simulator
 BOTH = (
     Fault("a mask up to n", "elementwise", '"at < rest")', '"at <= rest")', sums_of_pairs),
     Fault("tiles out of order", "matmul", "high = tl.minimum(rows - first, GROUP)", "high = GROUP", matrices),
-    Fault("an index outside", "index", "((at < -size) | (at >= size)) & mask", "(at < -size) & mask", gathers),
+    Fault("an index outside", "index dims", "((at < -size) | (at >= size)) & mask", "(at < -size) & mask", gathers),
     Fault("NaN is no maximum", "tiles", "tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)", "tl.maximum(a, b)",
           maxima_with_nan),
 )  # fmt: skip
@@ -194,7 +194,7 @@ FAULTS = (
     Fault("softmax keeps old scales", "softmax", "total * exponential(top - shift, ACCURATE) +", "total +", softmaxes),
     Fault("a norm without eps", "norm", "* share + eps)", "* share)", norms),
     Fault("the neighbour's scale", "quant", "tl.max_contiguous(at, [1, 1]), super_at", "at ^ 1, super_at", quantised),
-    Fault("negative indices", "index", "tl.where(at < 0, at + size, at)", "tl.maximum(at, 0)", gathers),
+    Fault("negative indices", "index dims", "tl.where(at < 0, at + size, at)", "tl.maximum(at, 0)", gathers),
     Fault("channels behind the last", "conv", "known = first + k < channels", "known = first + k >= 0", convolutions),
 )  # fmt: skip
 
@@ -207,11 +207,11 @@ def copied(folder, fault):
     to = pathlib.Path(folder) / "kernels_triton"
     shutil.copytree(ROOT / "kernels_triton", to)
     if fault is not None:
-        path = to / f"{fault.file}.py"
-        text = path.read_text(encoding="utf-8")
-        if fault.old not in text:
-            raise LookupError(f"{fault.old!r} is not in kernels_triton/{fault.file}.py: write the fault anew")
-        path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
+        texts = {path: path.read_text(encoding="utf-8") for path in (to / f"{f}.py" for f in fault.files.split())}
+        if not any(fault.old in text for text in texts.values()):
+            raise LookupError(f"{fault.old!r} is in none of kernels_triton's files {fault.files}: write the fault anew")
+        for path, text in texts.items():
+            path.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
 
 
 def tried(fault, check):
