@@ -170,7 +170,7 @@ class Graph:
 def _pinned(nbytes):
     """Memory of the host that copies need not wait for; `pin_memory` of a storage runs ops of torch."""
     storage = torch.UntypedStorage(nbytes, device="cpu")
-    _check(int(torch.cuda.cudart().cudaHostRegister(storage.data_ptr(), nbytes, 0)), "pinning memory")
+    _check(int(torch.cuda.cudart().cudaHostRegister(storage.data_ptr(), nbytes, 1)), "pinning memory")
     return storage
 
 
