@@ -23,7 +23,7 @@ from .float8 import KINDS, reading
 from .launch import Kernel, blocks, pointer, power_of_2
 from .rope import put
 
-JOINED = 2048  # elements of records that are read at a time
+JOINED = 4096  # elements of records that are read at a time
 
 
 @triton.jit
@@ -144,6 +144,7 @@ def config(arch, kv, group, width, same, interpreted=False):
     """(dtype of the caches' memory, Config, warps, stages), of a single segment."""
     eight, memory = reading(kv, arch, interpreted)
     bm, bn, warps, stages = tiles(arch, "f32", kv, width, group)
+    warps = 8 if arch == 75 else warps  # products in f32 without tensor cores take many registers
     dims = max(16, power_of_2(width))
     facts = (False, False, 0, False, False, False, *arithmetic(arch, "f32", kv), eight, 0, False, False, False)
     return memory, Config(bm, bn, dims, dims == width, 1, same, True, *facts), warps, stages
@@ -153,7 +154,7 @@ def _step(layout, kv, gpu, words):
     q, k, v, keys, kh, kr, values, vh, vr, cos, sin, limit, half, start, rows, heads, groups, width, scale = words[:19]
     out, counter, group, size = words[19:23], words[23], heads // groups, SIZES[kv]
     memory, made, warps, stages = config(gpu.arch, kv, group, width, kr == vr, gpu.interpreted)
-    segments = max(1, min(blocks(2 * gpu.units, groups), blocks(rows, made.BN), MOST))
+    segments = max(1, min(blocks(gpu.units, groups), blocks(rows, made.BN), MOST))  # more would take longer to join
     made, records, owner = made._replace(SPLIT=segments > 1), 0, None
     if segments > 1:
         records, owner = gpu.allocate(4 * heads * segments * (made.D + 2))

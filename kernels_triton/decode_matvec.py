@@ -31,9 +31,9 @@ from .quant_layout import SCALE_TYPES, codebook
 
 # of "gated", by rows of activations up to which they hold: (rows of both weights, groups of 32, warps)
 GATED = {
-    75: {1: ((8, 128, 8), (8, 64, 4), (8, 32, 2)), 4: ((4, 128, 8), (4, 32, 2)), 8: ((2, 128, 8), (2, 32, 2))},
-    80: {1: ((8, 128, 8), (8, 64, 4), (8, 32, 2)), 4: ((4, 128, 8), (4, 32, 2)), 8: ((2, 128, 8), (2, 32, 2))},
-    "gfx942": {1: ((8, 256, 8), (8, 64, 2)), 4: ((4, 256, 8), (4, 64, 2)), 8: ((2, 256, 8), (2, 64, 2))},
+    75: {4: ((4, 128, 4), (4, 64, 2), (4, 32, 1)), 8: ((2, 128, 4), (2, 32, 1))},
+    80: {4: ((4, 128, 4), (4, 64, 2), (4, 32, 1)), 8: ((2, 128, 4), (2, 32, 1))},
+    "gfx942": {4: ((4, 256, 4), (4, 64, 1)), 8: ((2, 256, 4), (2, 64, 1))},
 }
 NORM = 2048  # elements of a row that the norm treats at a time: more would take registers from the product
 
@@ -242,9 +242,9 @@ def variants(arch):
     asm, found = AMD if isinstance(arch, str) else PTX, {}
     for format in ("q4_0", "q8_0", "q4_k", "q6_k"):
         found[f"several {format}"] = _several(format, 1, asm, *config_of(arch, 1, 128))
-        found[f"gated {format}"] = _gated(format, 1, asm, *pick(GATED, arch)[1][0])
+        found[f"gated {format}"] = _gated(format, 1, asm, *pick(GATED, arch)[4][0])
         found[f"closing {format}"] = _closing(format, "f32", 1, NORM, asm, *config_of(arch, 1, 128))
-    found["gated q4_0 short"] = _gated("q4_0", 1, asm, *pick(GATED, arch)[1][-1])
+    found["gated q4_0 short"] = _gated("q4_0", 1, asm, *pick(GATED, arch)[4][-1])
     found["closing q4_0 short"] = _closing("q4_0", "f32", 1, 1024, asm, *config_of(arch, 1, 18))
     for many in (4, 8):
         found[f"several q4_0 x{many}"] = _several("q4_0", many, asm, *config_of(arch, many, 128))

@@ -20,10 +20,10 @@ def test_every_format(name, device):
     device.check()
 
 
-@pytest.mark.parametrize("m", [3, 8])
+@pytest.mark.parametrize("m", [2, 5])
 def test_several_rows(m, device):
-    cases.check_linears(["q4_0"] * 2, (6, 4), 96, m)
-    cases.check_swiglu("q4_0", 64, 32, m)
+    cases.check_linears(["q4_0"] * 2, (2, 3), 64, m)
+    cases.check_swiglu("q4_0", 32, 32, m)
     cases.check_add_norm("q4_0", 32, 32, m)
 
 
