@@ -20,9 +20,10 @@ def linears(x, *layers):
     >>> [y.shape for y in linears(tensorlib.ones(1, 4), q, k)]
     [(1, 6), (1, 2)]
     """
-    if not all(map(_bare, layers)) or not fused.fits(x, *(layer.weight for layer in layers)):
+    if not all(type(layer) is Linear for layer in layers) or not fused.fits(x, *(layer.weight for layer in layers)):
         return tuple(layer(x) for layer in layers)
-    return tuple(fused.linears(x, [layer.weight for layer in layers]))
+    found = fused.linears(x, [layer.weight for layer in layers])
+    return tuple(y + layer.bias if hasattr(layer, "bias") else y for y, layer in zip(found, layers))
 
 
 def swiglu_linear(x, gate, up):

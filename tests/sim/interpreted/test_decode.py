@@ -51,7 +51,7 @@ def test_dtypes_of_caches(cache, device):
 
 
 def test_what_has_no_kernel_is_composed(device):
-    """A bias, 9 rows, two formats, 16 columns: the same values, in more launches."""
+    """9 rows, two formats, a bias: the same values, in more launches."""
     a, b = cases.layer("q4_0", 32, 64), cases.layer("q8_0", 32, 64, 1)
     _, x = activations(9, 64)
     norm = nn.RMSNorm(32)
@@ -64,6 +64,9 @@ def test_what_has_no_kernel_is_composed(device):
     np.testing.assert_array_equal(cases.bits(normed), cases.bits(norm(total)))
     a.bias = tensorlib.ones(32, device="cuda:0")
     one = x[:1].contiguous()
+    c = cases.layer("q4_0", 4, 64)
+    _, count = cases.launches(lambda: nn.linears(one, a, c))
+    assert count == 3  # to 8 bits, products, the bias
     np.testing.assert_array_equal(cases.bits(nn.linears(one, a, b)[0]), cases.bits(a(one)))
 
 
