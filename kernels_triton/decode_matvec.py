@@ -197,9 +197,7 @@ def _closing(format, weight, many, block, asm, rows, groups, warps, sem="acq_rel
     types = (*_planes(format), "*i32", "*fp32", "*i32", "*fp32", "*fp32", "*fp32", "*i8", "*fp32", "*i32")
     types += (pointer(weight), "*i32", "i32", "i32", "fp32", "fp32")
     facts = _facts(format, many, asm, rows, groups) | {"BLOCK": block, "SEM": sem}
-    kernel = Kernel(closing, types, ("groups", "n"), warps, loose=("counter_ptr",), **facts)
-    kernel.items = 32 * rows * groups
-    return kernel
+    return Kernel(closing, types, ("groups", "n"), warps, loose=("counter_ptr",), **facts)
 
 
 def _plan_several(format, gpu, words):
