@@ -1,7 +1,7 @@
-"""The command line: `tensorlib generate | chat | info | kernels`.
+"""The command line: `tensorlib generate | chat | info | verify | split | merge | kernels`.
 
 What a model says goes to standard output, everything else to standard error. Exit status: 0; 2 for an error that is
-told in one line; 130 after Ctrl-C. `commands.py` is what the commands do.
+told in one line; 130 after Ctrl-C. `commands.py` and `tools.py` are what the commands do.
 """
 
 import argparse
@@ -10,7 +10,8 @@ import os
 import signal
 import sys
 
-from zoo.commands import DEFAULT_TOKENS, run_chat, run_generate, run_info, run_kernels
+from zoo.commands import DEFAULT_TOKENS, run_chat, run_generate, run_kernels
+from zoo.tools import add_commands
 
 
 def main(argv=None) -> int:
@@ -82,9 +83,7 @@ def _parser():
     _sampling_options(chat, temperature=0.6, top_p=0.9)
     chat.set_defaults(run=run_chat)
 
-    info = commands.add_parser("info", help="show what is in a GGUF file", description="Show what is in a GGUF file.")
-    info.add_argument("file", help="a path or any other reference that --model takes")
-    info.set_defaults(run=run_info)
+    add_commands(commands)
 
     kernels = commands.add_parser("kernels", help="compile kernels ahead of time", description="Compiled kernels.")
     kernels.add_argument("what", choices=("build", "list", "path"), help="compile all, list the compiled, say where")

@@ -127,46 +127,7 @@ def _statistics(prompt, count, started, loaded, first):
     )
 
 
-# ---- info and kernels ------------------------------------------------------------------------------------------------
-
-
-def run_info(arguments):
-    from tensorlib.io import gguf, hub
-
-    file = gguf.open(hub.resolve(arguments.file))
-    tensors = file.tensors.values()
-    parameters = sum(_numel(info.shape) for info in tensors)
-    print(f"{shown(file.path)}: GGUF version {file.version}, {file.nbytes / 1e6:.1f} MB")
-    print(f"{len(file.tensors)} tensors, {parameters:,} parameters, {len(file.metadata)} metadata keys\n")
-    for key in file.metadata:
-        kind, count = file.metadata.kind(key)
-        print(f"{shown(key):44} {_value(file, key, kind, count)}")
-    print()
-    formats = {}
-    for info in tensors:
-        count, numel, nbytes = formats.get(info.format.name, (0, 0, 0))
-        formats[info.format.name] = count + 1, numel + _numel(info.shape), nbytes + info.nbytes
-    print(f"{'format':8} {'tensors':>8} {'parameters':>16} {'MB':>10} {'bits each':>10}")
-    for name, (count, numel, nbytes) in sorted(formats.items(), key=lambda row: -row[1][2]):
-        print(f"{name:8} {count:8} {numel:16,} {nbytes / 1e6:10.2f} {8 * nbytes / max(numel, 1):10.2f}")
-    print(f"\n{'tensor':44} {'format':8} {'shape':>20} {'bytes':>12} {'offset':>12}")
-    for info in tensors:
-        shape = "x".join(map(str, info.shape)) or "scalar"
-        print(f"{shown(info.name):44} {info.format.name:8} {shape:>20} {info.nbytes:12} {info.offset:12}")
-
-
-def _value(file, key, kind, count):
-    if count is not None and count > 8:
-        return f"{count} x {kind}"
-    text = repr(file.metadata[key])
-    return text if len(text) <= 70 else f"{text[:67]}... ({len(text) - 2} characters)"
-
-
-def _numel(shape):
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel
+# ---- kernels --------------------------------------------------------------------------------------------------------
 
 
 def run_kernels(arguments):

@@ -20,7 +20,7 @@ from tensorlib.errors import TensorlibError, WriteError
 class Pending:
     """A file that is being written: `file`, a binary stream; `finish()` then `rename()`, or `discard()`."""
 
-    def __init__(self, path):
+    def __init__(self, path, replace=True):
         self.path = os.fspath(path)
         folder, name = os.path.split(os.path.abspath(self.path))
         self.folder = folder
@@ -29,6 +29,8 @@ class Pending:
             raise WriteError(repr(self.path), "a NUL in it", "a path", "check the path")
         if os.path.isdir(self.path):
             raise WriteError(self.path, "a folder of that name", "a file that can be written", "name a file in it")
+        if not replace and os.path.lexists(self.path):
+            raise WriteError(self.path, "a file of that name", "a new name", "replace it with --force or replace=True")
         with self.explained():
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
             self.file = os.fdopen(os.open(self.temporary, flags, 0o666), "wb")
@@ -71,19 +73,22 @@ class Pending:
 
 
 @contextlib.contextmanager
-def writing(path):
-    """A binary stream to the file that `path` will be once the block is left without an exception. WriteError."""
-    with writing_all([path]) as (file,):
+def writing(path, replace=True):
+    """A binary stream to the file that `path` will be once the block is left without an exception.
+
+    WriteError if it cannot be written, or is there and `replace` is False.
+    """
+    with writing_all([path], replace) as (file,):
         yield file
 
 
 @contextlib.contextmanager
-def writing_all(paths):
+def writing_all(paths, replace=True):
     """Binary streams to several files: none gets its name before all are written. WriteError."""
     pending = []
     try:
         for path in paths:
-            pending.append(Pending(path))
+            pending.append(Pending(path, replace))
         with pending[-1].explained() if pending else contextlib.nullcontext():
             yield [each.file for each in pending]
         for each in pending:

@@ -98,11 +98,12 @@ class SplitFile(gguf.Mapped):
     )
 
 
-def split(path, prefix=None, max_bytes=None, max_tensors=None, progress=None) -> list[str]:
+def split(path, prefix=None, max_bytes=None, max_tensors=None, progress=None, replace: bool = True) -> list[str]:
     """Write a GGUF file as parts of at most `max_bytes` of tensor data or `max_tensors` tensors each; their paths.
 
     `prefix`: what the names of the parts begin with; None: the file's own without `.gguf`. A tensor that is larger than
-    `max_bytes` has a part to itself. No part gets its name before all are written. FormatError, WriteError.
+    `max_bytes` has a part to itself. No part gets its name before all are written. FormatError, WriteError (also
+    for a part that is there, if `replace` is False).
     """
     path = os.fspath(path)
     file = gguf.open(path)
@@ -111,7 +112,7 @@ def split(path, prefix=None, max_bytes=None, max_tensors=None, progress=None) ->
         if len(groups) > MAX_PARTS:
             raise FormatError(path, "parts", f"{len(groups)}", f"at most {MAX_PARTS}", "make them larger")
         names = part_names(path.removesuffix(".gguf") if prefix is None else os.fspath(prefix), len(groups))
-        with atomic.writing_all(names) as streams:
+        with atomic.writing_all(names, replace) as streams:
             for number, (name, group, stream) in enumerate(zip(names, groups, streams)):
                 pairs = _own(file) if number == 0 else {}
                 pairs |= {"split.no": Typed("u16", number), "split.count": Typed("u16", len(groups))}
@@ -143,12 +144,12 @@ def _groups(file, max_bytes, max_tensors):
     return groups
 
 
-def merge(path, out, progress=None):
+def merge(path, out, progress=None, replace: bool = True):
     """Write all parts of a split model, named by any of them, as one file `out`. FormatError, WriteError."""
     file = gguf.open(path)
     try:
         if not isinstance(file, SplitFile):
             raise FormatError(file.path, "split.count", "a model in one file", "a part of a split one")
-        write(out, _own(file), {name: file.stored(name) for name in file.tensors}, file.alignment, progress)
+        write(out, _own(file), {name: file.stored(name) for name in file.tensors}, file.alignment, progress, replace)
     finally:
         file.close()

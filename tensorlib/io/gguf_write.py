@@ -26,6 +26,7 @@ from tensorlib.io.gguf import ALIGNMENT, MAGIC, MAX_DIMS
 from tensorlib.io.gguf_values import MAX_NAME, Encoded, Metadata, encode, string, typed
 from tensorlib.io.source import memory
 from tensorlib.quant import formats
+from tensorlib.tensor import as_tensor
 
 MAX_TENSOR_NAME = 63  # ggml's own limit: it does not open files with longer ones
 CHUNK = 1 << 24  # bytes between two calls of `progress`
@@ -41,23 +42,26 @@ class Raw(NamedTuple):
     data: object | Callable[[], object]
 
 
-def write(path, metadata, tensors, alignment: int | None = None, progress=None):
-    """Write a GGUF file: `metadata` (name to value) and `tensors` (name to Tensor, QTensor or Raw), in their order.
+def write(path, metadata, tensors, alignment: int | None = None, progress=None, replace: bool = True):
+    """Write a GGUF file: `metadata` (name to value) and `tensors` (name to Tensor, QTensor, NumPy array or Raw; or a
+    Module), in their order.
 
     Values are Python's, with the types that `gguf_values.typed` gives them, or `gguf.Typed(type, value)`; the metadata
     of an open file is copied as it is. `alignment`: a power of two; None: that of the metadata, else 32.
     `progress` is called with numbers of bytes. DTypeError for values and dtypes that GGUF has not; FormatError for
-    names, shapes and data that break the format; WriteError for a file that cannot be written: then `path` is as it
-    was.
+    names, shapes and data that break the format; WriteError for a file that cannot be written, or is there although
+    `replace` is False. After any of them `path` is as it was.
     """
     path = os.fspath(path)
-    with atomic.writing(path) as file:
+    with atomic.writing(path, replace) as file:
         into(file, path, metadata, tensors, alignment, progress)
 
 
 def into(file, path, metadata, tensors, alignment=None, progress=None):
     """`write`, to a binary stream; errors name `path`."""
     pairs, alignment = _pairs(path, metadata, alignment)
+    if hasattr(tensors, "named_parameters"):
+        tensors = dict(tensors.named_parameters())
     plans = {name: _plan(path, name, value) for name, value in tensors.items()}
     head, offset = [MAGIC, struct.pack("<IQQ", 3, len(plans), len(pairs))], 0
     for key, value in pairs.items():
@@ -113,13 +117,15 @@ def _nbytes(raw):
 def _plan(path, name, value) -> Raw:
     """Any tensor as a Raw whose data is read when it is written."""
     where = f"tensor {name!r}"
+    if hasattr(value, "__array_interface__"):
+        value = as_tensor(value)
     if isinstance(value, Raw):
         raw = Raw(formats.get(value.format), tuple(value.shape), value.data)
     else:
         format = getattr(value, "format", None) or formats.FORMATS.get(getattr(getattr(value, "dtype", 0), "name", ""))
         if not isinstance(format, formats.Format):
             got = f"{getattr(value, 'dtype', type(value).__name__)}"
-            fix = "convert it with .to(dtype), or tensorlib.from_numpy(x)"
+            fix = "convert it with .to(dtype)"
             raise DTypeError(f"write {where}", got, f"a QTensor, or a Tensor of {_dtypes()}", fix)
         raw = Raw(format, tuple(value.shape), lambda: _memory(value))
     if len(raw.shape) > MAX_DIMS or any(type(size) is not int or not 0 <= size < 1 << 63 for size in raw.shape):

@@ -1,0 +1,212 @@
+"""The commands on files of weights: `tensorlib info | verify | split | merge`.
+
+`info` and `verify` take every format that is read here; `split` and `merge` take GGUF. What is written gets its name
+when it is whole. Progress goes to standard error, if that is a terminal.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+
+from zoo.commands import shown
+
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def add_commands(commands):
+    """Add the parsers of these commands to the command line's."""
+    about = "show what is in a file of weights"
+    info = commands.add_parser("info", help=about, description=about.capitalize() + ".")
+    info.add_argument("file", help="a path or any other reference that --model takes")
+    info.set_defaults(run=run_info)
+
+    about = "check files: structure, every tensor's data, NaN and infinity, SHA-256"
+    verify = commands.add_parser("verify", help=about, description=about.capitalize() + ".")
+    verify.add_argument("files", nargs="+", metavar="FILE", help="a path or any other reference that --model takes")
+    verify.set_defaults(run=run_verify)
+
+    about = "write a GGUF file as several"
+    split = commands.add_parser("split", help=about, description=about.capitalize() + ".")
+    split.add_argument("file", help="a GGUF file")
+    split.add_argument("-o", "--output", metavar="PREFIX", help="PREFIX-00001-of-00003.gguf (the file's own name)")
+    split.add_argument("--max-size", type=_size, metavar="N[K|M|G]", help="most bytes of tensors in a part")
+    split.add_argument("--max-tensors", type=_size, metavar="N", help="most tensors in a part")
+    split.set_defaults(run=run_split)
+
+    about = "write the parts of a GGUF model as one file"
+    merge = commands.add_parser("merge", help=about, description=about.capitalize() + ".")
+    merge.add_argument("file", help="any of the parts")
+    merge.add_argument("-o", "--output", metavar="FILE", required=True, help="the file to write")
+    merge.set_defaults(run=run_merge)
+    for each in (split, merge):
+        each.add_argument("--force", action="store_true", help="replace files that are there")
+
+
+def _size(text):
+    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in UNITS else (text, "")
+    value = int(float(number) * UNITS[unit])
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
+def opened(ref):
+    """(kind, reader) of the file that `ref` names. FormatError."""
+    from tensorlib.io import files, hub
+
+    file = files.load(hub.resolve(ref))
+    return type(file).__module__.rpartition(".")[2].partition("_")[0], file
+
+
+@contextlib.contextmanager
+def progress(total, what):
+    """A function that counts bytes, shown as a bar on a terminal."""
+    from tqdm import tqdm
+
+    off = sys.stderr is None or not sys.stderr.isatty()
+    with tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=off, leave=False) as bar:
+        yield bar.update
+
+
+# ---- info ------------------------------------------------------------------------------------------------------------
+
+
+def run_info(arguments):
+    kind, file = opened(arguments.file)
+    tensors = file.tensors.values()
+    version = f" version {file.version}" if hasattr(file, "version") else ""
+    parts = f" in {len(file.parts)} parts" if hasattr(file, "parts") else ""
+    size = getattr(file, "nbytes", None) or sum(info.nbytes for info in tensors)
+    print(f"{shown(str(file.path))}: {kind.upper() if kind[0] == 'g' else kind}{version}, {size / 1e6:.1f} MB{parts}")
+    parameters = sum(_numel(info.shape) for info in tensors)
+    print(f"{len(file.tensors)} tensors, {parameters:,} parameters, {len(file.metadata)} metadata keys\n")
+    for key in file.metadata:
+        print(f"{shown(str(key)):44} {_value(file.metadata, key)}")
+    print()
+    formats = {}
+    for info in tensors:
+        count, numel, nbytes = formats.get(str(info.format), (0, 0, 0))
+        formats[str(info.format)] = count + 1, numel + _numel(info.shape), nbytes + info.nbytes
+    print(f"{'format':8} {'tensors':>8} {'parameters':>16} {'MB':>10} {'bits each':>10}")
+    for name, (count, numel, nbytes) in sorted(formats.items(), key=lambda row: -row[1][2]):
+        print(f"{shown(name):8} {count:8} {numel:16,} {nbytes / 1e6:10.2f} {8 * nbytes / max(numel, 1):10.2f}")
+    print(f"\n{'tensor':44} {'format':8} {'shape':>20} {'bytes':>12} {'offset':>12}")
+    for info in tensors:
+        shape = "x".join(map(str, info.shape)) or "scalar"
+        place = "" if info.offset is None else info.offset
+        print(f"{shown(info.name):44} {shown(str(info.format)):8} {shape:>20} {info.nbytes:12} {place:12}")
+
+
+def _value(metadata, key):
+    kind, count = metadata.kind(key) if hasattr(metadata, "kind") else ("", None)
+    if count is not None and count > 8:
+        return f"{count} x {kind}"
+    text = repr(metadata[key])
+    return shown(text) if len(text) <= 70 else f"{shown(text[:67])}... ({len(text) - 2} characters)"
+
+
+def _numel(shape):
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel
+
+
+# ---- verify ----------------------------------------------------------------------------------------------------------
+
+
+def run_verify(arguments):
+    """Every file is checked, also after one that is bad; the exit status is 2 if any is."""
+    from tensorlib.errors import TensorlibError
+
+    status = 0
+    for ref in arguments.files:
+        try:
+            print(f"{shown(ref)}: {_verified(ref)}", flush=True)
+        except TensorlibError as error:
+            print(f"tensorlib: error: {shown(' '.join(str(error).split()))}", file=sys.stderr)
+            status = 2
+    return status
+
+
+def _verified(ref):
+    """What a sound file is said to be; FormatError for any other."""
+    kind, file = opened(ref)
+    for key in file.metadata:
+        file.metadata[key]  # arrays are decoded when asked for
+    paths = [part.path for part in file.parts] if hasattr(file, "parts") else [file.path]
+    total = sum(info.nbytes for info in file.tensors.values())
+    with progress(total + sum(map(os.path.getsize, paths)), os.path.basename(paths[0])) as count:
+        for info in file.tensors.values():
+            _finite(file, info)
+            count(info.nbytes)
+        digests = [_sha256(path, count) for path in paths]
+    return f"{kind}, {len(file.tensors)} tensors, {total} bytes of data; sha256 {' '.join(digests)}"
+
+
+def _finite(file, info):
+    from tensorlib.errors import FormatError
+
+    bad = 0
+    if hasattr(info.format, "nbytes"):  # a row of quant.formats
+        from tensorlib.io.gguf_swap import not_finite
+
+        step = (1 << 24) // info.format.nbytes * info.format.nbytes
+        for start in range(0, info.nbytes, step):
+            stop = min(start + step, info.nbytes)
+            little = file.bytes(info.name, start, stop) if file.order == "<" else file.little(info, start, stop)
+            bad += not_finite(little, info.format)
+    elif info.dtype is None:
+        file.raw(info.name)
+    else:
+        x = file.tensor(info.name)
+        bad = 0 if info.dtype.kind != "f" else x.numel() - int(x.isfinite().sum().item())
+    if bad:
+        got = f"{bad} numbers (or scales of blocks) that are NaN or infinite"
+        raise FormatError(file.path, f"tensor {info.name!r}", got, "finite numbers")
+
+
+def _sha256(path, count):
+    """The hash of a file, which a blob of the Hugging Face cache must have for a name."""
+    import hashlib
+
+    from tensorlib.errors import FormatError
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 22):
+            digest.update(part)
+            count(len(part))
+    name = os.path.basename(os.path.realpath(path))
+    found = digest.hexdigest()
+    if len(name) == 64 and set(name) <= set("0123456789abcdef") and name != found:
+        fix = "the file is damaged: fetch it again"
+        raise FormatError(path, "sha256", found, f"{name}, which its blob is named by", fix)
+    return found
+
+
+# ---- split and merge -------------------------------------------------------------------------------------------------
+
+
+def run_split(arguments):
+    from tensorlib.io import gguf, hub
+
+    path = hub.resolve(arguments.file)
+    prefix = arguments.output or os.path.basename(path).removesuffix(".gguf")
+    limits = arguments.max_size, arguments.max_tensors
+    with progress(os.path.getsize(path), "split") as count:
+        names = gguf.split(path, prefix, *limits, count, replace=arguments.force)
+    for name in names:
+        print(name)
+
+
+def run_merge(arguments):
+    from tensorlib.io import gguf, hub
+
+    path = hub.resolve(arguments.file)
+    with gguf.open(path) as file:
+        total = sum(info.nbytes for info in file.tensors.values())
+    with progress(total, "merge") as count:
+        gguf.merge(path, arguments.output, count, replace=arguments.force)
+    print(arguments.output)
