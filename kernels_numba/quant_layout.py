@@ -12,6 +12,11 @@ SCRATCH = PANEL_BLOCKS * (512 + 128 + 64) + 4096  # bytes per thread for matmul:
 BIAS = {"q4_0": 8, "q4_1": 0, "q5_0": 16, "q5_1": 0, "q8_0": 128, "q4_k": 0, "q5_k": 0, "q6_k": 32}
 HALVES = frozenset(["q6_k"])  # formats with a scale for each half of a block of 32
 
+# formats that `encode.py` makes -> whether it has a quicker kernel for rows without importances
+ENCODED = dict.fromkeys(["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q8_k"], True)
+ENCODED |= dict.fromkeys(["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "nvfp4"], False)
+ENCODED |= dict.fromkeys(["tq1_0", "tq2_0", "q1_0", "q2_0"], False)
+
 
 def row_bytes(k):
     """Packed activations of a row of `k` for matvec."""

@@ -147,6 +147,8 @@ def __getattr__(name):
         return importlib.import_module("tensorlib.fusion").fuse
     if name in ("load", "save"):
         return getattr(importlib.import_module("tensorlib.io.files"), name)
+    if name == "quantize":
+        return importlib.import_module("tensorlib.quant.encode").quantize
     if name in _MODULES:
         return importlib.import_module(f"tensorlib.ops.{_MODULES[name]}")
     if name in _SUBMODULES:  # before the search below, which imports every op

@@ -36,6 +36,10 @@ class FuseError(DTypeError, AttributeError):
     """Something in a fused function that is no elementwise op on its arguments."""
 
 
+class EncodeError(TensorlibError, ValueError):
+    """Values that a quantised format cannot hold: NaN, infinities, or larger ones than its largest scale allows."""
+
+
 class NoKernel(TensorlibError, NotImplementedError):
     """No kernel for this operation and dtype on this device."""
 
