@@ -6,6 +6,7 @@ import pytest
 import tensorlib
 from kernels_triton import decode_matvec, quant_layout
 from tensorlib import nn
+from tensorlib.ops import decode, fused
 from tests.sim import decode_cases as cases
 from tests.sim.quant_cases import activations
 
@@ -48,6 +49,17 @@ def test_attention(heads, groups, width, interleaved, device):
 @pytest.mark.parametrize("cache", ["f32", "bf16", "f8e4m3"])
 def test_dtypes_of_caches(cache, device):
     cases.check_attend(4, 2, 32, cache, 39)
+
+
+def test_a_position_behind_the_caches(device):
+    """Nothing is written, and the query sees all rows."""
+    q, k, table = (tensorlib.ones(*shape, device="cuda:0") for shape in ((1, 4, 32), (1, 2, 32), (50, 16)))
+    cache, start = tensorlib.zeros(2, 40, 32, device="cuda:0"), tensorlib.tensor([40], dtype="i64", device="cuda:0")
+    out, count = cases.launches(lambda: decode.attend(q, k, k, cache, cache, table, table, start))
+    assert count == 1
+    want = fused.attention(fused.rope(q, table, table, start), cache, cache, start=start)
+    np.testing.assert_array_equal(out.to("cpu").numpy(), want.to("cpu").numpy().reshape(1, 128))
+    assert not cases.bits(cache).any()
 
 
 def test_what_has_no_kernel_is_composed(device):
