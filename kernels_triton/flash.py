@@ -8,7 +8,8 @@ visited by a loop that compares nothing, and those at the edges, visited by a se
 f16 and bf16 queries are multiplied as they are. f32 queries of narrow caches, and the weights, become two terms of the
 cache's dtype each, 17 to 22 bits at the speed of narrow products; rows of queries are scaled by a power of 2 before.
 f32 caches are multiplied in PRECISION. float8 caches are widened in registers, from their bits.
-A key that a query does not see has weight 0, but NaN in a value that another query of the tile sees spreads.
+A key that a query does not see has weight 0, and those behind all that a tile sees are not read; but NaN or infinity in
+a value that another query of the tile sees, or that lies before a window in its first block, spreads.
 """
 
 from collections import namedtuple
@@ -175,9 +176,11 @@ def visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C: tl.cons
             s = tl.where(seen(at[:, None], n[None, :], keys, left, right, C), s, float("-inf"))
         new = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new[:, None])
+    elif EDGE:  # scaled before it is masked: the scale may be 0
+        s = tl.where(seen(at[:, None], n[None, :], keys, left, right, C), s * factor, float("-inf"))
+        new = tl.maximum(top, tl.max(s, 1))
+        p = tl.exp2(s - new[:, None])
     else:
-        if EDGE:
-            s = tl.where(seen(at[:, None], n[None, :], keys, left, right, C), s, float("-inf"))
         new = tl.maximum(top, tl.max(s * factor, 1))
         p = tl.exp2(s * factor - new[:, None])
     alpha = tl.exp2(top - new)
@@ -323,6 +326,6 @@ def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, starts_ptr, key_starts_ptr
         g = (head // group).to(tl.int64)
         k_rows = (k_ptr + g * kh, kr, kp)
         v_rows = (v_ptr + g * vh, kr if C.SAME else vr, kp if C.SAME else vp)
-        acc, total, top = attend(query, k_rows, v_rows, row, (table, keys, width, left, right), visited, C)
+        acc, total, top = attend(query, k_rows, v_rows, row, (table, hi, width, left, right), visited, C)
         where = (r, mine, begin, head, pack, (d < width)[None, :])
         result(out_ptr, more_ptr, acc, total, top, where, (ot, oh, heads, t, segments), C)

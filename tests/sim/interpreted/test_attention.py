@@ -115,6 +115,24 @@ def test_nothing_seen_and_negative_scales(t, device):
     assert (read(empty) == 0).all()
 
 
+@pytest.mark.parametrize("t", [1, 70])
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_a_scale_of_0_gives_means(t, softcap, device):
+    q, k, v = operands(np.random.default_rng(7), t, 2, 1, 90, 32, "f16", 5 + t)
+    for window, left in ((0, -1), (9, 8)):
+        found = fused.attention(array(q), array(k, "f16"), array(v, "f16"), 5, 0.0, True, window, softcap)
+        check(read(found), *reference(q, k, v, 5, 5 + t, left, 0, softcap, 0.0), 2.0**-19)
+
+
+def test_nan_in_a_value_that_no_query_of_a_tile_sees_stays_out(device):
+    q, k, v = operands(np.random.default_rng(8), 140, 1, 1, 150, 32, "f16", 150)
+    v[:, 149] = np.nan  # seen by the last query alone, in a block whose other keys more queries see
+    found = read(fused.attention(array(q), array(k, "f16"), array(v, "f16"), 10))
+    assert np.isnan(found[139]).all()
+    want, bound = reference(q[:128], k, v, 10, 138)
+    check(found[:128], want, bound, 2.0**-19)
+
+
 def test_a_captured_step_moves_on(device):
     """Positions are read when a kernel runs: one capture decodes at any place."""
     q, k, v = operands(np.random.default_rng(3), 1, 4, 2, 300, 64, "f16", 300)
