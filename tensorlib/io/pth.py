@@ -10,7 +10,7 @@ from tensorlib import dtype as _dtype
 from tensorlib.io.archive import DEFLATED, Archive
 from tensorlib.io.pickles import SCALARS, STEPS, Constructor, Machine, Name, Record
 from tensorlib.io.pth_table import TORCH, Kind, Ref, Storage, sizes_of
-from tensorlib.io.source import Source, TensorInfo, elements, map_private, opened, part_of, short
+from tensorlib.io.source import Source, TensorInfo, elements, map_private, opened, part_of, short, uncollected
 from tensorlib.layout import Layout
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format
@@ -53,9 +53,10 @@ class PthFile(Source):
     def __init__(self, path, data, steps):
         super().__init__(path, data)
         self._storages, self._buffers, self.metadata = {}, {}, {}
-        self._root, used = self._load(steps)
-        self._left = 2 * used + 1000  # what is visited more than once comes from a reference to a reference
-        self._flatten("", self._root, 0)
+        with uncollected():
+            self._root, used = self._load(steps)
+            self._left = 2 * used + 1000  # what is visited more than once comes from a reference to a reference
+            self._flatten("", self._root, 0)
 
     def _machine(self, data, what, steps, at=0):
         return Machine(data, self.error, TORCH, self._persistent, what, at, steps)

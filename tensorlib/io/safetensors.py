@@ -13,7 +13,6 @@ checked as strictly as the crate does, and an unknown field of an entry is refus
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
@@ -23,7 +22,18 @@ from operator import attrgetter
 from tensorlib import dtype as _dtype
 from tensorlib.errors import DTypeError, FormatError
 from tensorlib.io.atomic import writing
-from tensorlib.io.source import LIMIT, Source, TensorInfo, elements, map_private, memory, named, opened, short
+from tensorlib.io.source import (
+    LIMIT,
+    Source,
+    TensorInfo,
+    elements,
+    map_private,
+    memory,
+    named,
+    opened,
+    short,
+    uncollected,
+)
 
 MAX_HEADER = 100_000_000  # the crate's own cap
 ALIGNMENT = 64  # of the tensor data that is written here, so that every tensor of it can be used where it lies
@@ -59,17 +69,12 @@ class SafetensorsFile(Source):
             got = f"a header of {length} bytes in a file of {len(data)}"
             fix = "is this a safetensors file? it may also be cut short"
             raise self.error("offset 0", got, f"one inside the file, at most {MAX_HEADER} bytes", fix)
-        collecting = gc.isenabled()
-        gc.disable()  # it would go through all entries again and again: half of the time where there are many
-        try:
+        with uncollected():
             header = parse(path, "header", data[8 : 8 + length])
             self.metadata = self._metadata(header.pop("__metadata__", {}))
             for name in header:
                 self.tensors[name] = self._info(name, header[name], 8 + length)
             self._tile(8 + length)
-        finally:
-            if collecting:
-                gc.enable()
 
     def _metadata(self, found):
         if type(found) is not dict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import ctypes
+import gc
 import mmap
 import os
 import stat
@@ -57,6 +58,20 @@ def map_private(path, least: int, what: str) -> tuple[str, mmap.mmap]:
         raise FormatError(name, "path", error.strerror, "a file that can be mapped") from None
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def uncollected():
+    """No garbage collection while a reader makes many objects: it would go through all of them again and again, for
+    half of the time.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class TensorInfo:
