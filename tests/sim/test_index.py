@@ -23,8 +23,8 @@ def test_whole_rows_are_added(shape, n, dtype, device):
     indices.test_whole_rows_are_added(shape, n, dtype, device)
 
 
-def test_rows_are_added_in_one_order_and_rounded_once(device):
-    indices.test_rows_are_added_in_one_order_and_rounded_once(device)
+def test_rows_are_added_in_one_order_and_rounded_once(device, monkeypatch):
+    indices.test_rows_are_added_in_one_order_and_rounded_once(2, device, monkeypatch)
 
 
 def test_gradient_of_a_table(device):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kernels_triton import segments
 from tensorlib.errors import ShapeError
 from tensorlib.ops import create, index, movement, scatter
 from tensorlib.tensor import Tensor, from_numpy
@@ -62,7 +63,9 @@ def test_whole_rows_are_added(shape, n, dtype, device):
     device.check()
 
 
-def test_rows_are_added_in_one_order_and_rounded_once(device):
+@pytest.mark.parametrize("programs", [segments.PROGRAMS, 2])
+def test_rows_are_added_in_one_order_and_rounded_once(programs, device, monkeypatch):
+    monkeypatch.setattr(segments, "PROGRAMS", programs)  # few of them walk over more rows
     ids, src = rng.integers(0, 5, 300), rng.standard_normal((300, 40)).astype("f2")
     on_gpu = [from_numpy(v).to("cuda:0") for v in (np.zeros((5, 40), "f2"), ids, src)]
     device.trace = []
