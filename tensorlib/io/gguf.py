@@ -118,6 +118,17 @@ class Mapped(Source):
             raise self.error(name, "one row", f"rows of whole blocks of {info.format}")
         return self._tensor(info, start * each, stop * each, (stop - start, *info.shape[1:]))
 
+    def slice(self, name: str, *index):
+        """`tensor(name)[index]`; of blocks only rows, `slice(name, slice(start, stop))`, can be had. FormatError."""
+        info = self.info(name)
+        if not info.format.quantized:
+            return super().slice(name, *index)
+        part = index[0] if len(index) == 1 and type(index[0]) is slice and info.shape else slice(None, None, 0)
+        if part.step not in (None, 1):
+            raise self.error(name, f"{index} of blocks of {info.format}", "a slice of rows", "dequantize() it first")
+        start, stop, _ = part.indices(info.shape[0])
+        return self.rows(name, start, max(start, stop))
+
     def _tensor(self, info, start, stop, shape):
         check_size(self.path, self._data)
         if self.order == "<":

@@ -8,8 +8,10 @@ Versions 2 and 3 store lengths and counts in 64 bits, version 1 in 32; version 3
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
 
 from tensorlib.errors import DTypeError
@@ -17,6 +19,7 @@ from tensorlib.io.cursor import Cursor, check_size
 
 MAX_NAME = 65535  # the specification's limit for keys; tensor names are held to it too
 LONG_ARRAY = 1024  # longer arrays are decoded anew each time they are asked for, so that they cost no memory in between
+MANY, TOGETHER = 40_000, 128  # strings of an array from which on, and by how many, they are stepped over with `re`
 MAX_DEPTH = 8  # of arrays inside arrays
 MAX_NESTED = 1 << 16  # arrays inside arrays in one file: they are stepped over one by one when it is opened
 
@@ -124,21 +127,41 @@ class GGUFCursor(Cursor):
             self.array(key, depth + 1)
 
     def skip_strings(self, count: int, key: str):
-        """Step over strings. Vocabularies make this the whole cost of opening a file: about 50 ns a string."""
+        """Step over strings. Vocabularies make this the whole cost of opening a file: 30 to 60 ns a string."""
         width = self.width
         if count > (self.end - self.at) // width:
             got = f"{count} strings in {self.end - self.at} bytes"
             raise self.error(f"{key!r} at offset {self.at}", got, f"at least {width} bytes a string")
-        length, data, at = self.unpack_length, self.data, self.at
+        at, left = self.at, count
+        match = _short_strings().match if count >= MANY and self.order == "<" and width == 8 else None
         try:
-            for _ in range(count):
-                at += length(data, at)[0] + width
+            while left:
+                some = min(left, TOGETHER)
+                found = match and some == TOGETHER and match(self.data, at)
+                at = found.end() if found else self._past(at, some)
+                left -= some
         except (struct.error, OverflowError):  # a length led past the end: report the string that has it
             at = self.end + 1
         if at > self.end:
             for index in range(count):
                 self.string(f"string {index} of {key!r}")
         self.at = at
+
+    def _past(self, at, count):
+        length, data, width = self.unpack_length, self.data, self.width
+        for _ in range(count):
+            at += length(data, at)[0] + width
+        return at
+
+
+@cache
+def _short_strings():
+    """A pattern of TOGETHER strings of up to 40 bytes with their lengths, the frequent lengths first: `re` steps over
+    them in half the time that a loop takes, and making the pattern takes 1 ms.
+    """
+    lengths = sorted(range(41), key=lambda n: abs(n - 7))
+    each = b"|".join(re.escape(bytes([n])) + rb"\0" * 7 + b"." * n for n in lengths)
+    return re.compile(b"(?s)(?:%b){%d}+" % (each, TOGETHER))
 
 
 class LazyArray:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlib.errors import FormatError
-from tensorlib.io import gguf
+from tensorlib.io import gguf, gguf_values
 from tests.io import build
 
 MALFORMED = build.malformed()
@@ -177,6 +177,36 @@ def test_rows_and_bytes(write):
             file.rows(name, start, stop)
     with pytest.raises(FormatError, match="102 bytes"):
         file.bytes("q", 0, 103)
+
+
+def test_slices(write):
+    file = gguf.open(write(build.sound()))
+    assert file.slice("q", slice(1, None)).shape == (2, 32) and file.slice("q", slice(2, 1)).shape == (0, 32)
+    assert file.slice("q", slice(-1, None)).ptr == file.rows("q", 2, 3).ptr
+    assert file.slice("f", ..., slice(1, 3)).shape == (2, 2) and file.slice("f", 1).shape == (4,)
+    for index in ((0,), (slice(None), slice(None)), (slice(None, None, 2),), (...,), ()):
+        with pytest.raises(FormatError, match="rows"):
+            file.slice("q", *index)
+
+
+@given(st.data())
+def test_long_vocabularies_are_stepped_over_as_short_ones_are(tmp_path_factory, data):
+    """Many strings go through a pattern: with long ones, other orders and damage among them it must not matter."""
+    count = gguf_values.MANY + 1500
+    lengths = data.draw(st.lists(st.sampled_from([0, 1, 5, 40, 41, 300]), min_size=1, max_size=50))
+    strings = [f"{i}"[: lengths[i % len(lengths)]].ljust(lengths[i % len(lengths)], "é"[:1]) for i in range(count)]
+    at = data.draw(st.one_of(st.none(), st.integers(0, count - 1)))
+    items = [build.text(text) for text in strings]
+    if at is not None:
+        items[at] = build.text("x", data.draw(st.sampled_from([2**64 - 1, 2**63, 2**32, 10**9])))
+    raw = build.file([build.raw_pair("a", build.ARRAY, struct.pack("<IQ", build.STRING, count) + b"".join(items))])
+    path = tmp_path_factory.getbasetemp() / "many.gguf"
+    path.write_bytes(raw)
+    if at is None:
+        assert gguf.open(path).metadata["a"] == strings
+        return
+    with pytest.raises(FormatError, match=f"string {at} of"):
+        gguf.open(path)
 
 
 def test_a_file_that_changes_under_the_map(write):
