@@ -1,8 +1,8 @@
 """NumPy's .npy and .npz files: read over a mapping, and written, without pickled objects and without `eval`.
 
 Formats 1.0 to 3.0 of `numpy.lib.format`. Stored members of an .npz are used where they lie; deflated ones are inflated
-when they are asked for. A member's CRC is checked when its whole tensor is asked for; a `slice` of a stored one reads
-its own pages only, and checks nothing.
+when they are asked for. A member's CRC is checked when its whole tensor is asked for; `rows` and `slice` of a
+stored one read their own pages only, and check nothing.
 
 >>> import os, tempfile, tensorlib
 >>> path = os.path.join(tempfile.mkdtemp(), "x.npz")
@@ -34,6 +34,7 @@ from tensorlib.io.source import (
     opened,
     part_of,
     short,
+    tensor_over,
 )
 from tensorlib.layout import Layout, contiguous, strides_of
 
@@ -146,7 +147,12 @@ class NpyFile(Source):
 
     def tensor(self, name=""):
         info = self.computable(name)
-        return _tensor(self.buffer, info, info.offset)
+        return _tensor(self.buffer, info)
+
+    def rows(self, name, start, stop):
+        info = self.computable(name)
+        at, nbytes, shape = self.span(info, start, stop)
+        return _rows(self.buffer, info, at, nbytes, shape, start, stop)
 
 
 class NpzFile(Source):
@@ -168,11 +174,12 @@ class NpzFile(Source):
         buffer = self._bytes_of(info)
         if info.member.method != DEFLATED:
             self._archive.check(info.member)
-        return _tensor(buffer, info, info.offset)
+        return _tensor(buffer, info)
 
-    def slice(self, name, *index):
+    def rows(self, name, start, stop):
         info = self.computable(name)
-        return _tensor(self._bytes_of(info), info, info.offset)[index]
+        at, nbytes, shape = self.span(info, start, stop)
+        return _rows(self._bytes_of(info), info, at, nbytes, shape, start, stop)
 
     def raw(self, name=""):
         info = self.info(name)
@@ -190,10 +197,17 @@ class NpzFile(Source):
         return Buffer.of(bytearray(self._archive.read(info.member)))
 
 
-def _tensor(buffer, info, at):
+def _tensor(buffer, info):
+    part = part_of(buffer, info.offset, info.nbytes, info.dtype.itemsize, info.swapped)
     from tensorlib.tensor import Tensor
 
-    return Tensor(part_of(buffer, at, info.nbytes, info.dtype.itemsize, info.swapped), info.layout, info.dtype)
+    return Tensor(part, info.layout, info.dtype)
+
+
+def _rows(buffer, info, at, nbytes, shape, start, stop):
+    if info.fortran:
+        return _tensor(buffer, info)[start:stop]
+    return tensor_over(buffer, info.offset + at, nbytes, contiguous(shape), info.dtype, info.swapped)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

@@ -147,6 +147,10 @@ class PthFile(Source):
         buffer = self._bytes_of(ref.storage, ref.kind.itemsize)
         return Tensor(buffer, Layout(ref.shape, ref.strides, ref.offset), ref.kind.dtype)
 
+    def rows(self, name, start, stop):
+        self.span(self.info(name), start, stop)
+        return self.tensor(name)[start:stop]
+
     def raw(self, name=""):
         """The bytes of a tensor's whole storage as the file has them: u8, one dim."""
         storage = self.info(name).ref.storage

@@ -216,6 +216,10 @@ class ShardedFile(Source):
         self.info(name)
         return self._place[name].tensor(name)
 
+    def rows(self, name, start, stop):
+        self.info(name)
+        return self._place[name].rows(name, start, stop)
+
     def raw(self, name=""):
         self.info(name)
         return self._place[name].raw(name)

@@ -152,11 +152,32 @@ class Source:
 
         return tensor_over(self.buffer, info.offset, info.nbytes, contiguous(info.shape), info.dtype)
 
+    def rows(self, name: str, start: int, stop: int):
+        """Rows `start` to `stop` (along the first dim) of a tensor: nothing else of it is read. FormatError."""
+        info = self.computable(name)
+        at, nbytes, shape = self.span(info, start, stop)
+        from tensorlib.layout import contiguous
+
+        return tensor_over(self.buffer, info.offset + at, nbytes, contiguous(shape), info.dtype)
+
+    def span(self, info, start: int, stop: int):
+        """Where rows lie in the bytes of a tensor: the first byte, their number, and the shape of the rows."""
+        if not info.shape or not 0 <= start <= stop <= info.shape[0]:
+            raise self.error(short(info.name), f"rows {start} to {stop}", f"a part of the shape {info.shape}")
+        each = info.nbytes // max(info.shape[0], 1)
+        return start * each, (stop - start) * each, (stop - start, *info.shape[1:])
+
     def slice(self, name: str, *index):
-        """`tensor(name)[index]` for integers, slices and Ellipsis: of a mapped tensor only these pages are read.
+        """`tensor(name)[index]` for integers, slices and Ellipsis: of a mapped tensor only its own pages are read.
 
         `file.slice("w", slice(0, 512))` is a row shard, `file.slice("w", ..., slice(0, 512))` a column shard.
         """
+        first, shape = index[0] if index else ..., self.info(name).shape
+        if shape and type(first) is slice and first.step in (None, 1):
+            start, stop, _ = first.indices(shape[0])
+            return self.rows(name, start, max(start, stop))[(slice(None), *index[1:])]
+        if shape and type(first) is int and -shape[0] <= first < shape[0]:
+            return self.rows(name, first % shape[0], first % shape[0] + 1)[(0, *index[1:])]
         return self.tensor(name)[index]
 
     def raw(self, name: str = ""):
