@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import os
 import struct
 import time
@@ -13,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlib.errors import FormatError
-from tensorlib.io import gguf, gguf_values
+from tensorlib.io import gguf, gguf_swap, gguf_values
+from tensorlib.quant.formats import FORMATS
 from tests.io import build
 
 MALFORMED = build.malformed()
@@ -164,6 +166,18 @@ def test_big_endian_blocks_as_gguf_py_converts_them(tmp_path, monkeypatch, write
         assert (bytes(big.bytes(name)) != before[name]) == (name != "MXFP4")
 
 
+@pytest.mark.parametrize("format", FORMATS.values(), ids=str)
+def test_every_format_can_be_swapped(format):
+    raw = np.random.default_rng(0).integers(0, 256, 3 * format.nbytes, np.uint8)
+    there = gguf_swap.swapped(raw, format)
+    fields = gguf_swap.FIELDS[format.name]
+    assert (gguf_swap.swapped(there, format) == raw).all() and (not fields or (there != raw).any())
+    inside = sorted((offset, offset + struct.calcsize(f"<{count}{code}")) for offset, code, count in fields)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise([(0, 0), *inside, (format.nbytes, 0)]))
+    if not format.quantized:
+        assert (there.reshape(3, -1) == raw.reshape(3, -1)[:, ::-1]).all()
+
+
 def test_rows_and_bytes(write):
     raw = bytes(range(192))
     file = gguf.open(write(build.sound()))
@@ -291,13 +305,22 @@ def test_any_bit_flipped(write):
 @given(st.data())
 def test_any_damage(tmp_path_factory, data):
     """Numbers replaced by special ones, pieces cut out, doubled or moved: a file is read or refused, nothing else."""
-    raw = bytearray(build.sound()[:2000])
+    version, order, code = data.draw(st.sampled_from([(1, "<", "I"), (3, "<", "Q"), (3, ">", "Q")]))
+    with build.form(order, code):
+        raw = bytearray(build.sound(version))
     for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(raw) - 1))
+        most = min(len(raw), data.draw(st.sampled_from([60, 1500, len(raw)])))  # the greater part is one long array
+        at = data.draw(st.integers(0, most - 1))
         special = data.draw(st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**62, 2**63, build.MAX - 7, build.MAX]))
         raw[at : at + 8] = data.draw(
             st.sampled_from(
-                [struct.pack("<Q", special), b"", raw[at : at + 24] * 2, struct.pack("<I", special % 2**32)]
+                [
+                    struct.pack(order + "Q", special),
+                    struct.pack(order + "I", special % 2**32),
+                    raw[at : at + 8][::-1],
+                    raw[at : at + 24] * 2,
+                    b"",
+                ]
             )
         )
         if not raw:
@@ -305,7 +328,10 @@ def test_any_damage(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "damaged.gguf"
     path.write_bytes(bytes(raw))
     with contextlib.suppress(FormatError):
-        everything(gguf.open(path))
+        file = gguf.open(path)
+        everything(file)
+        for name in file.tensors:
+            file.tensor(name)
 
 
 def test_what_is_no_file(tmp_path):

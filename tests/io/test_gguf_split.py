@@ -1,5 +1,6 @@
 """GGUF models in several files: opened as one, split, merged, and every way in which parts may not fit together."""
 
+import gc
 import os
 import shutil
 
@@ -117,6 +118,9 @@ def test_parts_that_do_not_fit(parts, damage, match):
     damage(parts)
     with pytest.raises(FormatError, match=match):
         gguf.open(parts[0] if os.path.exists(parts[0]) else parts[1])
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        assert not any("/m-0000" in line for line in maps)  # nothing left open
 
 
 def test_names_of_parts(parts, tmp_path):
