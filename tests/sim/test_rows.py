@@ -5,10 +5,8 @@ The simulator traps races, accesses outside of memory, misalignment and unwritte
 """
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tensorlib.testing import check_op, drawn, few, missing
+from tensorlib.testing import check_op, missing, seeded
 from tensorlib.testing.rows import cases, rows
 from tests.sim.host import install
 from tests.sim.simulated import Simulated
@@ -37,22 +35,20 @@ def ids(case):
     return "-".join(case) if isinstance(case, tuple) else None
 
 
-def check(case, data, device):
-    check_op(*case, drawn(data, case[2]))
-    device.check()
+def check(case, device, seeds):
+    """Calls of seeds: Hypothesis's first is the simplest that there is, and a second one costs another compilation."""
+    for seed in seeds:
+        check_op(*case, seeded(seed, case[2]))
+        device.check()
 
 
 @pytest.mark.parametrize("device", [80], indirect=True)
 @pytest.mark.parametrize("case", CASES, ids=ids)
-@given(data=st.data())
-@few(1)
-def test_forward(case, data, device):
-    check(case, data, device)
+def test_forward(case, device):
+    check(case, device, [1])
 
 
 @pytest.mark.parametrize("device", [90, 120], indirect=True)
 @pytest.mark.parametrize("case", [c for c in CASES if c[0] in LATER], ids=ids)
-@given(data=st.data())
-@few(2)
-def test_forward_on_later_architectures(case, data, device):
-    check(case, data, device)
+def test_forward_on_later_architectures(case, device):
+    check(case, device, [1, 2])
