@@ -11,7 +11,7 @@ infinite: such blocks mean nothing.
 
 from numba import types
 
-from . import encode_search
+from . import encode_grid, encode_search
 from .encode_layout import LAYOUTS, packer
 from .encode_search import clamp, half, inverse, less, nearest, over, signed_top, uniform
 from .lanes import inline
@@ -300,19 +300,31 @@ def _coder(n, code):
     return codes
 
 
-def _encoder(name, weighted):
+def _parts(name, weighted, source):
+    """(elements, bytes, groups, elements per group, search, codes, pack)"""
+    if name in encode_grid.GRIDS:
+        scope = {}
+        exec(compile(source, "<decode>", "exec"), scope)
+        table = [b - 256 * (b > 127) for b in scope["TABLE"]]
+        n, none = encode_grid.GRIDS[name][0], inline(lambda x, s, b, c: None)
+        find, pack = encode_grid.searcher(name, table), encode_grid.packer(name)
+        return 256, scope["BYTES"], 256 // n, n, find, none, pack
     elements, nbytes, groups, *_ = LAYOUTS[name]
     n, stored, family, rest = FORMATS[name]
     rest = WEIGHTED.get(name, rest) if weighted else rest
     level, code = _levels(stored)
-    find, codes, pack = family(n, weighted, level, *rest), _coder(n, code), packer(name)
+    return elements, nbytes, groups, n, family(n, weighted, level, *rest), _coder(n, code), packer(name)
+
+
+def _encoder(name, weighted, source):
+    elements, nbytes, groups, n, find, codes, pack = _parts(name, weighted, source)
     gather, gather_weights = _gather(n, groups, False), _gather(n, groups, True)
-    room, batch = memory(2 * 64 * n + 1024), 16 // groups
+    room, batch = memory(2 * 64 * n + 2048), 16 // groups
 
     def encode(a, tid, nth):
         src, dst, blocks, importance, columns, state = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
         x = room()
-        w, out, c = x + 64 * n, x + 128 * n, x + 128 * n + 512
+        w, out, c = x + 64 * n, x + 128 * n, x + 128 * n + 1280
         batches = (blocks + batch - 1) // batch
         st_f32x16(out + 64, zero_f32x16())  # b, where a format has none
         top, bad = zero_f32x16(), zero_f32x16()
@@ -342,4 +354,4 @@ def build(name, *params, source=None):
         return None
     if params[1] not in ("weighted", "plain")[: 1 + ENCODED[params[0]]]:
         return None
-    return _encoder(params[0], params[1] == "weighted")
+    return _encoder(params[0], params[1] == "weighted", source)

@@ -9,7 +9,8 @@ column, as collected from activations (mean squares). Without one all columns co
     q1_0                                  the mean absolute value, which is best
     mxfp4 nvfp4                           the best of the powers of two, or small floats, about the largest element
     f32 f16 bf16 f64                      rounded
-    iq1_s iq1_m iq2_* iq3_*, integers     no encoder yet: NoKernel
+    iq2_* iq3_*                           the best of all entries of the grid, for several scales; then as q6_k
+    iq1_s iq1_m, integers                 no encoder yet: NoKernel
 
 Everything is computed in f32 on the CPU by all threads; the same numbers come from any number of threads.
 """
@@ -17,7 +18,7 @@ Everything is computed in f32 on the CPU by all threads; the same numbers come f
 from tensorlib import backend
 from tensorlib.errors import DTypeError, EncodeError, NoKernel, ShapeError
 from tensorlib.ops import exchange, transfer
-from tensorlib.quant import formats
+from tensorlib.quant import formats, source
 from tensorlib.quant.tensor import QTensor, from_bytes
 
 _told = set()
@@ -29,6 +30,8 @@ _LIMITS = {
     "q2_k": 15 * _HALF, "q3_k": 93 * _HALF, "q4_k": 63 * _HALF, "q5_k": 63 * _HALF, "q6_k": 31 * 127 * _HALF,
     "q8_k": _FLOAT, "iq4_nl": 113 * _HALF, "iq4_xs": 31 * 113 * _HALF, "mxfp4": _FLOAT, "nvfp4": 12 * 224.0,
     "tq1_0": _HALF, "tq2_0": _HALF, "q1_0": _HALF, "q2_0": _HALF,
+    "iq2_xxs": 31 / 8 * 43 * _HALF, "iq2_xs": 31 / 8 * 43 * _HALF, "iq2_s": 31 / 8 * 43 * _HALF,
+    "iq3_xxs": 31 / 4 * 62 * _HALF, "iq3_s": 31 * 15 * _HALF,
 }  # fmt: skip
 _PLAIN = ("f32", "f64", "f16", "bf16")
 _LEAST = 1e-6  # of the mean importance: what a column counts at least
@@ -146,7 +149,8 @@ def _launch(row, data, out, weights):
     import numpy as np
 
     state = np.zeros(backend.threads(), np.float32)
-    kernel = backend.kernel("encode", "encode", row.name, "plain" if weights is None else "weighted")
+    text = {"source": lambda: source.source(row), "source_key": source.key(row)} if isinstance(row.table, str) else {}
+    kernel = backend.kernel("encode", "encode", row.name, "plain" if weights is None else "weighted", **text)
     columns = (0, 1) if weights is None else (weights.ctypes.data, weights.size)
     args = (data.ctypes.data, out.ctypes.data, data.size // row.elements, *columns, state.ctypes.data)
     backend.launch(kernel, args, _WORK * data.size)
