@@ -15,6 +15,7 @@ from tensorlib.layout import Layout
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the legacy format
 MAX_DEPTH = 64
+MAX_PICKLE = 1 << 26  # bytes; it is read as a whole, and those of the largest models have one megabyte
 ZIP = (b"PK\3\4", b"PK\5\6")
 
 
@@ -218,6 +219,8 @@ class ZipFile(PthFile):
         if order not in (b"little", b"big"):
             raise self.error("byteorder", repr(order), "little or big")
         self.swapped = order == b"big"
+        if archive.members[pickles[0]].size > MAX_PICKLE:
+            raise self.error("data.pkl", f"{archive.members[pickles[0]].size} bytes", f"at most {MAX_PICKLE}")
         pickle = archive.read(archive.members[pickles[0]])
         machine = self._machine(pickle, pickles[0], steps)
         root = machine.run()

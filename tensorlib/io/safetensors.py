@@ -36,6 +36,7 @@ from tensorlib.io.source import (
 )
 
 MAX_HEADER = 100_000_000  # the crate's own cap
+MAX_MARKS = 3_000_000  # brackets and commas in a header, of which a tensor has seven: they bound what parsing allocates
 ALIGNMENT = 64  # of the tensor data that is written here, so that every tensor of it can be used where it lies
 
 BITS = {  # the file's names, and how many bits an element takes
@@ -137,6 +138,9 @@ def parse(path, where, raw: bytes) -> dict:
     """A JSON object as a dict, entries of tensors in it as tuples (dtype, shape, data_offsets). FormatError for what is
     no strict JSON, and for fractions, which stand nowhere in these files.
     """
+    marks = sum(map(raw.count, (b"[", b"{", b",")))
+    if marks > MAX_MARKS:
+        raise FormatError(path, where, f"{marks} brackets and commas", f"at most {MAX_MARKS}")
     try:
         header = json.loads(raw.decode(), object_pairs_hook=_object, parse_float=_refuse, parse_constant=_refuse)
     except RecursionError:
@@ -228,6 +232,8 @@ class ShardedFile(Source):
 def _index(path, raw):
     """The index: an object like a header, but its metadata may hold any number."""
     try:
+        if sum(map(raw.count, (b"[", b"{", b","))) > MAX_MARKS:
+            raise ValueError(f"more than {MAX_MARKS} brackets and commas")
         found = json.loads(raw.decode(), object_pairs_hook=_object)
     except (RecursionError, ValueError) as error:
         raise FormatError(path, "index", f"no JSON ({str(error)[:200]})", "a JSON object") from None

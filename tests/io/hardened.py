@@ -67,7 +67,8 @@ def rejected(open_file, path):
     assert error.where and "got" in text and len(text) < 1000
     del caught, error
     gc.collect(1)  # what the exception held is young
-    assert opened(os.path.basename(path)) == before
+    after = opened(os.path.basename(path))
+    assert after is None or (after[0] <= before[0] and after[1] <= before[1])  # fewer: garbage of tests before
     return text
 
 

@@ -179,6 +179,8 @@ MALFORMED_PICKLES = {
     "deep tuple as a key": b"\x80\x02}N" + b"\x85" * 100_000 + b"Ns.",
     "list in itself": b"\x80\x02]q\x00h\x00" + tensor() + b"\x86a.",
     "5,000 marks": b"\x80\x02" + b"(" * 5000 + b".",
+    "3 million sets": lambda: b"\x80\x04" + b"\x8f" * 3_000_000 + b".",
+    "3 million memo entries": lambda: b"\x80\x04}" + b"\x94" * 3_000_000 + b".",
     "3 million opcodes": lambda: b"\x80\x02" + b"]" * 3_000_000 + b".",
     "copies of copies": b"\x80\x02](" + b"N" * 50_000 + b"eq\x00" + SET * 200 + b".",
     "billion laughs": billion(),
@@ -318,6 +320,11 @@ def test_flipped_bits_of_the_pickle(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / f"pickle-{os.getpid()}.pth"
     path.write_bytes(archive(data))
     sound_or_rejected(pth.open, str(path))
+
+
+def test_a_pickle_too_large(write, monkeypatch):
+    monkeypatch.setattr(pth, "MAX_PICKLE", len(state()) - 1)
+    assert "at most" in rejected(pth.open, write(archive()))
 
 
 def test_read_all_reads(write):
