@@ -23,6 +23,7 @@ BY_MAGIC = {
     b"lmgg": "ggml",
     b"fmgg": "ggml",
     b"tjgg": "ggml",
+    b"algg": "ggml",  # which says that it is an adapter
     b"\x93NUM": "npz",
     b"\x80": "pth",  # a pickle
 }
