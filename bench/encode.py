@@ -25,7 +25,7 @@ from tensorlib.quant import formats
 from tensorlib.quant.decode import dequantize
 from tensorlib.quant.encode import _LIMITS, encode
 
-SHAPE = (128, 4096)
+SHAPE = (64, 4096)
 REFERENCES = {"q8_1": "quantize_row_q8_1_ref", "q8_k": "quantize_row_q8_K_ref"}  # not in ggml_quantize_chunk
 NEEDS_IMPORTANCES = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs")
 
@@ -58,6 +58,9 @@ class Ggml:
 
     def __init__(self, path):
         self.lib = ctypes.CDLL(path)
+        self.lib.ggml_quantize_init.argtypes = [ctypes.c_int]
+        for name in ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"):  # their grids, before the clock runs
+            self.lib.ggml_quantize_init(formats.get(name).ggml_id)
         self.lib.ggml_version.restype = ctypes.c_char_p
         self.lib.ggml_quantize_chunk.restype = ctypes.c_size_t
         pointer, number = ctypes.c_void_p, ctypes.c_int64
