@@ -18,7 +18,7 @@ from .launch import Kernel, blocks, pick, power_of_2
 from .tiles import WIDE, cells, divide, exponential, largest, narrow, packed, reach, strides_of, table, widen
 
 # elements of a row held in registers at most, f64 half as many: 32 warps with 32 of 64 registers, unless that spills
-ROW = {75: 16384, 80: 32768, 120: 16384}
+ROW = {75: 16384, 80: 32768, 89: 16384, 90: 32768, 100: 16384}
 COLUMN = 1024  # the same of a middle dim, with 8 columns at least
 TILE = 2048  # elements of a tile of longer rows
 PARTS = 256  # of a row at most

@@ -29,7 +29,16 @@ RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
 TOP_LEVEL = {*PACKAGES, "tests", "bench", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", ".ci", ".gitignore"}
 TOOLS = {"kernels_numba": {"numba", "llvmlite"}, "kernels_triton": {"triton"}, "kernels_metal": {"objc", "Metal"}}
-ZOO_PROGRAMS = ("__init__", "__main__", "cli", "commands", "generate", "load", "prebuild", "tools")  # what is not a model
+ZOO_PROGRAMS = (
+    "__init__",
+    "__main__",
+    "cli",
+    "commands",
+    "generate",
+    "load",
+    "prebuild",
+    "tools",
+)  # what is not a model
 READS_ENVIRONMENT = ("tensorlib/backend.py", "tensorlib/device.py", "tensorlib/io/hub.py")  # hub: the Hub's own HF_*
 HEAVY = "numpy numba llvmlite torch triton transformers tokenizers".split()
 FUNCTION_LINES = 60
