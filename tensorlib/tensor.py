@@ -331,6 +331,7 @@ def _masked_fill_(self, mask, value):
 
 
 _attach()
+Array.usual = Tensor
 
 
 # ---- functions that make Tensors -------------------------------------------------------------------------------------

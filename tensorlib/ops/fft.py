@@ -3,7 +3,7 @@
 There is no complex dtype: a complex tensor has a last dim of 2, real and imaginary part, as `torch.view_as_real` gives
 it. Dims are counted without that pair: dim=-1 is the last one before it. fft, ifft and their relatives take and give
 such tensors (make one with `complex(real, imag)`); rfft takes real ones, irfft gives them. f32 and f64 only, computed
-in their own precision; NumPy is imported by the first call, and none of this may be captured.
+in their own precision; NumPy is imported by the first call, and none of this may be captured. On GPUs `dft.py` does it.
 
 >>> import tensorlib
 >>> x = tensorlib.tensor([1.0, 2.0, 3.0, 4.0])
@@ -17,9 +17,10 @@ tensor([1., 2., 3., 4.])
 
 from math import prod
 
+from tensorlib.device import CPU
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import axes
-from tensorlib.ops import create, elementwise, movement
+from tensorlib.ops import create, dft, elementwise, movement
 from tensorlib.ops._numpy import array, back
 from tensorlib.ops.elementwise import cos, div, mul, sin
 from tensorlib.ops.pixels import pad
@@ -50,6 +51,8 @@ def _c2c_vjp(g, dims, inverse, scale):
 @define("linalg", FLOAT_ONLY, None, vjp={"x": _c2c_vjp})
 def c2c(x, dims, inverse, scale):
     """`scale` times the sum of x[j] * exp(-2 pi i j k / n) over dims (exp(+...) for inverse), complex to complex."""
+    if x.device is not CPU:
+        return dft.c2c(x, dims, inverse, scale)
     import numpy as np
 
     z = (np.fft.ifftn if inverse else np.fft.fftn)(
@@ -67,6 +70,8 @@ def _r2c_vjp(g, x_shape, scale):
 @define("linalg", FLOAT_ONLY, None, vjp={"x": _r2c_vjp})
 def r2c(x, scale):
     """The first n // 2 + 1 numbers of the transform of the last dim, real to complex."""
+    if x.device is not CPU:
+        return dft.r2c(x, scale)
     import numpy as np
 
     z = np.fft.rfft(array("rfft", x))
@@ -85,6 +90,8 @@ def _c2r_vjp(g, n, scale):
 @define("linalg", FLOAT_ONLY, None, vjp={"x": _c2r_vjp})
 def c2r(x, n, scale):
     """The inverse of `r2c` for n real numbers, complex to real; unnormalised, but for `scale`."""
+    if x.device is not CPU:
+        return dft.c2r(x, n, scale)
     import numpy as np
 
     z = np.fft.irfft(_complex_array("irfft", x), n, norm="forward")

@@ -47,7 +47,7 @@ def quantize(x, format, imatrix=None):
 
     >>> import tensorlib
     >>> w = tensorlib.quantize(tensorlib.arange(64, dtype="f32").view(2, 32), "q8_0")
-    >>> w, w.dequantize(cls=tensorlib.Tensor)[1, 30:].round()
+    >>> w, w.dequantize()[1, 30:].round()
     (QTensor(shape=(2, 32), format=q8_0, 68 bytes), tensor([62., 63.]))
     """
     row = formats.get(format)

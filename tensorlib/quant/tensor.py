@@ -47,7 +47,7 @@ class QTensor:
     def requires_grad_(self, requires_grad=True):
         """Itself for False; blocks have no gradient: GradError."""
         if requires_grad:
-            fix = "train a dense copy, .dequantize(cls=Tensor), or weights beside it"
+            fix = "train a dense copy, .dequantize(), or weights beside it"
             raise GradError("requires_grad_", f"a weight in blocks of {self.format.name}", "a float tensor", fix)
         return self
 
@@ -82,9 +82,9 @@ class QTensor:
         """On another device; itself if it is there. Raises DeviceError if there is no such device."""
         return gpu.moved(self, device)
 
-    def dequantize(self, dtype="f32", cls=Array):
-        """All weights as a dense Array of f32, f16 or bf16."""
-        out = cls.empty(self.shape, dtype, self.device)
+    def dequantize(self, dtype="f32", cls=None):
+        """All weights as a dense Tensor (or a `cls`) of f32, f16 or bf16."""
+        out = (cls or Array.usual).empty(self.shape, dtype, self.device)
         kernel, unit = self._kernel("dequantize", "planes", out.dtype.name)
         backend.launch(kernel, (*self.where, out.ptr, out.numel() // unit), 4 * out.numel(), (self,), (out,))
         return out
