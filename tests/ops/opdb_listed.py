@@ -66,6 +66,12 @@ LISTED = [
     ("einsum", "'ij' for an operand", "an operand's letters name all of its dims, or it has an ellipsis"),
     ("linalg.vector_norm", "for 0 dims", "a 0-d tensor has no dim to reduce"),
     ("nn.functional.gaussian_nll_loss", "expected one shape", "the target does not broadcast"),
+    ("nn.functional.linear_cross_entropy", r"expected \(N, D\) and \(C, D\)", LATER + "one row; sets of classes"),
+    ("nn.functional.linear_cross_entropy", "target of f32; expected integers", LATER + "probabilities of classes"),
+    *(
+        (f"nn.functional.linear_cross_entropy.{name}", "keyword argument 'options'", "chunks are chosen by the sizes")
+        for name in ("chunked", "chunked_none")
+    ),
     *((f"nn.functional.pad.{mode}", "in mode", "negative pads crop with mode constant only") for mode in _MODES),
     ("sinc", "-0.0|0.0", "exactly 0 at integers"),
     ("add", "keyword argument 'alpha'", LATER + "write x + alpha * y"),
