@@ -5,6 +5,7 @@ must give the row that is committed: `python -m bench.compiled` writes the table
 of its family reaches: no spills, wide loads, matrix instructions where there is a product, few instructions per item.
 """
 
+import functools
 import random
 import re
 
@@ -51,9 +52,10 @@ MISSES = {
 }
 
 
+@functools.cache
 def current():
     """The hashes of the kernels there are."""
-    return compiled.wanted()
+    return compiled.wanted_anew()
 
 
 def beyond(value, limit):
