@@ -38,6 +38,7 @@ ZOO_PROGRAMS = (
     "load",
     "prebuild",
     "tools",
+    "verify",
 )  # what is not a model
 READS_ENVIRONMENT = ("tensorlib/backend.py", "tensorlib/device.py", "tensorlib/io/hub.py")  # hub: the Hub's own HF_*
 HEAVY = "numpy numba llvmlite torch triton transformers tokenizers".split()

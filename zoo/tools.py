@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import os
 import sys
+from math import prod
 
 from zoo.commands import shown
 
@@ -73,13 +74,14 @@ def progress(total, what):
 
 
 def run_info(arguments):
+    """Print a file's metadata, its formats and its tensors."""
     kind, file = opened(arguments.file)
     tensors = file.tensors.values()
     version = f" version {file.version}" if hasattr(file, "version") else ""
     parts = f" in {len(file.parts)} parts" if hasattr(file, "parts") else ""
     size = getattr(file, "nbytes", None) or sum(info.nbytes for info in tensors)
     print(f"{shown(str(file.path))}: {kind.upper() if kind[0] == 'g' else kind}{version}, {size / 1e6:.1f} MB{parts}")
-    parameters = sum(_numel(info.shape) for info in tensors)
+    parameters = sum(prod(info.shape) for info in tensors)
     print(f"{len(file.tensors)} tensors, {parameters:,} parameters, {len(file.metadata)} metadata keys\n")
     for key in file.metadata:
         print(f"{shown(str(key)):44} {_value(file.metadata, key)}")
@@ -87,7 +89,7 @@ def run_info(arguments):
     formats = {}
     for info in tensors:
         count, numel, nbytes = formats.get(str(info.format), (0, 0, 0))
-        formats[str(info.format)] = count + 1, numel + _numel(info.shape), nbytes + info.nbytes
+        formats[str(info.format)] = count + 1, numel + prod(info.shape), nbytes + info.nbytes
     print(f"{'format':8} {'tensors':>8} {'parameters':>16} {'MB':>10} {'bits each':>10}")
     for name, (count, numel, nbytes) in sorted(formats.items(), key=lambda row: -row[1][2]):
         print(f"{shown(name):8} {count:8} {numel:16,} {nbytes / 1e6:10.2f} {8 * nbytes / max(numel, 1):10.2f}")
@@ -104,13 +106,6 @@ def _value(metadata, key):
         return f"{count} x {kind}"
     text = repr(metadata[key])
     return shown(text) if len(text) <= 70 else f"{shown(text[:67])}... ({len(text) - 2} characters)"
-
-
-def _numel(shape):
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel
 
 
 # ---- verify ----------------------------------------------------------------------------------------------------------
@@ -132,6 +127,8 @@ def run_verify(arguments):
 
 def _verified(ref):
     """What a sound file is said to be; FormatError for any other."""
+    from zoo.verify import finite, sha256
+
     kind, file = opened(ref)
     for key in file.metadata:
         file.metadata[key]  # arrays are decoded when asked for
@@ -139,57 +136,17 @@ def _verified(ref):
     total = sum(info.nbytes for info in file.tensors.values())
     with progress(total + sum(map(os.path.getsize, paths)), os.path.basename(paths[0])) as count:
         for info in file.tensors.values():
-            _finite(file, info)
+            finite(file, info)
             count(info.nbytes)
-        digests = [_sha256(path, count) for path in paths]
+        digests = [sha256(path, count) for path in paths]
     return f"{kind}, {len(file.tensors)} tensors, {total} bytes of data; sha256 {' '.join(digests)}"
-
-
-def _finite(file, info):
-    from tensorlib.errors import FormatError
-
-    bad = 0
-    if hasattr(info.format, "nbytes"):  # a row of quant.formats
-        from tensorlib.io.gguf_swap import not_finite
-
-        step = (1 << 24) // info.format.nbytes * info.format.nbytes
-        for start in range(0, info.nbytes, step):
-            stop = min(start + step, info.nbytes)
-            little = file.bytes(info.name, start, stop) if file.order == "<" else file.little(info, start, stop)
-            bad += not_finite(little, info.format)
-    elif info.dtype is None:
-        file.raw(info.name)
-    else:
-        x = file.tensor(info.name)
-        bad = 0 if info.dtype.kind != "f" else x.numel() - int(x.isfinite().sum().item())
-    if bad:
-        got = f"{bad} numbers (or scales of blocks) that are NaN or infinite"
-        raise FormatError(file.path, f"tensor {info.name!r}", got, "finite numbers")
-
-
-def _sha256(path, count):
-    """The hash of a file, which a blob of the Hugging Face cache must have for a name."""
-    import hashlib
-
-    from tensorlib.errors import FormatError
-
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 22):
-            digest.update(part)
-            count(len(part))
-    name = os.path.basename(os.path.realpath(path))
-    found = digest.hexdigest()
-    if len(name) == 64 and set(name) <= set("0123456789abcdef") and name != found:
-        fix = "the file is damaged: fetch it again"
-        raise FormatError(path, "sha256", found, f"{name}, which its blob is named by", fix)
-    return found
 
 
 # ---- split and merge -------------------------------------------------------------------------------------------------
 
 
 def run_split(arguments):
+    """Write a GGUF file as several, and print their names."""
     from tensorlib.io import gguf, hub
 
     path = hub.resolve(arguments.file)
@@ -202,6 +159,7 @@ def run_split(arguments):
 
 
 def run_merge(arguments):
+    """Write the parts of a GGUF model as one file, and print its name."""
     from tensorlib.io import gguf, hub
 
     path = hub.resolve(arguments.file)
