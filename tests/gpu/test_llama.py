@@ -1,32 +1,15 @@
 """A Llama on the GPU: logits of the CPU, generation, one graph per step. No file but the last needs a model."""
 
-import numpy as np
 import pytest
 
-import tensorlib
 from bench.reference import Reference
+from tests.sim.test_llama import IDS, STEPS, logits, worst
 from tests.zoo.conftest import tiny_llama  # noqa: F401
 from tests.zoo.test_llama import Rounding
 from zoo.generate import SamplerConfig, TextModel, load
 from zoo.load import load_gguf
 
-IDS = [3, 200, 17, 17, 99, 4, 250, 1, 0, 77, 31, 5, 142, 8]
-STEPS = [5, 9]
 DRAWN = SamplerConfig(temperature=0.9, top_k=20, top_p=0.9, seed=3)
-
-
-def logits(path, where, chunk=14):
-    """Logits of IDS in chunks, and of single steps behind them, [T, V]."""
-    _, model = load_gguf(path, device=where)
-    cache, found = model.new_cache(64, "f32", device=where), []
-    for ids in (*(IDS[i : i + chunk] for i in range(0, len(IDS), chunk)), *([i] for i in STEPS)):
-        out = model(tensorlib.tensor(ids, dtype="i64", device=where), cache, last_only=False)
-        found.append(out.cpu().numpy().copy())
-    return np.concatenate(found)
-
-
-def worst(got, want):
-    return np.abs(got - want).max() / np.abs(want).max()
 
 
 # Bounds as in tests/sim/test_llama.py, where their reasons stand.
