@@ -65,11 +65,17 @@ def get(spec):
     """The row for a Format, a name (any case) or a GGML id. Raises DTypeError where there is none."""
     if isinstance(spec, Format):
         return spec
-    found = FORMATS.get(spec.lower()) if isinstance(spec, str) else BY_ID.get(spec)
+    found = FORMATS.get(spec.lower()) or _private(spec) if isinstance(spec, str) else BY_ID.get(spec)
     if found is None:
         names = ", ".join(f"{f.name} ({f.ggml_id})" for f in BY_ID.values())
         raise DTypeError("format", repr(spec), f"one of {names}", "convert the tensor to one of these")
     return found
+
+
+def _private(name):
+    from tensorlib.quant.private import PRIVATE
+
+    return PRIVATE.get(name.lower())
 
 
 def _gguf_grid(name):

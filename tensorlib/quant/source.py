@@ -1,5 +1,6 @@
 """The text of a format's decode function with the helpers it calls: what kernel packages compile and hash."""
 
+import sys
 from functools import cache
 from hashlib import sha256
 
@@ -7,14 +8,15 @@ from tensorlib.quant import formats
 
 
 @cache
-def _lines():
+def _lines(name):
+    module = sys.modules[name]
     # not get_source: it imports tokenize
-    return formats.__spec__.loader.get_data(formats.__file__).decode().splitlines()
+    return module.__spec__.loader.get_data(module.__file__).decode().splitlines()
 
 
 def _text(function):
     """A function's source without its decorators. (Importing `inspect` would cost more than all this.)"""
-    lines = _lines()
+    lines = _lines(function.__module__)
     start = function.__code__.co_firstlineno - 1
     while not lines[start].startswith("def "):
         start += 1
@@ -25,11 +27,11 @@ def _text(function):
 
 
 def helpers(function):
-    """The functions of formats.py that `function` calls, each after those it calls itself."""
+    """The functions of its own module that `function` calls, each after those it calls itself."""
     found = {}
     for name in function.__code__.co_names:
-        called = vars(formats).get(name)
-        if getattr(called, "__module__", None) == formats.__name__:
+        called = function.__globals__.get(name)
+        if getattr(called, "__module__", None) == function.__module__:
             found |= dict.fromkeys([*helpers(called), called])
     return list(found)
 
