@@ -28,7 +28,14 @@ BY_MAGIC = {
     b"\x80": "pth",  # a pickle
 }
 ZIP = b"PK\3\4"
-WRITTEN = {".safetensors": "safetensors", ".npy": "npz", ".npz": "npz", ".gguf": "gguf"}
+WRITTEN = {
+    ".safetensors": "safetensors",
+    ".npy": "npz",
+    ".npz": "npz",
+    ".gguf": "gguf",
+    ".pth": "pth_write",
+    ".pt": "pth_write",
+}
 
 
 def load(path) -> Source:
@@ -85,19 +92,30 @@ def _zipped(file):
 
 
 def save(path, tensors, metadata=None):
-    """Writes tensors to a file, whole or not at all, in the format of its extension: .safetensors, .npz, .npy, .gguf.
+    """Writes tensors to a file, whole or not at all, in the format of its extension: .safetensors, .npz, .npy, .gguf,
+    .pth, .pt.
 
     `tensors`: names to Tensors or NumPy arrays, or a Module; for .npy a Tensor. `metadata`: for safetensors text to
-    text, for GGUF any of its values; NumPy's formats have none. DTypeError for a dtype that the format has not,
-    WriteError where the file cannot be written.
+    text, for GGUF any of its values, for PyTorch's files plain values beside the tensors; NumPy's formats have none.
+    DTypeError for a dtype that the format has not, WriteError where the file cannot be written.
     """
-    name = os.fspath(path)
-    writer = next((module for extension, module in WRITTEN.items() if name.lower().endswith(extension)), None)
-    if writer is None:
-        raise FormatError(name, "path", "its extension", f"one of {', '.join(WRITTEN)}", "choose a format by extension")
+    writer = written_as(path)
     if writer == "gguf":
         from tensorlib.io import gguf_write
 
         gguf_write.write(path, metadata or {}, tensors)
     else:
         importlib.import_module(f"tensorlib.io.{writer}").save(path, tensors, metadata)
+
+
+def written_as(path) -> str:
+    """The module that writes files of this extension. FormatError where there is none.
+
+    >>> written_as("model.pt")
+    'pth_write'
+    """
+    name = os.fspath(path)
+    writer = next((module for extension, module in WRITTEN.items() if name.lower().endswith(extension)), None)
+    if writer is None:
+        raise FormatError(name, "path", "its extension", f"one of {', '.join(WRITTEN)}", "choose a format by extension")
+    return writer

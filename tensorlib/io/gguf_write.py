@@ -16,30 +16,17 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
 from math import prod
-from typing import NamedTuple
 
 from tensorlib.errors import DTypeError, FormatError, ShapeError, WriteError
 from tensorlib.io import atomic
 from tensorlib.io.gguf import ALIGNMENT, MAGIC, MAX_DIMS
 from tensorlib.io.gguf_values import MAX_NAME, Encoded, Metadata, encode, string, typed
-from tensorlib.io.source import memory
+from tensorlib.io.stored import Raw, memory, pieces
 from tensorlib.quant import formats
 from tensorlib.tensor import as_tensor
 
 MAX_TENSOR_NAME = 63  # ggml's own limit: it does not open files with longer ones
-CHUNK = 1 << 24  # bytes between two calls of `progress`
-
-
-class Raw(NamedTuple):
-    """Blocks of a tensor: `format` (a row, name or id of quant.formats), `shape` (outermost first), `data`: any object
-    with the buffer protocol, or a function that returns one, called when it is this tensor's turn.
-    """
-
-    format: object
-    shape: tuple
-    data: object | Callable[[], object]
 
 
 def write(path, metadata, tensors, alignment: int | None = None, progress=None, replace: bool = True):
@@ -120,7 +107,7 @@ def _plan(path, name, value) -> Raw:
     if hasattr(value, "__array_interface__"):
         value = as_tensor(value)
     if isinstance(value, Raw):
-        raw = Raw(formats.get(value.format), tuple(value.shape), value.data)
+        raw = Raw(formats.get(getattr(value.format, "name", value.format)), tuple(value.shape), value.data)
     else:
         format = getattr(value, "format", None) or formats.FORMATS.get(getattr(getattr(value, "dtype", 0), "name", ""))
         if not isinstance(format, formats.Format):
@@ -154,19 +141,13 @@ def _memory(value):
 
 
 def _copy(file, path, name, raw, progress):
-    data = memoryview(raw.data() if callable(raw.data) else raw.data)
     expected = _nbytes(raw)
-    if data.nbytes != expected or not data.c_contiguous:
-        got = f"{data.nbytes} bytes" if data.c_contiguous else "strided bytes"
-        raise FormatError(path, f"tensor {name!r}", got, f"{expected} bytes of {raw.format}, contiguous")
-    if not expected:
-        return
-    data = data.cast("B")
-    for start in range(0, expected, CHUNK):
-        part = data[start : start + CHUNK]
-        file.write(part)
-        if progress is not None:
-            progress(len(part))
+
+    def wrong(got):
+        return FormatError(path, f"tensor {name!r}", got, f"{expected} bytes of {raw.format}, contiguous")
+
+    for piece in pieces(raw, expected, wrong, progress):
+        file.write(piece)
 
 
 def edit(path, changes=None, remove=(), out=None, in_place: bool = False, progress=None):

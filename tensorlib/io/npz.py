@@ -29,13 +29,12 @@ from tensorlib.io.source import (
     TensorInfo,
     elements,
     map_private,
-    memory,
-    named,
     opened,
     part_of,
     short,
     tensor_over,
 )
+from tensorlib.io.stored import named, written
 from tensorlib.layout import Layout, contiguous, strides_of
 
 MAGIC, ZIP = b"\x93NUMPY", (b"PK\3\4", b"PK\5\6")
@@ -213,11 +212,11 @@ def _rows(buffer, info, at, nbytes, shape, start, stop):
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def save(path, tensors, metadata=None):
+def save(path, tensors, metadata=None, progress=None, replace=True):
     """Writes an .npz file of stored members, or where `path` ends in .npy the one tensor: whole, or not at all.
 
     NumPy has no bf16 and no float8, and its files no metadata: DTypeError for them. `numpy.load` reads what this wrote,
-    and `open` uses it where it lies.
+    and `open` uses it where it lies. `progress` is called with numbers of bytes.
     """
     if metadata:
         raise DTypeError("npz.save", "metadata", "none", "use safetensors, which has a place for it")
@@ -231,19 +230,24 @@ def save(path, tensors, metadata=None):
         if x.dtype not in CODES:
             fix = 'use safetensors, or x.to("f32")'
             raise DTypeError("npz.save", f"{x.dtype} as {short(name)}", "a dtype of NumPy", fix)
-    with writing(path) as file:
+    with writing(path, replace) as file:
         if single:
             for x in tensors.values():
-                file.write(_header(x, 0))
-                file.write(memory(x))
+                _array(file, "", x, 0, progress)
             return
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, x in tensors.items():
                 info = zipfile.ZipInfo(name + ".npy")
                 with archive.open(info, "w", force_zip64=True) as member:
-                    # the header's padding aligns the data in the archive, so that it can be mapped
-                    member.write(_header(x, file.tell()))
-                    member.write(memory(x))
+                    _array(member, name, x, file.tell(), progress)
+
+
+def _array(file, name, x, at, progress):
+    """Header and data of an array, at offset `at` of a file: the header's padding aligns the data, so that it can be
+    mapped.
+    """
+    file.write(_header(x, at))
+    written(file, "npz.save", name, x, elements(x.shape) * x.dtype.itemsize, progress)
 
 
 def _header(x, at):

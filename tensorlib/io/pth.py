@@ -160,6 +160,27 @@ class PthFile(Source):
 
         return Tensor(self._part(storage, 1), contiguous((storage.nbytes,)), _dtype.u8)
 
+    def stored(self, name=""):
+        """The tensor as the writers take it (a Raw), also one that cannot be computed with."""
+        info = self.info(name)
+        if info.dtype is not None:
+            return super().stored(name)
+        from tensorlib.io.stored import Raw
+
+        return Raw(info.format, info.shape, lambda: self._gathered(info))
+
+    def _gathered(self, info):
+        """The bytes of the elements of a tensor of any dtype, row-major."""
+        import numpy as np
+
+        ref = info.ref
+        width = ref.kind.itemsize
+        if self.swapped and width > 1:
+            raise self.error(f"tensor {short(info.name)}", f"big-endian {info.format}", "little-endian")
+        whole = self.raw(info.name).numpy().view(f"V{width}")[ref.offset :]
+        view = np.lib.stride_tricks.as_strided(whole, ref.shape, [width * stride for stride in ref.strides])
+        return np.ascontiguousarray(view).view(np.uint8).reshape(-1)
+
     def _bytes_of(self, storage, itemsize):
         """The Buffer of a storage, made once: tied weights share it."""
         buffer, copied = self.buffer, (storage.key, itemsize)

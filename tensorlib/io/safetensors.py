@@ -5,7 +5,7 @@ checked as strictly as the crate does, and an unknown field of an entry is refus
 
 >>> import os, tempfile, tensorlib
 >>> path = os.path.join(tempfile.mkdtemp(), "x.safetensors")
->>> save(path, {"w": tensorlib.tensor([[1.0, 2.0], [3.0, 4.0]])}, {"made by": "a test"})
+>>> _ = save(path, {"w": tensorlib.tensor([[1.0, 2.0], [3.0, 4.0]])}, {"made by": "a test"})
 >>> with open(path) as file:
 ...     file.metadata, file.tensors["w"].shape, file.slice("w", ..., slice(1, 2)).tolist()
 ({'made by': 'a test'}, (2, 2), [[2.0], [4.0]])
@@ -21,19 +21,18 @@ from operator import attrgetter
 
 from tensorlib import dtype as _dtype
 from tensorlib.errors import DTypeError, FormatError
-from tensorlib.io.atomic import writing
+from tensorlib.io.atomic import writing_all
 from tensorlib.io.source import (
     LIMIT,
     Source,
     TensorInfo,
     elements,
     map_private,
-    memory,
-    named,
     opened,
     short,
     uncollected,
 )
+from tensorlib.io.stored import named, written
 
 MAX_HEADER = 100_000_000  # the crate's own cap
 MAX_MARKS = 3_000_000  # brackets and commas in a header, of which a tensor has seven: they bound what parsing allocates
@@ -228,6 +227,10 @@ class ShardedFile(Source):
         self.info(name)
         return self._place[name].raw(name)
 
+    def stored(self, name=""):
+        self.info(name)
+        return self._place[name].stored(name)
+
 
 def _index(path, raw):
     """The index: an object like a header, but its metadata may hold any number."""
@@ -245,29 +248,79 @@ def _index(path, raw):
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def save(path, tensors, metadata=None):
-    """Writes a .safetensors file: whole, or not at all. `tensors`: names to Tensors (any device, any strides) or NumPy
-    arrays, or a Module; `metadata`: text to text. DTypeError for a QTensor, WriteError where the disk is full.
+def save(path, tensors, metadata=None, shard_size=None, progress=None, replace=True) -> list[str]:
+    """Writes a .safetensors file: whole, or not at all; returns the paths of what was written.
+
+    `tensors`: names to Tensors (any device, any strides), Raws or NumPy arrays, or a Module; `metadata`: text to text.
+    Where they take more than `shard_size` bytes, several files `x-00001-of-00003.safetensors` of at most so many (or
+    one tensor) and `x.safetensors.index.json` are written: none gets its name before all are whole.
+    `progress` is called with numbers of bytes. DTypeError for a QTensor and dtypes that are not of the specification,
+    WriteError where the disk is full, or a file is there although `replace` is False.
     """
-    tensors, header = named("safetensors.save", tensors), {}
+    path, tensors = os.fspath(path), named("safetensors.save", tensors)
     for key, value in (metadata or {}).items():
         if type(key) is not str or type(value) is not str:
             raise DTypeError("safetensors.save", f"metadata {short(key)}: {short(value)}", "text to text", "use str()")
     if "__metadata__" in tensors:
         raise DTypeError("safetensors.save", "a tensor named __metadata__", "another name")
+    sizes = {name: _nbytes(name, x) for name, x in tensors.items()}
+    shards = _shards(sizes, shard_size)
+    names, index = [path], None
+    if len(shards) > 1:
+        stem = path.removesuffix(".safetensors")
+        names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        weights = {name: os.path.basename(file) for file, shard in zip(names, shards) for name in shard}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weights}
+    heads = [_header({name: tensors[name] for name in shard}, sizes, metadata) for shard in shards]
+    names += [f"{path.removesuffix('.safetensors')}.safetensors{INDEX}"] if index else []
+    with writing_all(names, replace) as files:
+        for file, (head, order) in zip(files, heads):
+            file.write(head)
+            for name in order:
+                written(file, "safetensors.save", name, tensors[name], sizes[name], progress)
+        if index:
+            files[-1].write(json.dumps(index, indent=2, ensure_ascii=False).encode())
+    return names
+
+
+def _nbytes(name, x):
+    """Bytes of a tensor; DTypeError for a dtype that the specification has not."""
+    format = NAMES.get(x.dtype, x.dtype)
+    bits = elements(x.shape) * BITS.get(format, 0)
+    if format not in BITS or bits % 8:
+        got, fix = f"{x.dtype} {tuple(x.shape)} as {short(name)}", "call .dequantize(), or .to(dtype), first"
+        raise DTypeError("safetensors.save", got, f"whole bytes of one of {', '.join(BITS)}", fix)
+    return bits // 8
+
+
+def _shards(sizes, limit):
+    """Names of the tensors of each file, in their order."""
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise DTypeError("safetensors.save", f"a shard_size of {limit!r:.80}", "a number of bytes")
+    shards, filled = [[]], 0
+    for name, nbytes in sizes.items():
+        if limit is not None and shards[-1] and filled + nbytes > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += nbytes
+    return shards
+
+
+def _header(tensors, sizes, metadata):
+    """What stands before the data, and the names in its order."""
+    header, at = {}, 0
     if metadata:
         header["__metadata__"] = dict(sorted(metadata.items()))
     # wide elements first, so that every tensor is aligned
-    order, at = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name)), 0
+    kinds = {name: NAMES.get(x.dtype, x.dtype) for name, x in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-BITS[kinds[name]], name))
     for name in order:
-        x = tensors[name]
-        entry = {"dtype": NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [at, at + x.nbytes]}
-        header[name], at = entry, at + x.nbytes
+        offsets = [at, at + sizes[name]]
+        header[name] = {"dtype": kinds[name], "shape": list(tensors[name].shape), "data_offsets": offsets}
+        at += sizes[name]
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     if len(text) > MAX_HEADER:
         raise DTypeError("safetensors.save", f"a header of {len(text)} bytes", f"at most {MAX_HEADER}")
-    with writing(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            file.write(memory(tensors[name]))
+    return struct.pack("<Q", len(text)) + text, order

@@ -188,6 +188,15 @@ class Source:
 
         return tensor_over(self.buffer, info.offset, info.nbytes, contiguous((info.nbytes,)), dtype.u8)
 
+    def stored(self, name: str = ""):
+        """The tensor as the writers take it (a Raw), to be copied from file to file."""
+        from tensorlib.io.stored import Raw, memory
+
+        info = self.info(name)
+        if info.dtype is None:
+            return Raw(info.format, info.shape, lambda: memory(self.raw(name)))
+        return Raw(info.dtype, info.shape, lambda: memory(self.tensor(name)))
+
 
 def opened(kind, name: str, data: mmap.mmap, *arguments):
     """`kind(name, data, ...)`; where that raises, the mapping is closed."""
@@ -230,35 +239,3 @@ def elements(shape) -> int:
         if bound >= LIMIT:
             return LIMIT
     return count
-
-
-# ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-def memory(x):
-    """The elements of a Tensor in row-major order as a memoryview; copied only if it is strided or on a GPU."""
-    x = x.detach().to("cpu").contiguous()
-    view = (ctypes.c_char * x.nbytes).from_address(x.ptr) if x.numel() else bytearray()
-    if x.numel():
-        view.owner = x  # kept alive by the view
-    return memoryview(view).cast("B")
-
-
-def named(op: str, tensors) -> dict:
-    """The tensors to save: a mapping of names to Tensors or NumPy arrays, or a Module. DTypeError for anything else."""
-    from tensorlib.errors import DTypeError
-    from tensorlib.tensor import Tensor, as_tensor
-
-    if hasattr(tensors, "named_parameters"):
-        tensors = dict(tensors.named_parameters())
-    if not hasattr(tensors, "items"):
-        raise DTypeError(op, f"a {type(tensors).__name__}", "a mapping of names to tensors", 'save {"name": tensor}')
-    found = {}
-    for name, value in tensors.items():
-        if type(name) is not str:
-            raise DTypeError(op, f"the name {short(name)}", "names that are text")
-        if not isinstance(value, Tensor) and not hasattr(value, "__array_interface__"):
-            fix = "call .dequantize() first" if hasattr(value, "dequantize") else ""
-            raise DTypeError(op, f"a {type(value).__name__} as {short(name)}", "a Tensor or NumPy array", fix)
-        found[name] = as_tensor(value)
-    return found

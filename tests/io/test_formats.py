@@ -208,13 +208,13 @@ def test_a_writer_that_is_interrupted(tmp_path, number):
     tensorlib.save(path, {"w": tensorlib.arange(4)})
     source = """
 import sys, tensorlib
-from tensorlib.io import safetensors
-real = safetensors.memory
+from tensorlib.io import stored
+real = stored.memory
 def slow(x):
     print("writing", flush=True)
     sys.stdin.read()
     return real(x)
-safetensors.memory = slow
+stored.memory = slow
 tensorlib.save(sys.argv[1], {"w": tensorlib.zeros(1000)})
 """
     command = [sys.executable, "-c", source, str(path)]
@@ -414,12 +414,12 @@ def test_load_state_dict(tmp_path):
     tensorlib.save(
         tmp_path / "x.safetensors", {"m.weight": tensorlib.ones(2, 3, dtype="f16"), "other": tensorlib.ones(1)}
     )
-    file, linear = tensorlib.load(tmp_path / "x.safetensors"), nn.Linear(3, 2)
+    file, linear = tensorlib.load(tmp_path / "x.safetensors"), nn.Linear(3, 2, bias=False)
     assert nn.load_state_dict(linear, file, prefix="m.", dtype="f32") == ([], [])
     assert linear.weight.dtype.name == "f32" and linear.weight.tolist() == [[1] * 3] * 2
     names = [f"b{i}" for i in range(50)]
     tensors = {"weight": tensorlib.ones(3, 3), **{name: tensorlib.ones(1) for name in names}}
-    module = nn.ModuleList([nn.Linear(3, 2) for _ in range(20)])
+    module = nn.ModuleList([nn.Linear(3, 2, bias=False) for _ in range(20)])
     with pytest.raises(FormatError) as caught:
         nn.load_state_dict(module, {**tensors, "7.weight": tensorlib.ones(2, 2)})
     text = str(caught.value)
