@@ -5,15 +5,15 @@ Every kernel is generated from the format's row in `unpack.py`; none knows a lay
 maps them. Integer dot products are exact; scales are applied in f32, so the only error is the rounding of activations.
 
 Packed activations of matvec, per group of 128 of a row, 320 bytes: lo i8x64, hi i8x64, d f32x16, -8 * sum i32x16,
-d * sum f32x16 (`unpack.py` says what lo and hi are; a lane's d is that of its block, its sum that of its eight
-weights). A row is padded with zero groups. Packed activations of matmul are described in `quant_matmul.py`.
+d * sum f32x16 (`unpack.py` says what lo and hi are; a lane's d is that of its run of 32; of a run's four sums two are
+those of eight weights of lo each, two of hi). A row is padded with zero groups. Packed activations of matmul are described in `quant_matmul.py`.
 """
 
 from numba.extending import register_jitable
 
-from . import dot, quant_matmul, simd, unpack
+from . import quant_matmul, unpack
 from .dot import dot4_small
-from .quant_layout import GROUP_BYTES
+from .quant_layout import GROUP, GROUP_BYTES
 from .simd import (
     arg,
     constant,
@@ -25,6 +25,7 @@ from .simd import (
     ld_i8x64,
     ldn_f32x16,
     narrow_i8,
+    shuffle,
     splat_f32x4,
     splat_f32x16,
     st_f32x4,
@@ -38,11 +39,14 @@ from .simd import (
     zero_f32x16,
     zero_i32x16,
 )
-from .unpack import UNPACK
+from .unpack_all import SCOPE, UNPACK
 
 ones_u8 = constant("i8", 64, 1)
-shift1, shift3, shift4, shift5 = (constant("i32", 16, k) for k in (1, 3, 4, 5))
-_SHIFT = {8: "{s}", 16: "vshl({s}, shift1())", 128: "vshl({s}, shift4())"}  # -bias * sum out of -8 * sum
+shift1, shift2, shift3, shift4 = (constant("i32", 16, k) for k in (1, 2, 3, 4))
+_SHIFT = {8: "ns", **{8 << k: f"vshl(ns, shift{k}())" for k in (1, 2, 3, 4)}}  # -bias * sum out of -8 * sum
+even_lanes = shuffle([at + 4 * j for j in range(4) for at in (0, 2, 16, 18)])
+odd_lanes = shuffle([at + 4 * j for j in range(4) for at in (1, 3, 17, 19)])
+mix = shuffle([at + 4 * j for j in range(4) for at in (0, 1, 18, 19)])  # a run's lo in two lanes, its hi in two
 
 
 @register_jitable
@@ -78,31 +82,32 @@ def quantize(a, tid, nth):
             quantize_block(
                 x + row * stride + 4 * at, max(0, min(k - at, 32)), q + 16 * j, q + 64 + 16 * j, q + 128 + 16 * j
             )
-        total_i = dot4_small(dot4_small(zero_i32x16(), ones_u8(), ld_i8x64(q)), ones_u8(), ld_i8x64(q + 64))
+        sum_lo = dot4_small(zero_i32x16(), ones_u8(), ld_i8x64(q))
+        sum_hi = dot4_small(zero_i32x16(), ones_u8(), ld_i8x64(q + 64))
+        total_i = even_lanes(sum_lo, sum_hi) + odd_lanes(sum_lo, sum_hi)
         st_i32x16(q + 192, zero_i32x16() - vshl(total_i, shift3()))
         st_f32x16(q + 256, i2f(total_i) * ld_f32x16(q + 128))
+
+
+def _low(row):
+    """What is summed times fs beside the products: minima, scales whose bias waits for the end, or nothing (None)."""
+    if row.minimum:
+        return "m"
+    if row.halves:
+        return "mix(d, dh)" if row.bias else None
+    return "d" if row.bias and row.bias not in _SHIFT else None
 
 
 def _dots(row, acc, low):
     """Lines that add one unpacked group to accumulators; y0, y1, dy, ns, fs are the group's activations."""
     dot = "dot4_small" if row.small else "dot4"
     if row.halves:
-        # -32 * sum of either half: its own product, since the halves' scales differ
-        return [
-            "tl = dot4_small(dot_start(y0), lo, y0)",
-            "th = dot4_small(dot_start(y1), hi, y1)",
-            f"{acc} = fma(i2f(tl), d * dy, {acc})",
-            f"{acc} = fma(i2f(th), dh * dy, {acc})",
-        ]
-    start = _SHIFT[row.bias].format(s="ns") if row.bias else "zero_i32x16()"
-    lines = [f"{acc} = fma(i2f({dot}({dot}({start}, lo, y0), hi, y1)), d * dy, {acc})"]
-    return lines + ([f"{low} = fma(m, fs, {low})"] if row.minimum else [])
-
-
-@register_jitable
-def dot_start(y):
-    """-32 * (sum of each four signed bytes): 32 as the unsigned operand, negated."""
-    return zero_i32x16() - vshl(dot4_small(zero_i32x16(), ones_u8(), y), shift5())
+        of_lo, of_hi = f"i2f({dot}(zero_i32x16(), lo, y0))", f"i2f({dot}(zero_i32x16(), hi, y1))"
+        lines = [f"{acc} = fma(fma({of_lo}, d, {of_hi} * dh), dy, {acc})"]
+    else:
+        start = _SHIFT.get(row.bias, "zero_i32x16()")
+        lines = [f"{acc} = fma(i2f({dot}({dot}({start}, lo, y0), hi, y1)), d * dy, {acc})"]
+    return lines + ([f"{low} = fma({_low(row)}, fs, {low})"] if _low(row) else [])
 
 
 def _activations(q):
@@ -113,6 +118,8 @@ def _activations(q):
 
 def _scales(row, names, tail):
     """Lines that load the scales, and minima, of four blocks of 32: at once, or one by one where they are the last."""
+    if row.elements != 32 or not row.f16:
+        return []
     four = "{b0}{at}, {b1}{at}, {b2}{at}, {b3}{at}" if tail else "{b0}"
     lines = [f"d = {'scales4' if tail else 'group_scales'}({four.format(at='', **names)})"]
     if row.minimum:
@@ -124,14 +131,14 @@ def _step(fmt, tokens, tail=False):
     """Lines for one group (a super-block's two) of the weight row at p, times `tokens` tokens."""
     row = UNPACK[fmt]
     names = {"p": "p"}
-    if row.elements == 32:
+    if row.elements < GROUP:
         # blocks past the end are read again from the last one: their activations are zero
-        last = "min({}, tail - 1) * {}" if tail else "{} * {}"
-        names = {f"b{j}": f"(p + {last.format(j, row.nbytes)})" for j in range(4)}
+        last = f"min({{}}, tail // {row.elements // 32} - 1) * {row.nbytes}" if tail else f"{{}} * {row.nbytes}"
+        names |= {f"b{j}": f"(p + {last.format(j)})" for j in range(GROUP // row.elements)}
     out = [line.format(**names) for line in row.once]
-    for g in range(row.elements // 128 or 1):
+    for g in range(row.elements // GROUP or 1):
         out += [line.format(g=g, g2=g + 2, **names) for line in row.lines]
-        out += _scales(row, names, tail) if row.elements == 32 else []
+        out += _scales(row, names, tail)
         for t in range(tokens):
             out += _activations(f"q{t} + {GROUP_BYTES * g}") + _dots(row, f"acc{t}", f"low{t}")
     return out
@@ -144,20 +151,22 @@ def _matvec_source(fmt, tokens):
     share the loads of activations, and ran at 26 GB/s instead of 40.)
     """
     row, many = UNPACK[fmt], range(tokens)
-    groups, blocks = row.elements // 128 or 1, max(4, row.elements // 32)
+    groups, blocks = row.elements // GROUP or 1, max(4, row.elements // 32)
     nbytes = blocks * 32 // row.elements * row.nbytes
     start = ["p = w + r * stride", *(f"q{t} = y + min({t}, live - 1) * size" for t in many)]
     start += [f"acc{t} = zero_f32x16()" for t in many]
-    start += [f"low{t} = zero_f32x16()" for t in many] if row.minimum else []
+    start += [f"low{t} = zero_f32x16()" for t in many] if _low(row) else []
     loop = [f"prefetch(p + {AHEAD + at})" for at in range(0, nbytes, 64)] + _step(fmt, tokens)
     loop += [f"p += {nbytes}", *(f"q{t} += {GROUP_BYTES * groups}" for t in many)]
     loop = [f"for i in range(blocks // {blocks}):", *("    " + line for line in loop)]
-    if row.elements == 32:
+    if row.elements < GROUP:
         loop += ["tail = blocks % 4", "if tail > 0:", *("    " + line for line in _step(fmt, tokens, tail=True))]
     end = []
+    total = "hsum(acc{t})"
+    if _low(row):
+        total = "hsum(acc{t} + low{t})" if row.minimum else f"hsum(fma(low{{t}}, splat_f32x16(-{row.bias}.0), acc{{t}}))"
     for t in many:
-        total = f"hsum(acc{t} + low{t})" if row.minimum else f"hsum(acc{t})"
-        end += [f"if {t} < live:", f"    s = {total}", "    if residual != 0:"]
+        end += [f"if {t} < live:", f"    s = {total.format(t=t)}", "    if residual != 0:"]
         end += [f"        s += ld_f32(residual + 4 * (n * {t} + r))", f"    st_f32(out + 4 * (n * {t} + r), s)"]
     body = "\n        ".join([*start, *loop, *end])
     return f"""
@@ -203,7 +212,7 @@ def _matvec(fmt):
     row = UNPACK.get(fmt)
     if row is None:
         return None
-    scope = {**vars(simd), **vars(unpack), **vars(dot), **globals()}
+    scope = {**SCOPE, **globals()}
     scope |= {"group_scales": unpack.GROUP_SCALES.get(fmt), "group_minima": unpack.GROUP_MINIMA.get(fmt)}
     made = {
         name: register_jitable(_compile(_matvec_source(fmt, tokens), "rows", dict(scope)))

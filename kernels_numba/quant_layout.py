@@ -6,11 +6,11 @@ Standard library only: read at every start, also by `unpack.py` and `quant*.py` 
 GROUP = 128  # activations of matvec are packed by groups of so many
 GROUP_BYTES = 320
 PANEL_BLOCKS = 128  # blocks of 32 of a weight panel of matmul
-SCRATCH = PANEL_BLOCKS * (512 + 128 + 64) + 4096  # bytes per thread for matmul: panel, scales, minima, transposes
+SCRATCH = PANEL_BLOCKS * (512 + 128 + 128) + 5120  # bytes per thread for matmul: panel, scales, minima, transposes
 
 # format -> what is subtracted from its unsigned values; K-quants' and _1 formats' minima make that 0
 BIAS = {"q4_0": 8, "q4_1": 0, "q5_0": 16, "q5_1": 0, "q8_0": 128, "q4_k": 0, "q5_k": 0, "q6_k": 32}
-HALVES = frozenset(["q6_k"])  # formats with a scale for each half of a block of 32
+HALVES = {"q6_k": 1}  # formats with a scale for each half of 32; 2: and a minimum
 
 # formats that `encode.py` makes -> whether it has a quicker kernel for rows without importances
 ENCODED = dict.fromkeys(["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q8_k"], True)

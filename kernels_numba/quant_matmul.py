@@ -1,19 +1,20 @@
 """Matmul with GGML-quantised weights: 16 weight rows at a time become a panel of u8, multiplied with tiles of tokens.
 
 A panel holds, per block of 32 weights, 8 vectors (one per four weights) of 16 rows x 4 bytes, 512 bytes; and the f32
-scale of every row, 64 bytes (two such for formats whose half-blocks differ), and the minimum likewise. Panels live in
+scale of every row, 64 bytes (two such for formats whose half-blocks differ), and the minima likewise. Panels live in
 per-thread scratch, at most 128 blocks long; the packing is a few per cent of the work from 64 tokens on.
 
 Packed activations: tiles of `tokens` rows of x; per block of 32: [8][tokens] x 4 bytes, then per token an i32 start
-value (-bias * sum; two for formats with halves), the f32 scale d, and d * sum (absent with halves).
+value (-bias * sum; two for formats with halves), the f32 scale d, and d * sum (absent with halves, or, for formats with
+minima too, in the place of the start values).
 """
 
 from llvmlite import ir
 from numba import types
 from numba.extending import register_jitable
 
-from . import dot, simd, unpack
-from .quant_layout import PANEL_BLOCKS, block_bytes
+from . import simd
+from .quant_layout import GROUP, PANEL_BLOCKS, block_bytes
 from .simd import (
     F32x16,
     I32x16,
@@ -22,7 +23,7 @@ from .simd import (
     _make,
 )
 from .transpose import transpose16
-from .unpack import UNPACK
+from .unpack_all import SCOPE, UNPACK
 
 CHUNK_BYTES = 400 << 10  # packed activations that one pass over the weights uses: they stay in a 1 MB L2
 
@@ -45,6 +46,7 @@ def _transposed(vector, picks):
 
 words16 = _transposed(I32x16, range(16))
 blocks4 = _transposed(F32x16, (0, 4, 8, 12))
+halves8 = _transposed(F32x16, range(0, 16, 2))
 
 
 def _broadcast(vector, scalar):
@@ -67,7 +69,7 @@ word0, word1, word2, word3 = (_word(k) for k in range(4))
 
 
 def _scope(**more):
-    return {**vars(simd), **vars(unpack), **vars(dot), **globals(), **more}
+    return {**SCOPE, **globals(), **more}
 
 
 def _compile(source, name, scope):
@@ -114,7 +116,9 @@ def quantize_tiles(a, tid, nth):
 def _tiles(tokens, halves):
     n = 4 * tokens
     stores = [f"st_i32(e + {n * k}, word{k % 4}({'bu' if k < 4 else 'bv'}))" for k in range(8)]
-    if halves:
+    if halves == 2:
+        tail = f"st_f32(e + {8 * n}, d * su); st_f32(e + {9 * n}, d * sv); st_f32(e + {10 * n}, d)"
+    elif halves:
         tail = f"st_i32(e + {8 * n}, -bias * su); st_i32(e + {9 * n}, -bias * sv); st_f32(e + {10 * n}, d)"
     else:
         tail = f"st_i32(e + {8 * n}, -bias * (su + sv)); st_f32(e + {9 * n}, d); st_f32(e + {10 * n}, d * (su + sv))"
@@ -130,19 +134,22 @@ def _pack_rows(fmt, group):
     bytes.
     """
     row = UNPACK[fmt]
-    if row.elements == 32:
-        addresses = [f"(p + min({j}, real - 1) * {row.nbytes})" for j in range(4)]
-        lines = [line.format(**{f"b{j}": a for j, a in enumerate(addresses)}) for line in row.lines]
+    names = {"p": "p", "g": group, "g2": group + 2}
+    if row.elements < GROUP:
+        addresses = [f"(p + min({j}, real // {row.elements // 32} - 1) * {row.nbytes})" for j in range(4)]
+        names |= {f"b{j}": a for j, a in enumerate(addresses)}
+    lines = [line.format(**names) for line in row.once + row.lines]
+    if row.elements == 32 and row.f16:
         lines.append("d = scales4({}, {}, {}, {})".format(*addresses))
         if row.minimum:
             lines.append("m = scales4({} + 2, {} + 2, {} + 2, {} + 2)".format(*addresses))
-    else:
-        names = {"p": "p", "g": group, "g2": group + 2}
-        lines = [line.format(**names) for line in row.once + row.lines]
-    lines += ["st_i8x64(tmp + 64 * j, lo)", "st_i8x64(tmp + 1024 + 64 * j, hi)", "st_f32x16(tmp + 2048 + 64 * j, d)"]
-    if row.minimum or row.halves:
-        lines.append(f"st_f32x16(tmp + 3072 + 64 * j, {'m' if row.minimum else 'dh'})")
-    return lines
+    lines += ["st_i8x64(tmp + 64 * j, lo)", "st_i8x64(tmp + 1024 + 64 * j, hi)"]
+    return lines + [f"st_f32x16(tmp + {2048 + 1024 * i} + 64 * j, {name})" for i, name in enumerate(_per_row(row))]
+
+
+def _per_row(row):
+    """The f32 vectors beside lo and hi."""
+    return ["d"] + ["dh"] * row.halves + ["m"] * row.minimum
 
 
 def _pack_group(fmt, group):
@@ -150,39 +157,43 @@ def _pack_group(fmt, group):
     row = UNPACK[fmt]
     lines = ["for j in range(16):", "    p = src + min(j, rows - 1) * stride"]
     lines += ["    " + line for line in _pack_rows(fmt, group)]
-    lines += ["t = words16(tmp)", "u = words16(tmp + 1024)", "d4 = blocks4(tmp + 2048)"]
-    if row.minimum or row.halves:
-        lines.append("m4 = blocks4(tmp + 3072)")
+    lines += ["t = words16(tmp)", "u = words16(tmp + 1024)"]
+    both = row.halves and row.minimum
+    for i, name in enumerate(_per_row(row)):
+        lines.append(f"{name}4 = {'halves8' if both and name == 'm' else 'blocks4'}(tmp + {2048 + 1024 * i})")
     size = 128 if row.halves else 64
     for block in range(4):
         body = [f"st_i32x16(dp + {512 * block + 64 * q}, t[{4 * block + q}])" for q in range(4)]
         body += [f"st_i32x16(dp + {512 * block + 256 + 64 * q}, u[{4 * block + q}])" for q in range(4)]
         body.append(f"st_f32x16(ds + {size * block}, d4[{block}])")
         if row.halves:
-            body.append(f"st_f32x16(ds + {size * block + 64}, m4[{block}])")
-        if row.minimum:
+            body.append(f"st_f32x16(ds + {size * block + 64}, dh4[{block}])")
+        if both:
+            body += [f"st_f32x16(dn + {128 * block + 64 * h}, m4[{2 * block + h}])" for h in (0, 1)]
+        elif row.minimum:
             body.append(f"st_f32x16(dn + {64 * block}, m4[{block}])")
-        if row.elements == 32 and block:
+        if row.elements < GROUP and block:
             lines.append(f"if real > {block}:")
             body = ["    " + line for line in body]
         lines += body
-    lines += ["dp += 2048", f"ds += {4 * size}", "dn += 256"]
+    lines += ["dp += 2048", f"ds += {4 * size}", f"dn += {4 * size}"]
     return lines
 
 
 def _pack_panel(fmt):
-    """Function: blocks `first` to `first + count` of up to 16 rows at src into panel dp, scales ds, minima dn; tmp 4
+    """Function: blocks `first` to `first + count` of up to 16 rows at src into panel dp, scales ds, minima dn; tmp 5
     KiB.
     """
     row = UNPACK[fmt]
-    if row.elements == 32:
-        head = f"src += first * {row.nbytes}"
+    unit = row.elements // 32
+    head = f"src += first // {unit} * {row.nbytes}"
+    if row.elements < GROUP:
         loop = "while count > 0:"
-        body = ["real = min(count, 4)", *_pack_group(fmt, 0), f"src += {4 * row.nbytes}", "count -= 4"]
+        body = ["real = min(count, 4)", *_pack_group(fmt, 0), f"src += {4 // unit * row.nbytes}", "count -= 4"]
     else:
-        head = f"src += first // 8 * {row.nbytes}"
-        loop = "for i in range(count // 8):"
-        body = [*_pack_group(fmt, 0), *_pack_group(fmt, 1), f"src += {row.nbytes}"]
+        loop = f"for i in range(count // {unit}):"
+        body = [line for g in range(row.elements // GROUP) for line in _pack_group(fmt, g)]
+        body.append(f"src += {row.nbytes}")
     text = "\n        ".join(body)
     source = f"def pack(src, stride, rows, first, count, dp, ds, dn, tmp):\n    {head}\n    {loop}\n        {text}\n"
     return register_jitable(_compile(source, "pack", _scope()))
@@ -204,8 +215,9 @@ def _segment(row, tokens, first, last, start, scale):
     at = 10 if row.halves else 9
     out += [f"f{j} = fma(i2f(s{j}), d * broadcast_f32(y + {at * n + 4 * j}), f{j})" for j in range(tokens)]
     if row.minimum:
-        out.append("m = ld_f32x16(wm)")
-        out += [f"f{j} = fma(m, broadcast_f32(y + {10 * n + 4 * j}), f{j})" for j in range(tokens)]
+        out.append(f"m = ld_f32x16(wm + {scale})")
+        at = start if row.halves else 10
+        out += [f"f{j} = fma(m, broadcast_f32(y + {at * n + 4 * j}), f{j})" for j in range(tokens)]
     return out
 
 
@@ -218,7 +230,8 @@ def _tile(fmt, tokens):
     body = _segment(row, tokens, 0, 4 if row.halves else 8, 8, 0)
     if row.halves:
         body += _segment(row, tokens, 4, 8, 9, 64)
-    body.append(f"wp += 512; ws += {128 if row.halves else 64}; wm += 64; y += {block_bytes(tokens, row.halves)}")
+    size = 128 if row.halves else 64
+    body.append(f"wp += 512; ws += {size}; wm += {size}; y += {block_bytes(tokens, row.halves)}")
     lines += ["for i in range(nb):", *("    " + line for line in body)]
     lines += ["if add != 0:"]
     for j in range(tokens):
@@ -239,7 +252,7 @@ def matmul(a, tid, nth):
     dp = arg(a, 7) + arg(a, 8) * tid
     ds = dp + {panel} * 512
     dm = ds + {panel} * 128
-    tmp = dm + {panel} * 64
+    tmp = dm + {panel} * 128
     blocks = k // 32
     stride = k // {elements} * {nbytes}
     tile_bytes = blocks * {block}

@@ -1,10 +1,15 @@
 """GGML blocks as vectors of bytes: for each format, the lines of source that unpack a *group* of 128 weights of a row.
 
-A group is four blocks of 32 (or half a super-block of a K-quant). Unpacked it is two u8 vectors of 64: `lo`, the first
-16 weights of each of the four blocks, and `hi`, the other 16; f32 vectors of 16 with a block's value in four lanes
-each: `d` (scale), and where the format has them `m` (minimum, to be added) or `dh` (the scale of `hi`, when halves
-differ). A weight is d * (u - bias) + m. Activations are packed in the same order, so nothing else needs to know a
-format's layout.
+A group is four runs of 32 weights, whatever the format's blocks are: four blocks of 32, two of 64, half a super-block
+of 256. Unpacked it is two u8 vectors of 64: `lo`, the first 16 weights of each of the four runs, and `hi`, the other
+16; f32 vectors of 16 with a run's value in four lanes each: `d` (scale), and where the format has them `m` (minimum, to
+be added) and `dh` (the scale of `hi`, when halves differ; then `m` has the minimum of `lo` in the first two of the four
+lanes, that of `hi` in the others). A weight is d * (u - bias) + m. Activations are packed in the same order, so nothing
+else needs to know a format's layout.
+
+Lines may use {g}, the group in its super-block, {g2}, that plus 2, and the address {p} of the super-block; in formats
+with blocks of 32 or 64 {b0} to {b3} or {b1}, the blocks' addresses (past a row's end: again the last one's). They read
+nothing outside the blocks.
 
 Block layouts: ggml-common.h of llama.cpp.
 """
@@ -36,12 +41,13 @@ class Unpack(NamedTuple):
 
     elements: int
     nbytes: int
-    bias: int
+    bias: int  # 0 in a format with minima
     lines: tuple
     once: tuple = ()
     minimum: bool = False
     halves: bool = False
     small: bool = True  # unpacked values are at most 127
+    f16: bool = True  # blocks of 32 begin with d, and m, as f16: no line need make them
 
 
 def _pieces(b, addresses):

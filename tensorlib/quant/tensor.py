@@ -171,7 +171,7 @@ class QTensor:
         backend.launch(backend.kernel("quant", "matvec", self.format.name), args, 2 * rows * n * k, reads, (out,))
 
     def _matmul(self, plan, x, out, residual, rows, n, k):
-        tokens, halves = backend.backend().tokens, int(self.format.name in plan.HALVES)
+        tokens, halves = backend.backend().tokens, plan.HALVES.get(self.format.name, 0)
         bias = plan.BIAS[self.format.name]
 
         def pack():

@@ -1,0 +1,9 @@
+"""All formats that have products on native blocks: the rows of the `unpack` files, and the names their lines use."""
+
+from . import dot, simd, unpack
+
+ROOMS = (unpack,)
+UNPACK = {name: row for room in ROOMS for name, row in room.UNPACK.items()}
+SCOPE = {**vars(simd), **vars(dot)}
+for room in ROOMS:
+    SCOPE |= vars(room)
