@@ -57,14 +57,14 @@ def bounded():
     assert grown < BYTES, f"{grown / 1e6:.0f} MB"
 
 
-def rejected(open_file, path):
+def rejected(open_file, path, use=read_all):
     """Opens and uses a file, which must be one FormatError; returns its message."""
     before = opened(os.path.basename(path))
     with bounded(), pytest.raises(FormatError) as caught:
-        read_all(open_file(path))
+        use(open_file(path))
     error = caught.value
     text = str(error)
-    assert error.where and "got" in text and len(text) < 1000
+    assert error.file and error.where and error.got and error.expected and "got" in text and len(text) < 1000
     del caught, error
     gc.collect(1)  # what the exception held is young
     after = opened(os.path.basename(path))

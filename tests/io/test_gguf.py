@@ -1,12 +1,10 @@
 """The GGUF reader: against gguf-py, and against every kind of damage."""
 
-import contextlib
 import gc
 import itertools
 import os
 import struct
 import time
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from tensorlib.errors import FormatError
 from tensorlib.io import gguf, gguf_swap, gguf_values
 from tensorlib.quant.formats import FORMATS
 from tests.io import build
+from tests.io.hardened import rejected
 
 MALFORMED = build.malformed()
 
@@ -256,82 +255,10 @@ def test_accepted(write, name):
         file.tensor(tensor)
 
 
-def open_files():
-    maps = "/proc/self/maps"
-    with open(maps) as lines:
-        return len(os.listdir("/proc/self/fd")), sum("file.gguf" in line for line in lines)
-
-
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed(write, name):
     path = write(MALFORMED[name])
-    gc.collect()
-    before, start = open_files(), time.perf_counter()
-    tracemalloc.start()
-    try:
-        with pytest.raises(FormatError) as caught:
-            everything(gguf.open(path))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert time.perf_counter() - start < 1.0 and peak < 20e6  # the rule for every loader is 1 s and 200 MB
-    error = caught.value
-    assert error.file == path and error.where and "got" in str(error) and path in str(error) and len(str(error)) < 1000
-    del caught, error
-    gc.collect()
-    assert open_files() == before
-
-
-def test_cut_anywhere(write):
-    data = build.one(build.info("t", [4]), build.info("u", [32], 8, 32), data=bytes(66), pairs=[build.ARCH])
-    everything(gguf.open(write(data)))
-    for length in range(len(data)):
-        with pytest.raises(FormatError):
-            gguf.open(write(data[:length]))
-
-
-def test_any_bit_flipped(write):
-    data = bytearray(build.one(build.info("t", [4]), build.info("u", [32], 8, 32), data=bytes(66)))
-    path = write(data)
-    for bit in range(8 * (len(data) - 66)):
-        data[bit // 8] ^= 1 << bit % 8
-        with open(path, "wb") as file:
-            file.write(data)
-        with contextlib.suppress(FormatError):
-            everything(gguf.open(path))
-        data[bit // 8] ^= 1 << bit % 8
-
-
-@given(st.data())
-def test_any_damage(tmp_path_factory, data):
-    """Numbers replaced by special ones, pieces cut out, doubled or moved: a file is read or refused, nothing else."""
-    version, order, code = data.draw(st.sampled_from([(1, "<", "I"), (3, "<", "Q"), (3, ">", "Q")]))
-    with build.form(order, code):
-        raw = bytearray(build.sound(version))
-    for _ in range(data.draw(st.integers(1, 4))):
-        most = min(len(raw), data.draw(st.sampled_from([60, 1500, len(raw)])))  # the greater part is one long array
-        at = data.draw(st.integers(0, most - 1))
-        special = data.draw(st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**62, 2**63, build.MAX - 7, build.MAX]))
-        raw[at : at + 8] = data.draw(
-            st.sampled_from(
-                [
-                    struct.pack(order + "Q", special),
-                    struct.pack(order + "I", special % 2**32),
-                    raw[at : at + 8][::-1],
-                    raw[at : at + 24] * 2,
-                    b"",
-                ]
-            )
-        )
-        if not raw:
-            return
-    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
-    path.write_bytes(bytes(raw))
-    with contextlib.suppress(FormatError):
-        file = gguf.open(path)
-        everything(file)
-        for name in file.tensors:
-            file.tensor(name)
+    assert path in rejected(gguf.open, path)
 
 
 def test_what_is_no_file(tmp_path):
