@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 
 from tensorlib.errors import FormatError
 from tensorlib.io.source import Source
@@ -28,6 +29,18 @@ BY_MAGIC = {
     b"\x80": "pth",  # a pickle
 }
 ZIP = b"PK\3\4"
+LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+IN_FOLDER = (  # what a folder is opened by, the first that is there
+    ".safetensors.index.json",
+    ".safetensors",
+    ".gguf",
+    ".bin.index.json",
+    "pytorch_model.bin",
+    ".bin",
+    ".pth",
+    ".pt",
+    ".npz",
+)
 WRITTEN = {
     ".safetensors": "safetensors",
     ".npy": "npz",
@@ -40,7 +53,8 @@ WRITTEN = {
 
 def load(path) -> Source:
     """Opens a file of tensors, mapped: safetensors (also a sharded `.index.json`), GGUF, legacy GGML, .npy, .npz,
-    PyTorch's .pth, .pt, .bin, .ckpt. No tensor is read before it is asked for, and no code in a file is ever run.
+    PyTorch's .pth, .pt, .bin, .ckpt; or a folder, as the Hub has models: its index, or the one file of weights in it.
+    No tensor is read before it is asked for, and no code in a file is ever run.
 
     The result has `tensors` (name to shape, dtype, format), `metadata`, `tensor(name)`, `slice(name, ...)`, `close()`;
     `tensorlib.nn.load_state_dict` and `VarBuilder` take it. FormatError for what is not sound.
@@ -52,7 +66,26 @@ def load(path) -> Source:
     ...     file.tensors["w"].shape, file.tensor("w")
     ((4,), tensor([0, 1, 2, 3]))
     """
-    return importlib.import_module(f"tensorlib.io.{_reader(os.fspath(path))}").open(path)
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        path = os.path.join(path, _within(path))
+    return importlib.import_module(f"tensorlib.io.{_reader(path)}").open(path)
+
+
+def _within(folder):
+    """The name of the file that a folder is opened by. FormatError where there is none, or a choice."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise FormatError(folder, "path", error.strerror, "a folder that can be read") from None
+    for extension in IN_FOLDER:
+        found = [name for name in names if name.endswith(extension) and not LATER_PART.search(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            some = ", ".join(found[:10])
+            raise FormatError(folder, "path", f"{len(found)} files of weights: {some}", "one", "name one of them")
+    raise FormatError(folder, "path", "a folder without weights", "a file that ends in " + ", ".join(IN_FOLDER))
 
 
 def _reader(path):

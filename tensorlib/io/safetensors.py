@@ -46,7 +46,7 @@ BITS = {  # the file's names, and how many bits an element takes
 DTYPES = {name: d for name in BITS if (d := _dtype.DTYPES.get(name.lower().replace("_", "")))}
 NAMES = {d: name for name, d in DTYPES.items()}
 FIELDS = {"dtype", "shape", "data_offsets"}
-INDEX = ".index.json"
+INDEX, SHARDS = ".index.json", (".safetensors", ".bin")
 MAX_INDEX = 1 << 28
 
 
@@ -192,7 +192,7 @@ class ShardedFile(Source):
             raise self.error("weight_map", short(weights), "an object of tensor names to shards")
         try:
             for shard in sorted({self._checked(tensor, shard) for tensor, shard in weights.items()}):
-                self._shards[shard] = open(os.path.join(os.path.dirname(name), shard))
+                self._shards[shard] = _shard(os.path.join(os.path.dirname(name), shard))
             self.nbytes = sum(shard.nbytes for shard in self._shards.values())
             self._place = {tensor: self._shards[shard] for tensor, shard in weights.items()}
             self.tensors = {tensor: shard.info(tensor) for tensor, shard in self._place.items()}
@@ -205,10 +205,10 @@ class ShardedFile(Source):
             self.metadata = {**shard.metadata, **self.metadata}
 
     def _checked(self, tensor, shard):
-        plain = type(shard) is str and re.fullmatch(r"[^/\\:\0]{1,255}", shard) and shard.endswith(".safetensors")
+        plain = type(shard) is str and re.fullmatch(r"[^/\\:\0]{1,255}", shard) and shard.endswith(SHARDS)
         if not plain:
             got = f"shard {short(shard)}"
-            raise self.error(f"tensor {short(tensor)}", got, "the plain name of a .safetensors file beside the index")
+            raise self.error(f"tensor {short(tensor)}", got, "the plain name of a .safetensors or .bin file beside it")
         return shard
 
     def close(self):
@@ -230,6 +230,14 @@ class ShardedFile(Source):
     def stored(self, name=""):
         self.info(name)
         return self._place[name].stored(name)
+
+
+def _shard(path):
+    if path.endswith(".bin"):  # of PyTorch's, whose indices are the same
+        from tensorlib.io import pth
+
+        return pth.open(path)
+    return open(path)
 
 
 def _index(path, raw):
