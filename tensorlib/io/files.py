@@ -54,7 +54,8 @@ WRITTEN = {
 def load(path) -> Source:
     """Opens a file of tensors, mapped: safetensors (also a sharded `.index.json`), GGUF, legacy GGML, .npy, .npz,
     PyTorch's .pth, .pt, .bin, .ckpt; or a folder, as the Hub has models: its index, or the one file of weights in it.
-    No tensor is read before it is asked for, and no code in a file is ever run.
+    No tensor is read before it is asked for, and no code in a file is ever run. In a folder whose `config.json` says
+    that its safetensors are quantised by GPTQ, AWQ, bitsandbytes or HQQ, `x.weight` is a QTensor of the parts there.
 
     The result has `tensors` (name to shape, dtype, format), `metadata`, `tensor(name)`, `slice(name, ...)`, `close()`;
     `tensorlib.nn.load_state_dict` and `VarBuilder` take it. FormatError for what is not sound.
@@ -67,9 +68,20 @@ def load(path) -> Source:
     ((4,), tensor([0, 1, 2, 3]))
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
-        path = os.path.join(path, _within(path))
-    return importlib.import_module(f"tensorlib.io.{_reader(path)}").open(path)
+    folder = path if os.path.isdir(path) else None
+    if folder is not None:
+        path = os.path.join(folder, _within(folder))
+    reader = _reader(path)
+    file = importlib.import_module(f"tensorlib.io.{reader}").open(path)
+    if folder is None or reader != "safetensors":
+        return file
+    from tensorlib.io.checkpoint import logical
+
+    try:
+        return logical(file, folder)
+    except BaseException:
+        file.close()
+        raise
 
 
 def _within(folder):

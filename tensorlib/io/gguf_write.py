@@ -14,6 +14,7 @@ on the disk (`atomic.py`). What is written is what the `gguf` package's writer m
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from math import prod
@@ -115,6 +116,9 @@ def _plan(path, name, value) -> Raw:
             fix = "convert it with .to(dtype)"
             raise DTypeError(f"write {where}", got, f"a QTensor, or a Tensor of {_dtypes()}", fix)
         raw = Raw(format, tuple(value.shape), lambda: _memory(value))
+    if raw.format.ggml_id is None:
+        fix = "dequantize() it, or quantize it to one of GGML's formats"
+        raise DTypeError(f"write {where}", f"blocks of {raw.format}", "a format that GGUF has", fix)
     if len(raw.shape) > MAX_DIMS or any(type(size) is not int or not 0 <= size < 1 << 63 for size in raw.shape):
         raise FormatError(path, where, f"shape {raw.shape}", f"at most {MAX_DIMS} sizes")
     try:
@@ -201,12 +205,11 @@ def _overwrite(file, changes, remove, out):
                 file.path, key, f"{len(value)} bytes instead of {end - start}", "a value to write over", fix
             )
     try:
-        fd = os.open(file.path, os.O_RDWR)
+        with open(file.path, "r+b", buffering=0) as stream:
+            for key, value in changes.items():
+                stream.seek(spans[key][0])
+                if stream.write(value) != len(value):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(stream.fileno())
     except OSError as error:
         raise WriteError(file.path, error.strerror, "a file that can be written") from error
-    try:
-        for key, value in changes.items():
-            os.pwrite(fd, value, spans[key][0])
-        os.fsync(fd)
-    finally:
-        os.close(fd)
