@@ -123,7 +123,7 @@ class Tensor(Variable, Array):
         return bool((self == value).any())
 
     def __deepcopy__(self, memo):
-        return self.clone()
+        return self.detach().clone().requires_grad_(self.requires_grad)
 
     # ---- conversion ------------------------------------------------------------------------------------------------
 

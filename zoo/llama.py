@@ -56,9 +56,9 @@ class LlamaMLP(nn.Module):
     """silu(W_gate x) * W_up x (arXiv:2002.05202); W_down is applied by the layer."""
 
     def __init__(self, config):
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_TD):
         return nn.swiglu_linear(x_TD, self.gate_proj, self.up_proj)
@@ -102,7 +102,7 @@ class LlamaForCausalLM(nn.Module):
         self.config = config
         self.model = LlamaModel(config)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = nn.RotaryEmbedding(
             config.head_dim,
             config.max_position_embeddings,

@@ -1,34 +1,51 @@
 """Layers, attention with caches, weights by name: what models are written with.
 
+What generation needs is imported at once, every other layer when it is first used.
+
 >>> from tensorlib import nn
 >>> nn.Linear(576, 192)
-Linear(in_features=576, out_features=192, bias=False)
+Linear(in_features=576, out_features=192, bias=True)
 """
 
+import importlib
+
+from tensorlib.nn import init
 from tensorlib.nn.attention import KVCache, RotaryEmbedding, attention
+from tensorlib.nn.containers import ModuleDict, ModuleList, Sequential
 from tensorlib.nn.fused import add_norm, linears, swiglu_linear
-from tensorlib.nn.layers import Embedding, LayerNorm, Linear, RMSNorm, swiglu
-from tensorlib.nn.module import Module, ModuleList, Parameter
+from tensorlib.nn.layers import Embedding, Flatten, Identity, Linear, Unflatten, swiglu
+from tensorlib.nn.module import Buffer, Module, Parameter
+from tensorlib.nn.norm import LayerNorm, RMSNorm
 from tensorlib.nn.sampling import Sampler
 from tensorlib.nn.state_dict import load_state_dict
 from tensorlib.nn.var_builder import VarBuilder
 
 __all__ = [
-    "Embedding",
-    "KVCache",
-    "LayerNorm",
-    "Linear",
-    "Module",
-    "ModuleList",
-    "Parameter",
-    "RMSNorm",
-    "RotaryEmbedding",
-    "Sampler",
-    "VarBuilder",
-    "add_norm",
-    "attention",
-    "linears",
-    "load_state_dict",
-    "swiglu",
-    "swiglu_linear",
-]
+    "Buffer", "Embedding", "Flatten", "Identity", "KVCache", "LayerNorm", "Linear", "Module", "ModuleDict",
+    "ModuleList", "Parameter", "RMSNorm", "RotaryEmbedding", "Sampler", "Sequential", "Unflatten", "VarBuilder",
+    "add_norm", "attention", "init", "linears", "load_state_dict", "swiglu", "swiglu_linear",
+]  # fmt: skip
+
+# file -> the layers in it, found when first used
+LATER = {}
+_FILES = {name: file for file, names in LATER.items() for name in names.split()}
+
+
+def __getattr__(name):
+    if name in _FILES:
+        found = getattr(importlib.import_module(f"tensorlib.nn.{_FILES[name]}"), name)
+    elif name == "functional":
+        return importlib.import_module("tensorlib.nn.functional")
+    elif name[:1].isupper():
+        found = getattr(importlib.import_module("tensorlib.nn.functions"), name, None)
+    else:
+        found = None
+    if found is None:
+        raise AttributeError(f"module 'tensorlib.nn' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__():
+    functions = importlib.import_module("tensorlib.nn.functions")
+    return sorted({*globals(), *_FILES, *functions.ROWS})

@@ -4,7 +4,8 @@ Those are for quantised weights on a GPU and activations of up to 8 rows, as a d
 each function is the composition that its first line says.
 """
 
-from tensorlib.nn.layers import Linear, RMSNorm, swiglu
+from tensorlib.nn.layers import Linear, swiglu
+from tensorlib.nn.norm import RMSNorm
 from tensorlib.ops import decode
 from tensorlib.quant import fused
 
@@ -15,7 +16,7 @@ def linears(x, *layers):
     Quantised weights on a GPU: one launch per three of one format. Results differ by no bit.
 
     >>> import tensorlib
-    >>> q, k = Linear(4, 6), Linear(4, 2)
+    >>> q, k = Linear(4, 6, bias=False), Linear(4, 2, bias=False)
     >>> q.weight, k.weight = tensorlib.ones(6, 4), tensorlib.ones(2, 4)
     >>> [y.shape for y in linears(tensorlib.ones(1, 4), q, k)]
     [(1, 6), (1, 2)]
@@ -23,7 +24,7 @@ def linears(x, *layers):
     if not all(type(layer) is Linear for layer in layers) or not fused.fits(x, *(layer.weight for layer in layers)):
         return tuple(layer(x) for layer in layers)
     found = fused.linears(x, [layer.weight for layer in layers])
-    return tuple(y + layer.bias if hasattr(layer, "bias") else y for y, layer in zip(found, layers))
+    return tuple(y if layer.bias is None else y + layer.bias for y, layer in zip(found, layers))
 
 
 def swiglu_linear(x, gate, up):
@@ -32,7 +33,7 @@ def swiglu_linear(x, gate, up):
     Quantised weights of one format on a GPU: one launch, if 32 divides N.
 
     >>> import tensorlib
-    >>> gate, up = Linear(4, 6), Linear(4, 6)
+    >>> gate, up = Linear(4, 6, bias=False), Linear(4, 6, bias=False)
     >>> gate.weight, up.weight = tensorlib.zeros(6, 4), tensorlib.ones(6, 4)
     >>> swiglu_linear(tensorlib.ones(1, 4), gate, up).tolist()
     [[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
@@ -51,7 +52,7 @@ def add_norm(x, linear, input, norm):
     A quantised weight on a GPU and an `RMSNorm`: one launch, if 32 divides N.
 
     >>> import tensorlib
-    >>> linear, norm = Linear(4, 2), RMSNorm(2, eps=0.0)
+    >>> linear, norm = Linear(4, 2, bias=False), RMSNorm(2, eps=0.0)
     >>> linear.weight, norm.weight = tensorlib.ones(2, 4), tensorlib.ones(2)
     >>> y, normed = add_norm(tensorlib.ones(1, 2), linear, tensorlib.ones(1, 4), norm)
     >>> y.tolist(), normed.tolist()
@@ -64,7 +65,7 @@ def add_norm(x, linear, input, norm):
 
 
 def _bare(layer):
-    return type(layer) is Linear and not hasattr(layer, "bias")
+    return type(layer) is Linear and layer.bias is None
 
 
 def _norms(norm, x, input, n):

@@ -1,5 +1,6 @@
-"""Linear, Embedding, norms: torch.nn's names and arguments. A weight may be a Tensor or a QTensor."""
+"""Linear, Embedding and what moves dims: torch.nn's names and arguments. A weight may be a Tensor or a QTensor."""
 
+from tensorlib.nn import init
 from tensorlib.nn.module import Module, Parameter
 from tensorlib.ops import fused, linalg
 from tensorlib.quant.tensor import QTensor
@@ -8,67 +9,102 @@ swiglu = fused.swiglu
 
 
 class Linear(Module):
-    """x [..., in] times weight [out, in] transposed, plus bias [out]: [..., out]. ShapeError where sizes differ."""
+    """x [..., in] times weight [out, in] transposed, plus bias [out]: [..., out]. ShapeError where sizes differ.
 
-    def __init__(self, in_features, out_features, bias=False):
-        self.weight = Parameter(out_features, in_features)
-        if bias:
-            self.bias = Parameter(out_features)
+    Both begin uniform within 1 / sqrt(in), as in PyTorch.
+
+    >>> import tensorlib
+    >>> Linear(4, 2)(tensorlib.zeros(3, 4)).shape
+    (3, 2)
+    """
+
+    def __init__(self, in_features, out_features, bias=True, dtype="f32"):
+        self.in_features, self.out_features = in_features, out_features
+        within = init.fan_uniform(in_features)
+        self.weight = Parameter(out_features, in_features, init=within, dtype=dtype)
+        self.bias = Parameter(out_features, init=within, dtype=dtype) if bias else None
 
     def forward(self, x):
-        bias = getattr(self, "bias", None)
-        if isinstance(self.weight, QTensor):
-            out = self.weight.linear(x)
+        weight, bias = self.weight, self.bias
+        if isinstance(weight, QTensor):
+            out = weight.linear(x)
             return out if bias is None else out + bias
-        return linalg.linear(x, self.weight, bias)
+        return linalg.linear(x, weight, bias)
 
     def extra_repr(self):
-        out_features, in_features = self.weight.shape
-        return f"in_features={in_features}, out_features={out_features}, bias={hasattr(self, 'bias')}"
+        bias = vars(self).get("bias", True) is not None
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}"
 
 
 class Embedding(Module):
-    """Rows of weight [V, D] by ids (i64, any shape): ids.shape + (D,), f32. `as_linear` projects onto the same rows."""
+    """Rows of weight [V, D] by ids (i64, any shape): ids.shape + (D,), f32. `as_linear` projects onto the same rows.
 
-    def __init__(self, num_embeddings, embedding_dim):
-        self.weight = Parameter(num_embeddings, embedding_dim)
+    The weight begins normal; the row `padding_idx` as 0, and no gradient reaches it.
+
+    >>> import tensorlib
+    >>> Embedding(10, 4, padding_idx=0)(tensorlib.tensor([[0, 0]])).tolist()
+    [[[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
+    """
+
+    def __init__(self, num_embeddings, embedding_dim, padding_idx=None, dtype="f32"):
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx = padding_idx
+        self.weight = Parameter(num_embeddings, embedding_dim, init=self._begin, dtype=dtype)
+
+    def _begin(self, weight, generator=None):
+        init.normal_(weight, generator=generator)
+        if self.padding_idx is not None:
+            weight[self.padding_idx] = 0.0
 
     def forward(self, ids):
         if isinstance(self.weight, QTensor):
             return self.weight.embedding(ids)
-        return fused.embedding(ids, self.weight)
+        out = fused.embedding(ids, self.weight)
+        if self.padding_idx is None or not out.requires_grad:
+            return out
+        padding = (ids == self.padding_idx % self.num_embeddings).unsqueeze(-1)
+        return out.where(~padding, out.detach())
 
     def as_linear(self, x):
         """x [..., D] times the table transposed: [..., V] (a tied output layer)."""
         return self.weight.linear(x) if isinstance(self.weight, QTensor) else linalg.linear(x, self.weight)
 
     def extra_repr(self):
-        return "{}, {}".format(*self.weight.shape)
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"
 
 
-class RMSNorm(Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last dim (arXiv:1910.07467)."""
+class Identity(Module):
+    """x itself."""
 
-    def __init__(self, dim, eps=1e-6):
-        self.weight, self.eps = Parameter(dim), eps
-
-    def forward(self, x):
-        return fused.rms_norm(x, self.weight, self.eps)
-
-    def extra_repr(self):
-        return f"{self.weight.shape[0]}, eps={self.eps:g}"
-
-
-class LayerNorm(Module):
-    """(x - mean) / sqrt(var + eps) * weight + bias over the last dim (arXiv:1607.06450)."""
-
-    def __init__(self, dim, eps=1e-5, bias=True):
-        self.weight, self.eps = Parameter(dim), eps
-        if bias:
-            self.bias = Parameter(dim)
+    def __init__(self, *args, **kwargs):
+        pass
 
     def forward(self, x):
-        return fused.layer_norm(x, self.weight, getattr(self, "bias", None), self.eps)
+        return x
+
+
+class Flatten(Module):
+    """Dims start_dim to end_dim of x as one: a view where memory allows."""
+
+    def __init__(self, start_dim=1, end_dim=-1):
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, x):
+        return x.flatten(self.start_dim, self.end_dim)
 
     def extra_repr(self):
-        return f"{self.weight.shape[0]}, eps={self.eps:g}"
+        return f"start_dim={self.start_dim}, end_dim={self.end_dim}"
+
+
+class Unflatten(Module):
+    """Dim `dim` of x as several of sizes `unflattened_size`."""
+
+    def __init__(self, dim, unflattened_size):
+        self.dim, self.unflattened_size = dim, tuple(unflattened_size)
+
+    def forward(self, x):
+        return x.unflatten(self.dim, self.unflattened_size)
+
+    def extra_repr(self):
+        return f"dim={self.dim}, unflattened_size={self.unflattened_size}"

@@ -28,10 +28,6 @@ class Sampler(Module):
         )
         self._scratch = empty((SCRATCH_PER_TOKEN * vocab_size + SCRATCH,), dtype="u8", device=device)
 
-    def named_parameters(self):
-        """Nothing: these are no weights."""
-        return iter(())
-
     def reset(self, history=(), temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, seed=None):
         """`history`: ids that the repetition penalty counts; `seed` None takes one from the system.
 

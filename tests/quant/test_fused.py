@@ -12,7 +12,7 @@ from tests.sim.quant_cases import weight
 
 
 def layer(kind, n, k, seed=0):
-    made = nn.Linear(k, n)
+    made = nn.Linear(k, n, bias=False)
     rng = np.random.default_rng(seed)
     dense = tensorlib.from_numpy(rng.standard_normal((n, k)).astype(np.float32))
     made.weight = dense if kind == "f32" else weight(kind, n, k, seed)
