@@ -71,3 +71,14 @@ class FormatError(TensorlibError, ValueError):
         super().__init__(f"{file}: {where}", got, expected, fix)
         self.file, self.where = file, where
         self.args = (file, where, got, expected, fix)
+
+
+class WeightsError(FormatError):
+    """Weights that are not those of a module: `missing` and `unexpected` names, and `mismatched`: tuples of a name, its
+    shape, and the module's. All of them are here, also where the message cuts them.
+    """
+
+    def __init__(self, file, where, got, expected, fix="", missing=(), unexpected=(), mismatched=()):
+        super().__init__(file, where, got, expected, fix)
+        self.missing, self.unexpected, self.mismatched = list(missing), list(unexpected), list(mismatched)
+        self.args = (file, where, got, expected, fix, self.missing, self.unexpected, self.mismatched)

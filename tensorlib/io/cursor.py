@@ -1,21 +1,36 @@
 """A place in a mapped file and readers that check the bounds before they move it; tensors over the mapping.
 
 A mapping is private, and files must not be written to while they are open: a file that has another size than when it
-was opened is one FormatError at the next access; one that is cut short between that check and the read of a page ends
-the process with SIGBUS, which Python cannot catch. Replace files (write a new one and rename it), as the writers here
-do: what is open then stays whole.
+was opened, or was modified since, is one FormatError when the next tensor is taken. What remains: a file that is cut
+short after a tensor over it was taken ends the process with SIGBUS when a lost page is read, which Python cannot catch;
+and what was written in place shows in pages that were not read before. Replace files (write a new one and rename it),
+as the writers here do: what is open then stays whole.
 """
 
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 
 from tensorlib.errors import FormatError
 
 
-def check_size(name: str, data: mmap.mmap):
-    """FormatError if the mapping is closed, or its file has another size than when it was mapped. Takes 1 us."""
+class FileMap(mmap.mmap):
+    """A mapping that knows which file it is of: `stamp` is that file's device, inode and time of modification."""
+
+    stamp = None
+
+    @staticmethod
+    def stamp_of(status: os.stat_result):
+        return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def check_unchanged(name: str, data: FileMap):
+    """FormatError if the mapping is closed, or its file is not as it was when it was mapped. Takes 3 us.
+
+    A file that was replaced or removed is no error: the mapping has the old one.
+    """
     try:
         size = data.size()
     except ValueError:
@@ -23,6 +38,13 @@ def check_size(name: str, data: mmap.mmap):
     if size != len(data):
         fix = "open it again, and replace files by renaming new ones over them"
         raise FormatError(name, "size", f"{size} bytes now", f"{len(data)} bytes as when it was opened", fix)
+    try:
+        now = FileMap.stamp_of(os.stat(name))
+    except OSError:
+        return
+    if data.stamp is not None and now[:2] == data.stamp[:2] and now != data.stamp:
+        got, fix = "a file that was changed since it was opened", "open it again; replace files by renaming new ones"
+        raise FormatError(name, "path", got, "the file that was opened", fix)
 
 
 def over(buffer, offset: int, shape, format, nbytes: int):

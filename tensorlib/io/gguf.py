@@ -18,7 +18,7 @@ from __future__ import annotations
 import mmap
 
 from tensorlib import dtype
-from tensorlib.io.cursor import check_size, over
+from tensorlib.io.cursor import check_unchanged, over
 from tensorlib.io.gguf_values import GGUFCursor, Metadata, Typed
 from tensorlib.io.source import Source, map_private, opened
 from tensorlib.quant.formats import BY_ID
@@ -97,7 +97,7 @@ class Mapped(Source):
         stop = info.nbytes if stop is None else stop
         if not 0 <= start <= stop <= info.nbytes:
             raise self.error(name, f"bytes {start} to {stop}", f"a part of its {info.nbytes} bytes")
-        check_size(self.path, self._data)
+        check_unchanged(self.path, self._data)
         return memoryview(self._data)[info.offset + start : info.offset + stop].toreadonly()
 
     def tensor(self, name: str):
@@ -130,7 +130,7 @@ class Mapped(Source):
         return self.rows(name, start, max(start, stop))
 
     def _tensor(self, info, start, stop, shape):
-        check_size(self.path, self._data)
+        check_unchanged(self.path, self._data)
         if self.order == "<":
             return over(self.buffer, info.offset + start, shape, info.format, stop - start)
         from tensorlib.device import Buffer

@@ -15,7 +15,7 @@ from functools import cache
 from typing import NamedTuple
 
 from tensorlib.errors import DTypeError
-from tensorlib.io.cursor import Cursor, check_size
+from tensorlib.io.cursor import Cursor, check_unchanged
 
 MAX_NAME = 65535  # the specification's limit for keys; tensor names are held to it too
 LONG_ARRAY = 1024  # longer arrays are decoded anew each time they are asked for, so that they cost no memory in between
@@ -229,7 +229,7 @@ class Metadata(Mapping):
         return decoded
 
     def _checked(self):
-        check_size(self._cursor.path, self._cursor.data)
+        check_unchanged(self._cursor.path, self._cursor.data)
         return self._cursor
 
     def __contains__(self, key):  # Mapping's own would decode

@@ -189,8 +189,9 @@ class NpzFile(Source):
 
     def _bytes_of(self, info):
         """What `info.offset` counts in: the mapping, or what a deflated member gives."""
+        mapped = self.buffer  # which was not cut short since
         if info.member.method != DEFLATED:
-            return self.buffer
+            return mapped
         from tensorlib.device import Buffer
 
         return Buffer.of(bytearray(self._archive.read(info.member)))

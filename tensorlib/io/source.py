@@ -16,7 +16,7 @@ import stat
 import sys
 
 from tensorlib.errors import FormatError
-from tensorlib.io.cursor import check_size
+from tensorlib.io.cursor import FileMap, check_unchanged
 
 LIMIT = 1 << 63  # sizes, offsets and products are held below it
 SHORT = 80  # characters of a file's text that a message repeats
@@ -31,7 +31,7 @@ def short(value) -> str:
     return f"a {type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else f"a {type(value).__name__}"
 
 
-def map_private(path, least: int, what: str) -> tuple[str, mmap.mmap]:
+def map_private(path, least: int, what: str) -> tuple[str, FileMap]:
     """A file's name and its bytes, mapped privately: in-place operations change this process's copy, never the file.
 
     FormatError for what is no readable plain file of at least `least` bytes; `what` names the format in it.
@@ -46,14 +46,17 @@ def map_private(path, least: int, what: str) -> tuple[str, mmap.mmap]:
     except ValueError:
         raise FormatError(short(name), "path", "a NUL in it", "a path", "check the path") from None
     try:
-        size = os.fstat(fd).st_size
+        status = os.fstat(fd)
+        size = status.st_size
         if size < max(least, 1):
             raise FormatError(name, "offset 0", f"a file of {size} bytes", f"{what}, at least {max(least, 1)} bytes")
         if not sys.platform.startswith("linux"):
-            return name, mmap.mmap(fd, size, access=mmap.ACCESS_COPY)
-        no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python has the name since 3.12; lets huge files be mapped
-        flags = mmap.MAP_PRIVATE | no_reserve
-        return name, mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            mapped = FileMap(fd, size, access=mmap.ACCESS_COPY)
+        else:
+            no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # the name is there since Python 3.12; for huge files
+            mapped = FileMap(fd, size, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        mapped.stamp = FileMap.stamp_of(status)
+        return name, mapped
     except OSError as error:
         raise FormatError(name, "path", error.strerror, "a file that can be mapped") from None
     finally:
@@ -137,10 +140,10 @@ class Source:
 
     @property
     def buffer(self):
-        """The whole file as a Buffer on the CPU. FormatError if it was cut short since it was opened."""
+        """The whole file as a Buffer on the CPU. FormatError if that was changed since it was opened."""
         from tensorlib.device import Buffer
 
-        check_size(self.path, self._data)  # a page beyond the end of the file would kill the process
+        check_unchanged(self.path, self._data)  # a page beyond the end of the file would kill the process
         if self._buffer is None:
             self._buffer = Buffer.of(self._data)
         return self._buffer

@@ -410,27 +410,6 @@ def test_load_tells_formats_by_their_first_bytes(tmp_path):
         tensorlib.load(tmp_path / "missing.bin")
 
 
-def test_load_state_dict(tmp_path):
-    tensorlib.save(
-        tmp_path / "x.safetensors", {"m.weight": tensorlib.ones(2, 3, dtype="f16"), "other": tensorlib.ones(1)}
-    )
-    file, linear = tensorlib.load(tmp_path / "x.safetensors"), nn.Linear(3, 2, bias=False)
-    assert nn.load_state_dict(linear, file, prefix="m.", dtype="f32") == ([], [])
-    assert linear.weight.dtype.name == "f32" and linear.weight.tolist() == [[1] * 3] * 2
-    names = [f"b{i}" for i in range(50)]
-    tensors = {"weight": tensorlib.ones(3, 3), **{name: tensorlib.ones(1) for name in names}}
-    module = nn.ModuleList([nn.Linear(3, 2, bias=False) for _ in range(20)])
-    with pytest.raises(FormatError) as caught:
-        nn.load_state_dict(module, {**tensors, "7.weight": tensorlib.ones(2, 2)})
-    text = str(caught.value)
-    assert all(name in text for name in [*names, "0.weight", "19.weight"]) and "7.weight (2, 2) for (2, 3)" in text
-    assert nn.load_state_dict(linear, {**tensors, "weight": linear.weight}, strict=False) == (
-        [],
-        names,
-    )
-    assert nn.load_state_dict(linear, {"W": linear.weight}, rename=lambda path: path[0].upper()) == ([], [])
-
-
 def test_pth_is_what_the_module_says():
     assert pth.MAGIC == torch.serialization.MAGIC_NUMBER and pth.PROTOCOL == torch.serialization.PROTOCOL_VERSION
     assert set(ours.BITS) >= set(safetensors.torch._TYPES)

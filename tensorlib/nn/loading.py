@@ -1,0 +1,226 @@
+"""What `VarBuilder` and `load_state_dict` share: names, shards, dtype and device, and all that does not fit at once."""
+
+import re
+
+from tensorlib import dtype
+from tensorlib.autograd import no_grad
+from tensorlib.device import Array, Buffer
+from tensorlib.errors import DeviceError, ShapeError, WeightsError
+from tensorlib.layout import contiguous
+from tensorlib.tensor import Tensor, as_tensor
+
+
+def same(path):
+    """The path itself."""
+    return path
+
+
+def renamer(rename):
+    """A function from paths to the names of a source (None: it has none).
+
+    `rename`: such a function; a mapping of whole paths, in which what is missing keeps its name; or pairs of a regular
+    expression and what is put in its place, each applied to what the one before gave.
+
+    >>> renamer([(r"^model\\.layers\\.(\\d+)\\.", r"blk.\\1."), ("self_attn.q_proj", "attn_q")])(
+    ...     "model.layers.3.self_attn.q_proj.weight"
+    ... )
+    'blk.3.attn_q.weight'
+    """
+    if rename is None:
+        return same
+    if callable(rename):
+        return rename
+    if hasattr(rename, "keys"):
+        return lambda path: rename.get(path, path)
+    table = [(re.compile(pattern), text) for pattern, text in rename]
+
+    def through(path):
+        for pattern, text in table:
+            path = pattern.sub(text, path)
+        return path
+
+    return through
+
+
+class Weights:
+    """A source of tensors as loading needs it: a reader of tensorlib.io, or a mapping of names to Tensors (also NumPy
+    arrays). `dtype`: that of floats once they are loaded; integers keep theirs, and so do blocks (QTensors) unless
+    `dequantize`. `device`: where they go (None: where what they replace is, else the CPU).
+    """
+
+    def __init__(self, source, dtype=None, device=None, dequantize=False):
+        self.source, self.dtype, self.device, self.dequantize = source, dtype, device, dequantize
+        self.tensors = getattr(source, "tensors", source)
+        self.file = getattr(source, "path", "state dict")
+        self._read = getattr(source, "tensor", None) or source.__getitem__
+
+    def shape(self, name):
+        found = self.tensors[name]
+        return tuple(getattr(found, "shape", found))
+
+    def stored(self, name, shard=None):
+        """The tensor as the source has it, or a shard of it: no other byte of a mapped file is read."""
+        x = self._read(name) if shard is None else self._shard(name, *shard)
+        if hasattr(x, "dequantize"):
+            return x
+        return x.detach() if isinstance(x, Array) else as_tensor(x)
+
+    def converted(self, x, device):
+        if hasattr(x, "dequantize"):
+            if self.dequantize:
+                x = x.dequantize("f32" if self.dtype is None else self.dtype)
+        elif self.dtype is not None and x.dtype.kind == "f":
+            x = x.to(self.dtype)
+        return x.to(device)
+
+    def get(self, name, shard=None):
+        """The tensor of that name, or its shard (dim, rank, world), of the wanted dtype on the wanted device."""
+        with no_grad():
+            return self.converted(self.stored(name, shard), self.device or "cpu")
+
+    def _shard(self, name, dim, rank, world):
+        shape, where = self.shape(name), f"shard of {name!r}"
+        if not -len(shape) <= dim < len(shape) or not 0 <= rank < world:
+            raise ShapeError(where, f"dim {dim}, rank {rank} of {world}", f"a dim of {shape}, a rank below the world's")
+        dim, rows = dim % len(shape), getattr(self.source, "rows", None)
+        if shape[dim] % world:
+            raise ShapeError(where, f"{world} shards of dim {dim} of {shape}", "equal ones", "choose another dim")
+        size = shape[dim] // world
+        start = rank * size
+        if rows is None:
+            x = self._read(name)
+            return narrow(x if isinstance(x, Array) or hasattr(x, "dequantize") else as_tensor(x), dim, start, size)
+        if dim == 0:
+            x = rows(name, start, start + size)
+            return x if hasattr(x, "dequantize") else x.contiguous()
+        return narrow(rows(name, 0, shape[0]), dim, start, size)  # a view still; nothing checks all of its bytes
+
+
+def narrow(x, dim, start, size):
+    """`size` elements from `start` on along a dim, contiguous: a copy of just those, or a view where they lie together.
+
+    Of a QTensor whole blocks. ShapeError.
+    """
+    if not hasattr(x, "dequantize"):
+        return x.detach().narrow(dim, start, size).contiguous()
+    if x.planes is not None:
+        raise DeviceError("shard", f"blocks on {x.device}", "blocks on the CPU", "take the shard before moving it")
+    shape, blocks = list(x.shape), x.format
+    shape[dim] = size
+    if dim == x.ndim - 1:
+        if start % blocks.elements or size % blocks.elements:
+            got, fix = f"shards of {size} along the last dim of {x.shape}", "use fewer shards, or another dim"
+            raise ShapeError("shard", got, f"whole blocks of {blocks.elements} ({blocks.name})", fix)
+        start, size = (n // blocks.elements * blocks.nbytes for n in (start, size))
+    layout = contiguous((*x.shape[:-1], blocks.row_bytes(x.shape[-1])))
+    raw = Tensor(Buffer(x.ptr, x.nbytes, x.buffer), layout, dtype.u8).narrow(dim, start, size).contiguous()
+    return type(x)(raw.buffer, raw.ptr - raw.buffer.ptr, shape, blocks)
+
+
+# ---- a whole module --------------------------------------------------------------------------------------------------
+
+
+def load(module, weights, name_of, below, errors):
+    """Gives the weights and persistent buffers of `module` their tensors; the names that are missing and unexpected.
+
+    `name_of` maps paths to names of the source (None: it has none), `below` says which of its names are the module's,
+    `errors` what of "missing" and "unexpected" is one. WeightsError, before anything is loaded; also for other shapes.
+    """
+    found, groups, mismatched = {}, {}, []
+    for path, owner, attribute, declared in module.named_weights():
+        if not declared.persistent:
+            continue
+        name, shape = name_of(path), tuple(declared.shape)
+        # a value that stands at several paths needs to be in the source once
+        groups.setdefault(id(vars(owner).get(attribute, declared)), []).append((path, name, declared.optional))
+        found[path] = owner, attribute, name
+        if name in weights.tensors and weights.shape(name) != shape:
+            mismatched.append((name, weights.shape(name), shape))
+    missing, used = [], {name for *_, name in found.values()}
+    for group in groups.values():
+        there = [name for _, name, _ in group if name in weights.tensors]
+        for path, name, optional in group:
+            if name in weights.tensors:
+                continue
+            owner, attribute, _ = found.pop(path)
+            if there:
+                found[path] = owner, attribute, there[0]
+            elif not optional:
+                missing.append(path if name is None else name)
+    unexpected = [name for name in weights.tensors if below(name) and name not in used]
+    lists = {"missing": missing, "unexpected": unexpected, "mismatched": mismatched}
+    if mismatched or any(lists[kind] for kind in errors):
+        raise _error(weights.file, type(module).__name__, lists)
+    _assign(found, weights)
+    return missing, unexpected
+
+
+def _assign(found, weights):
+    """Tensors to their places. What shares memory in the source does so in the module; trained weights are written to
+    where they are, since optimisers hold them.
+    """
+    made = {}
+    with no_grad():
+        for owner, attribute, name in found.values():
+            now = vars(owner).get(attribute)
+            now = now if isinstance(now, Array) else None
+            device = weights.device or (now.device if now is not None else "cpu")
+            x = weights.stored(name)
+            key = x.ptr, x.shape, getattr(x, "strides", None), str(getattr(x, "format", None) or x.dtype), str(device)
+            if key not in made:
+                made[key] = x, weights.converted(x, device)  # x is kept, so that nothing else gets its address
+            value = made[key][1]
+            if now is None or not now.requires_grad or not isinstance(value, Array):
+                setattr(owner, attribute, value)
+            elif weights.dtype is None and weights.device is None:
+                now.copy_(value)
+            else:
+                setattr(owner, attribute, value.clone().requires_grad_())
+
+
+MOST = 200  # entries of each list that a message repeats
+
+
+def _error(file, module, lists):
+    shapes = [f"{name} {got} for {expected}" for name, got, expected in lists["mismatched"]]
+    texts = {"missing": folded(lists["missing"]), "of another shape": shapes, "unexpected": folded(lists["unexpected"])}
+    parts = []
+    for what, names in texts.items():
+        more = f" and {len(names) - MOST} more (the error's attributes list all)" if len(names) > MOST else ""
+        if names:
+            parts.append(f"{what}: {', '.join(names[:MOST])}{more}")
+    fix = "give `rename` or `prefix` if names differ"
+    return WeightsError(file, "weights", "; ".join(parts), f"the weights of {module}", fix, **lists)
+
+
+def folded(names):
+    """Names in which one number counts up, as one: layers of a model have the same weights.
+
+    >>> folded([f"layers.{i}.weight" for i in (0, 1, 2, 4)] + ["norm.weight"])
+    ['layers.{0-2,4}.weight', 'norm.weight']
+    """
+    groups = {}
+    for name in names:
+        parts = re.split(r"(?<![^.])(\d{1,6})(?![^.])", str(name))  # whole components alone
+        groups.setdefault(tuple(parts[::2]), []).append((tuple(map(int, parts[1::2])), str(name)))
+    found = []
+    for texts, members in groups.items():
+        counts = [sorted(set(numbers)) for numbers in zip(*(numbers for numbers, _ in members))]
+        vary = [i for i, each in enumerate(counts) if len(each) > 1]
+        if len(vary) != 1 or len(counts[vary[0]]) != len(members) or len(members) < 3:
+            found += [name for _, name in members]
+            continue
+        shown = [str(numbers) for numbers in members[0][0]]
+        shown[vary[0]] = "{" + _ranges(counts[vary[0]]) + "}"
+        found.append("".join(text + number for text, number in zip(texts, [*shown, ""])))
+    return found
+
+
+def _ranges(numbers):
+    runs = []
+    for n in numbers:
+        if runs and runs[-1][1] == n - 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
