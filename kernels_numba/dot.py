@@ -1,9 +1,12 @@
-"""Dot products of bytes, the one thing for which LLVM needs to be told the instruction: a lowering per level.
+"""Dot products and look-ups of bytes, for which LLVM needs to be told the instruction: a lowering per level.
 
 `dot4(acc, u, s)`: every i32 lane of acc gains the four products of its four unsigned bytes u and signed bytes s,
 exactly. `dot4_small` is the same for u <= 127, which lets AVX2 use vpmaddubsw without saturation (2 * 127 * 127 <
 2**15). x86: VPDPBUSD, or VPMADDUBSW/VPMADDWD. NEON: SDOT (u <= 127), USDOT through a correction. Portable: plain LLVM
 integers.
+
+`look_up(table)` makes an intrinsic f(indices): entries of a table of 16 bytes. x86: PSHUFB (every level has it); NEON:
+TBL.
 """
 
 import llvmlite.binding as llvm
@@ -86,3 +89,24 @@ def _broadcast4(b, t, address):
 
 
 broadcast4 = _make("broadcast4", lambda a: I8x64, _broadcast4, 1)
+
+
+# instruction and its width in bytes
+LOOK_UP = {
+    "avx512vnni": ("llvm.x86.avx512.pshuf.b.512", 64),
+    "avx2": ("llvm.x86.avx2.pshuf.b", 32),
+    "neon": ("llvm.aarch64.neon.tbl1.v16i8", 16),
+    "portable": ("llvm.x86.ssse3.pshuf.b.128", 16),
+}
+
+
+def look_up(table):
+    """Intrinsic f(i8 vector): for each byte, below 16, that entry of `table`."""
+
+    def lower(b, t, x):
+        name, width = LOOK_UP[levels.TARGET]
+        vector = ir.VectorType(_I8, width)
+        entries = _const(vector, list(table) * (width // 16))
+        return _join_halves(b, [_call(b, name, vector, [entries, part]) for part in _parts(b, x, width)])
+
+    return _make("look_up", lambda x: x, lower, 1)

@@ -6,12 +6,13 @@ maps them. Integer dot products are exact; scales are applied in f32, so the onl
 
 Packed activations of matvec, per group of 128 of a row, 320 bytes: lo i8x64, hi i8x64, d f32x16, -8 * sum i32x16,
 d * sum f32x16 (`unpack.py` says what lo and hi are; a lane's d is that of its run of 32; of a run's four sums two are
-those of eight weights of lo each, two of hi). A row is padded with zero groups. Packed activations of matmul are described in `quant_matmul.py`.
+those of eight weights of lo each, two of hi). A row is padded with zero groups. Packed activations of matmul are
+described in `quant_matmul.py`.
 """
 
 from numba.extending import register_jitable
 
-from . import quant_matmul, unpack
+from . import quant_matmul
 from .dot import dot4_small
 from .quant_layout import GROUP, GROUP_BYTES
 from .simd import (
@@ -39,6 +40,7 @@ from .simd import (
     zero_f32x16,
     zero_i32x16,
 )
+from .unpack import scales_of_group
 from .unpack_all import SCOPE, UNPACK
 
 ones_u8 = constant("i8", 64, 1)
@@ -163,8 +165,10 @@ def _matvec_source(fmt, tokens):
         loop += ["tail = blocks % 4", "if tail > 0:", *("    " + line for line in _step(fmt, tokens, tail=True))]
     end = []
     total = "hsum(acc{t})"
-    if _low(row):
-        total = "hsum(acc{t} + low{t})" if row.minimum else f"hsum(fma(low{{t}}, splat_f32x16(-{row.bias}.0), acc{{t}}))"
+    if row.minimum:
+        total = "hsum(acc{t} + low{t})"
+    elif _low(row):
+        total = f"hsum(fma(low{{t}}, splat_f32x16(-{row.bias}.0), acc{{t}}))"
     for t in many:
         end += [f"if {t} < live:", f"    s = {total.format(t=t)}", "    if residual != 0:"]
         end += [f"        s += ld_f32(residual + 4 * (n * {t} + r))", f"    st_f32(out + 4 * (n * {t} + r), s)"]
@@ -213,7 +217,7 @@ def _matvec(fmt):
     if row is None:
         return None
     scope = {**SCOPE, **globals()}
-    scope |= {"group_scales": unpack.GROUP_SCALES.get(fmt), "group_minima": unpack.GROUP_MINIMA.get(fmt)}
+    scope |= {name: scales_of_group(row.nbytes, at) for name, at in (("group_scales", 0), ("group_minima", 2))}
     made = {
         name: register_jitable(_compile(_matvec_source(fmt, tokens), "rows", dict(scope)))
         for name, tokens in (("one_token", 1), ("many_tokens", TOKENS))

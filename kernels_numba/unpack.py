@@ -255,7 +255,3 @@ UNPACK = {
         halves=True,
     ),
 }
-
-
-GROUP_SCALES = {name: scales_of_group(row.nbytes, 0) for name, row in UNPACK.items() if row.elements == 32}
-GROUP_MINIMA = {name: scales_of_group(UNPACK[name].nbytes, 2) for name in ("q4_1", "q5_1")}
