@@ -1,7 +1,9 @@
-"""The command line: `tensorlib generate | chat | info | verify | split | merge | kernels`.
+"""The command line: `tensorlib generate | chat | kernels`, and on files of weights `info | verify | convert | quantize
+| dequantize | diff | split | merge`.
 
-What a model says goes to standard output, everything else to standard error. Exit status: 0; 2 for an error that is
-told in one line; 130 after Ctrl-C. `commands.py` and `tools.py` are what the commands do.
+What a model says goes to standard output, everything else to standard error. Exit status: 0; 1 where `diff` finds a
+difference; 2 for an error that is told in one line; 130 after Ctrl-C. `commands.py` and `tools.py` are what the
+commands do.
 """
 
 import argparse
@@ -23,8 +25,8 @@ def main(argv=None) -> int:
         status = arguments.run(arguments)
         _flush()
         return status or 0
-    except KeyboardInterrupt:
-        return _interrupted()
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
     except BrokenPipeError:
         return _reader_left()
     except Exception as error:
@@ -42,14 +44,16 @@ def _fail(error) -> int:
     return 2
 
 
-def _interrupted() -> int:
-    """After Ctrl-C: the line ended and colours reset, so that the shell's prompt stands on a line of its own."""
+def _interrupted(error) -> int:
+    """After Ctrl-C, or a signal whose number is in the error: the line ended and colours reset, so that the shell's
+    prompt stands on a line of its own.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an impatient second one would print a traceback from the exit
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and stream.isatty():
             print("\x1b[0m", file=stream, flush=True)
             break
-    return 130
+    return 128 + int(error.args[0] if error.args else signal.SIGINT)
 
 
 def _reader_left() -> int:

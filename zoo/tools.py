@@ -1,18 +1,17 @@
-"""The commands on files of weights: `tensorlib info | verify | split | merge`.
+"""The commands on files of weights: `tensorlib info | verify | split | merge`; the others are in files of their own.
 
 `info` and `verify` take every format that is read here; `split` and `merge` take GGUF. What is written gets its name
 when it is whole. Progress goes to standard error, if that is a terminal.
 """
 
-import argparse
-import contextlib
 import os
 import sys
 from math import prod
 
+from zoo import convert, diff, quantize
 from zoo.commands import shown
-
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+from zoo.convert import size
+from zoo.stream import opened, progress, unless_interrupted
 
 
 def add_commands(commands):
@@ -31,8 +30,8 @@ def add_commands(commands):
     split = commands.add_parser("split", help=about, description=about.capitalize() + ".")
     split.add_argument("file", help="a GGUF file")
     split.add_argument("-o", "--output", metavar="PREFIX", help="PREFIX-00001-of-00003.gguf (the file's own name)")
-    split.add_argument("--max-size", type=_size, metavar="N[K|M|G]", help="most bytes of tensors in a part")
-    split.add_argument("--max-tensors", type=_size, metavar="N", help="most tensors in a part")
+    split.add_argument("--max-size", type=size, metavar="N[K|M|G]", help="most bytes of tensors in a part")
+    split.add_argument("--max-tensors", type=size, metavar="N", help="most tensors in a part")
     split.set_defaults(run=run_split)
 
     about = "write the parts of a GGUF model as one file"
@@ -42,32 +41,8 @@ def add_commands(commands):
     merge.set_defaults(run=run_merge)
     for each in (split, merge):
         each.add_argument("--force", action="store_true", help="replace files that are there")
-
-
-def _size(text):
-    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in UNITS else (text, "")
-    value = int(float(number) * UNITS[unit])
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
-
-
-def opened(ref):
-    """(kind, reader) of the file that `ref` names. FormatError."""
-    from tensorlib.io import files, hub
-
-    file = files.load(hub.resolve(ref))
-    return type(file).__module__.rpartition(".")[2].partition("_")[0], file
-
-
-@contextlib.contextmanager
-def progress(total, what):
-    """A function that counts bytes, shown as a bar on a terminal."""
-    from tqdm import tqdm
-
-    off = sys.stderr is None or not sys.stderr.isatty()
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=off, leave=False) as bar:
-        yield bar.update
+    for module in (convert, quantize, diff):
+        module.add_commands(commands)
 
 
 # ---- info ------------------------------------------------------------------------------------------------------------
@@ -75,6 +50,8 @@ def progress(total, what):
 
 def run_info(arguments):
     """Print a file's metadata, its formats and its tensors."""
+    if arguments.file.endswith(".dat"):
+        return _info_of_imatrix(arguments.file)
     kind, file = opened(arguments.file)
     tensors = file.tensors.values()
     version = f" version {file.version}" if hasattr(file, "version") else ""
@@ -98,6 +75,23 @@ def run_info(arguments):
         shape = "x".join(map(str, info.shape)) or "scalar"
         place = "" if info.offset is None else info.offset
         print(f"{shown(info.name):44} {shown(str(info.format)):8} {shape:>20} {info.nbytes:12} {place:12}")
+
+
+def _info_of_imatrix(path):
+    """Print an importance matrix: the inputs of every weight, how often it was used, and how much they differ."""
+    from tensorlib.io import imatrix
+
+    found = imatrix.read(path)
+    texts = ", ".join(found.datasets) or "unknown texts"
+    print(
+        f"{shown(path)}: importance matrix of {len(found.importance)} weights, {found.chunks} chunks of {shown(texts)}"
+    )
+    print(f"\n{'weight':44} {'inputs':>12} {'used':>10} {'mean':>10} {'largest':>10} {'zeros':>8}")
+    for name, x in found.importance.items():
+        inputs, used = "x".join(map(str, x.shape)), sum(found.counts[name])
+        numbers = f"{x.mean().item():10.4g} {x.max().item():10.4g} {int((x == 0).sum().item()):8}"
+        print(f"{shown(name):44} {inputs:>12} {used:10.0f} {numbers}")
+    return 0
 
 
 def _value(metadata, key):
@@ -152,7 +146,7 @@ def run_split(arguments):
     path = hub.resolve(arguments.file)
     prefix = arguments.output or os.path.basename(path).removesuffix(".gguf")
     limits = arguments.max_size, arguments.max_tensors
-    with progress(os.path.getsize(path), "split") as count:
+    with unless_interrupted(prefix), progress(os.path.getsize(path), "split") as count:
         names = gguf.split(path, prefix, *limits, count, replace=arguments.force)
     for name in names:
         print(name)
@@ -165,6 +159,6 @@ def run_merge(arguments):
     path = hub.resolve(arguments.file)
     with gguf.open(path) as file:
         total = sum(info.nbytes for info in file.tensors.values())
-    with progress(total, "merge") as count:
+    with unless_interrupted(arguments.output), progress(total, "merge") as count:
         gguf.merge(path, arguments.output, count, replace=arguments.force)
     print(arguments.output)
