@@ -77,3 +77,12 @@ def malformed():
         "twice": file(tensors=[t, t]),
         "zeros at the end": file(tensors=[t]) + bytes(64),
     }
+
+
+TWO = [tensor("t", [4]), tensor("u", [8], 1)]
+
+
+def ends(data):
+    """Lengths to which a file of TWO may be cut: nothing says how many tensors there are, so it may end after any."""
+    kind = next(kind for kind in KINDS if file(kind, TWO) == data)
+    return {len(file(kind, TWO[:count])) for count in range(2)}

@@ -257,3 +257,61 @@ MALFORMED_LEGACY = {
     ),
     "view no tuple": legacy(state(tensor(legacy_storage(text("view"))))),
 }  # fmt: skip
+
+# ---- code, as it got past scanners and past torch.load ---------------------------------------------------------------
+
+# What a pickle may name to run code: by CVE-2025-1716, -10157 and the lists of picklescan and fickling; the last is a
+# module that the test puts on the path.
+REFERENCES = """
+    os.system posix.system nt.system subprocess.Popen builtins.exec builtins.eval builtins.__import__ builtins.getattr
+    builtins.compile builtins.open builtins.breakpoint __builtin__.eval importlib.import_module pip.main
+    pip._internal.cli.main.main runpy.run_path runpy._run_code timeit.timeit cProfile.run pdb.run bdb.Bdb.run
+    code.InteractiveInterpreter.runcode idlelib.pyshell.ModifiedInterpreter.runcode functools.partial functools.reduce
+    operator.attrgetter operator.methodcaller types.FunctionType types.CodeType marshal.loads pickle.loads _pickle.loads
+    shelve.open shutil.rmtree socket.create_connection asyncio.unix_events._UnixSubprocessTransport._start
+    webbrowser.open pydoc.pipepager pydoc.locate ensurepip._run_pip doctest.debug_script trace.Trace.run ctypes.CDLL
+    sys.settrace copyreg._reconstructor copyreg.__newobj__ numpy.load numpy.testing._private.utils.runstring
+    numpy.core.multiarray._reconstruct torch.load torch.hub.load torch.jit.load torch.ops.load_library
+    torch.serialization.os.system torch._utils.os.system torch._inductor.codecache.compile_file
+    torch.utils._config_module.load_config torch.utils.collect_env.run torch.fx.graph_module.reduce_graph_module
+    torch.storage._load_from_bytes torch.distributed.rpc.internal._run_function collections.OrderedDict.__init__
+    _codecs.encode.__self__ marker_module.run
+""".split()
+
+
+def named(reference, stacked=False):
+    """The opcode that puts what `reference` names on the stack: GLOBAL, or STACK_GLOBAL with the name dotted."""
+    if stacked:
+        module, _, attribute = reference.partition(".")
+        return text(module) + text(attribute) + b"\x93"
+    module, _, attribute = reference.rpartition(".")
+    return name(module, attribute)
+
+
+def flagged(flags):
+    """An archive whose directory and headers have other flags: readers that stop at them saw nothing to scan."""
+    data = archive(b"\x80\x02" + SYSTEM + STOP)
+    return data.replace(b"PK\1\2\x14\x03\x14\0\0\0", b"PK\1\2\x14\x03\x14\0" + struct.pack("<H", flags))
+
+
+BYPASSES = {
+    "CVE-2025-1716: pip.main": state(named("pip.main") + text("install") + b"\x85R"),
+    "CVE-2025-10157: a module inside a forbidden one": state(
+        named("asyncio.unix_events._UnixSubprocessTransport._start") + b")R"
+    ),
+    "a dotted name": state(named("torch.serialization.os.system", True) + text(f"touch {MARKER}") + b"\x85R"),
+    "a module of its own": state(named("marker_module.run") + b")R"),
+    "a name out of the memo": state(
+        text("os") + b"q\0" + text("system") + b"q\1" + b"h\0h\1\x93" + text(f"touch {MARKER}") + b"\x85R"
+    ),
+    "a class by NEWOBJ": state(named("subprocess.Popen") + text(f"touch {MARKER}") + b"\x85\x81"),
+    "code inside a persistent id": state(SYSTEM + b"Q"),
+}
+CODE = archive(b"\x80\x02" + SYSTEM + STOP)
+BYPASS_ZIPS = {
+    "CVE-2025-1944: another name in the header": CODE.replace(b"a/data.pkl", b"a/data.txt", 1),
+    "CVE-2025-1945: flag bits": flagged(1),
+    "CVE-2025-10156: a wrong CRC": CODE.replace(SYSTEM, SYSTEM[:-2] + b"0R", 1),
+    "CVE-2025-10155: a bare pickle of code": b"\x80\x02" + SYSTEM + STOP,
+    "no zip after all": b"\x80\x02" + SYSTEM + STOP + archive(),
+}

@@ -57,8 +57,7 @@ HUNGRY = {  # what took 300 MB and more, or went on without end
     "a loop in itself": "{% for x in [[1]] recursive %}{{ loop([x]) }}{% endfor %}",
 }
 
-REJECTED = [
-    *NUMBERED.values(),
+OTHERS = [
     "{{ '{0.__class__}'.format(messages) }}",
     "{{ messages | attr('__class__') }}",
     "{{ messages | map(attribute='__class__') | list }}",
@@ -110,5 +109,5 @@ REJECTED = [
     "{% for a in messages %}" * 60 + "{% endfor %}" * 60,
     "x" * 200_000,
     "{{" + "1," * 30_000 + "}}",
-    *HUNGRY.values(),
 ]
+REJECTED = [*NUMBERED.values(), *HUNGRY.values(), *OTHERS]

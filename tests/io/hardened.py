@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tensorlib.errors import FormatError
 
 SECONDS, BYTES = 1.0, 200_000_000
+MOST = 1000
 
 
 def made(case):
@@ -20,9 +22,9 @@ def made(case):
 
 
 def read_all(file):
-    """Uses everything in an open file: the bytes of each tensor, and where it can be computed with its elements."""
+    """Uses all of an open file (of very many tensors the first): their bytes, and where they have a dtype, elements."""
     found = {}
-    for name, info in file.tensors.items():
+    for name, info in itertools.islice(file.tensors.items(), MOST):
         raw = file.raw(name).numpy().tobytes()
         found[name] = raw if info.dtype is None else file.tensor(name).numpy().tobytes()
     return found, dict(file.metadata)

@@ -8,14 +8,10 @@ import pytest
 from tensorlib.io import pth
 from tests.io.build_pth import (
     DATA,
-    MALFORMED_LEGACY,
-    MALFORMED_PICKLES,
-    MALFORMED_ZIPS,
     MARKER,
     SOUND,
     VALUES,
     archive,
-    legacy,
     state,
 )
 from tests.io.hardened import bounded, made, read_all, rejected
@@ -41,23 +37,6 @@ def test_sound(write, name):
     path = write(made(SOUND[name]))
     with bounded(), pth.open(path) as file:
         np.testing.assert_array_equal(file.tensor("w").numpy(), VALUES)
-
-
-@pytest.mark.parametrize("name", MALFORMED_PICKLES)
-def test_malformed_pickle(write, name):
-    data = made(MALFORMED_PICKLES[name])
-    rejected(pth.open, write(archive(data)))
-    rejected(pth.open, write(legacy(data)))
-
-
-@pytest.mark.parametrize("name", MALFORMED_ZIPS)
-def test_malformed_zip(write, name):
-    rejected(pth.open, write(made(MALFORMED_ZIPS[name])))
-
-
-@pytest.mark.parametrize("name", MALFORMED_LEGACY)
-def test_malformed_legacy(write, name):
-    rejected(pth.open, write(MALFORMED_LEGACY[name]))
 
 
 def test_a_pickle_too_large(write, monkeypatch):
