@@ -4,7 +4,8 @@
 `blocksize` of them. JSON in `x.weight.quant_state.bitsandbytes__nf4` gives shape and sizes. With double quantisation
 `absmax` is bytes: an absmax is nested_quant_map[byte] * nested_absmax[i // nested_blocksize] + nested_offset, in f32
 and in this order, as bitsandbytes computes it. A weight is the code's entry of the table times the absmax in f32:
-bit for bit what bitsandbytes dequantises to float32. (To a model's own f16 or bf16 it rounds that once.)
+bit for bit what bitsandbytes dequantises to float32, but where its CPU kernel (0.50) is wrong: for blocks that run over
+the end of a row. (To a model's own f16 or bf16 it rounds once.)
 
 8 bits: `x.weight` int8 [N, K] and `x.SCB`, the largest absolute value of every row, f32 [N]; plain row order alone.
 """

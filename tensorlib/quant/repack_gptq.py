@@ -3,9 +3,9 @@
 GPTQ: `qweight` [K * bits / 32, N] packs 32 weights of a column into `bits` words, as one string of bits, lowest first;
 `qzeros` [groups, N * bits / 32] packs zeros along its rows alike; `scales` [groups, N]; `g_idx` [K], if there, is the
 group of each column of the weight (with desc_act in any order). Bits 2, 3, 4, 8. In version 1 ("gptq") a zero is stored
-minus 1, modulo 2 ** bits, as AutoGPTQ's and GPTQModel's own code reads it. (Some fused kernels do not reduce a stored
-2 ** bits - 1 plus 1 to 0.) In "gptq_v2" it is stored as it is. A g_idx of zeros alone, in a checkpoint of several
-groups, means none, as in ExLlama.
+minus 1, modulo 2 ** bits, as GPTQModel reads it. (Most kernels add the 1 without the modulo; they differ for stored
+zeros of 2 ** bits - 1, which symmetric models have not.) In "gptq_v2" it is stored as it is. A g_idx of zeros alone, in
+a checkpoint of several groups, means none, as in ExLlama.
 
 With desc_act the columns are stored sorted by group, their order beside them (`permuted.py`), so that a block has one
 scale.

@@ -1,4 +1,4 @@
-"""Quantised checkpoints of small linears, packed word by word as their libraries' documentation says, and their weights.
+"""Quantised checkpoints of small linears, packed word by word as their libraries document it, and their weights.
 
 Each builder returns (config, parts, weight): parts maps names to (safetensors dtype, array), the weight is f32 [N, K].
 """
@@ -100,7 +100,7 @@ def awq(rng, n, k, group=32, version="gemm", name="q"):
         parts = {"qweight": ("I32", packed(q)), "qzeros": ("I32", packed(z)), "scales": ("F16", held.T)}
     else:
         multiple = {32: 4, 64: 2}.get(group, 1)
-        width = -(-(-(-groups // 8)) // multiple) * multiple
+        width = (groups + 8 * multiple - 1) // (8 * multiple) * multiple
         zeros, scales = np.zeros((n, 8 * width), np.uint64), np.zeros((n, 8 * width), np.float16)
         zeros[:, :groups], scales[:, :groups] = z, held
         parts = {"qweight": ("I32", words(q.T, 4).T), "qzeros": ("I32", words(zeros.T, 4).T), "scales": ("F16", scales)}

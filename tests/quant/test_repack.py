@@ -1,17 +1,25 @@
 """Quantised checkpoints loaded as QTensors: weights bit for bit, products, and every part that does not fit."""
 
+import base64
+import hashlib
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tensorlib
-from tensorlib.errors import DTypeError, FormatError, GradError, ShapeError
+from tensorlib.errors import DTypeError, GradError, ShapeError
 from tensorlib.nn import Linear, VarBuilder
 from tensorlib.quant.permuted import PermutedQTensor
-from tensorlib.quant.repack import is_f16
+from tensorlib.quant.repack import NUMPY, is_f16
 from tensorlib.quant.tensor import QTensor
 from tests.quant import checkpoints
+
+# Parts that the libraries' own code made (`made_by` names it), and the SHA-256 of the f32 weights that it made of them.
+GOLDEN = json.loads((Path(__file__).parent / "golden_checkpoints.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +99,77 @@ def test_hqq(load, data):
     zeros = built[1].get("q.zero", built[1].get("q.zero_scale"))[1]
     wide = kind == "BF16" and not is_f16((zeros.astype(np.uint32) << 16).view(np.float32))
     check(load, built, f"a{bits}_32" + "w" * wide)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_equal_to_the_libraries(load, name):
+    case = GOLDEN[name]
+    parts = {}
+    for part, held in case["parts"].items():
+        data = np.frombuffer(base64.b64decode(held["base64"]), np.uint8)
+        parts[part] = held["dtype"], data.view(NUMPY[held["dtype"]]).reshape(held["shape"])
+    with load((case["config"], parts)) as file:
+        weight = file.tensor("q.weight").dequantize(cls=tensorlib.Tensor).numpy()
+    assert list(weight.shape) == case["shape"] and hashlib.sha256(weight.tobytes()).hexdigest() == case["sha256"]
+
+
+def test_var_builder_and_linear(load):
+    """`x.weight` of a checkpoint with desc_act is all that a Linear needs; its columns lie in another order."""
+    config, parts, weight = checkpoints.gptq(np.random.default_rng(3), 48, 128, order=True)
+    parts["q.bias"] = "F32", np.arange(48, dtype=np.float32)
+    parts["norm.weight"] = "F32", np.ones(4, np.float32)
+    with load((config, parts)) as file:
+        assert sorted(file.tensors) == ["norm.weight", "q.bias", "q.weight"] and file.tensor("norm.weight").shape == (
+            4,
+        )
+        linear = VarBuilder(file).pp("q").load(Linear(128, 48))
+    assert isinstance(linear.weight, PermutedQTensor)
+    x = np.random.default_rng(4).standard_normal((2, 3, 128)).astype(np.float32)
+    got = linear(tensorlib.tensor(x)).numpy()
+    # activations are off by half a step of 1 / 127 of the largest of 32; sums of f32 by far less
+    bound = np.abs(x).max() / 254 * np.abs(weight).sum(1) * 1.001
+    assert (np.abs(got - (x @ weight.T + parts["q.bias"][1])) <= bound).all()
+
+
+@pytest.fixture(scope="module")
+def permuted(load):
+    """(a PermutedQTensor, its weights)."""
+    config, parts, weight = checkpoints.gptq(np.random.default_rng(5), 16, 96, order=True)
+    with load((config, parts)) as file:
+        return file.tensor("q.weight"), weight
+
+
+def test_rows_embedding_and_product_of_permuted_columns(permuted):
+    w, weight = permuted
+    rows = w.embedding(tensorlib.tensor([3, 0, 16]))
+    np.testing.assert_array_equal(rows.numpy()[:2], weight[[3, 0]])
+    assert np.isnan(rows.numpy()[2]).all() and w.to("cpu") is w
+    np.testing.assert_array_equal(w.rows(2, 5).dequantize(cls=tensorlib.Tensor).numpy(), weight[2:7])
+    x = tensorlib.randn(3, 96).requires_grad_()
+    w.linear(x).backward(tensorlib.ones(3, 16))
+    np.testing.assert_allclose(x.grad.numpy(), np.tile(weight.sum(0), (3, 1)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(GradError):
+        w.requires_grad_()
+    with pytest.raises(ShapeError, match=r"x \(3, 95\)"):
+        w.linear(tensorlib.randn(3, 95))
+
+
+def test_shards(permuted, load):
+    config, parts, weight = checkpoints.gptq(np.random.default_rng(6), 16, 128)
+    with load((config, parts)) as file:
+        found = VarBuilder(file).get("q.weight", shard=(1, 1, 2))
+        np.testing.assert_array_equal(found.dequantize(cls=tensorlib.Tensor).numpy(), weight[:, 64:])
+        found = VarBuilder(file, dtype="f16", dequantize=True).get("q.weight", shard=(0, 3, 4))
+        np.testing.assert_array_equal(found.numpy(), weight[12:].astype(np.float16))
+    config, parts, weight = checkpoints.gptq(np.random.default_rng(6), 16, 128, order=True)
+    with load((config, parts)) as file:
+        found = VarBuilder(file).get("q.weight", shard=(0, 1, 2))
+        np.testing.assert_array_equal(found.dequantize(cls=tensorlib.Tensor).numpy(), weight[8:])
+        with pytest.raises(ShapeError, match="in another order"):
+            VarBuilder(file).get("q.weight", shard=(1, 1, 2))
+
+
+def test_gguf_refuses_private_rows(permuted, tmp_path):
+    with pytest.raises(DTypeError, match="blocks of a4_32"):
+        tensorlib.save(tmp_path / "x.gguf", {"w": permuted[0]})
+    assert not (tmp_path / "x.gguf").exists()
