@@ -2,10 +2,11 @@
 
 from collections import namedtuple
 
+from tensorlib.device import CPU
 from tensorlib.errors import DTypeError, ShapeError
-from tensorlib.ops import create, elementwise, linalg, movement, reduce
+from tensorlib.ops import create, dense, elementwise, linalg, movement, reduce
 from tensorlib.ops import lapack_rows as rows
-from tensorlib.ops._numpy import array, back, call, check, matrices, tolerance
+from tensorlib.ops._numpy import array, back, call, check, check_dtype, matrices, tolerance
 from tensorlib.ops.decompositions import svdvals
 from tensorlib.ops.systems import inv
 from tensorlib.registry import FLOAT_ONLY, INDEX, define
@@ -18,6 +19,9 @@ def matrix_rank(A, *, atol=None, rtol=None, hermitian=False):
     """How many singular values of A (..., m, n) are above max(atol, rtol * the largest): (...) i64. atol is 0 unless
     given; rtol is max(m, n) times the dtype's epsilon, or 0 if atol > 0 is given. ShapeError, DTypeError, LinAlgError.
     """
+    check("matrix_rank", A, square=hermitian)
+    if A.device is not CPU:
+        return dense.matrix_rank(A, atol, rtol, hermitian)
     import numpy as np
 
     (a,) = matrices("matrix_rank", A, square=hermitian)
@@ -28,6 +32,9 @@ def matrix_rank(A, *, atol=None, rtol=None, hermitian=False):
 @define("linalg", FLOAT_ONLY, **rows.DET)
 def det(A):
     """The determinant of A (..., n, n): (...). ShapeError, DTypeError."""
+    check("det", A, square=True)
+    if A.device is not CPU:
+        return dense.det(A)
     import numpy as np
 
     (a,) = matrices("det", A, square=True)
@@ -42,6 +49,9 @@ def slogdet(A):
     >>> slogdet(tensorlib.eye(300) * -0.5)
     Slogdet(sign=tensor(1.), logabsdet=tensor(-207.9442))
     """
+    check("slogdet", A, square=True)
+    if A.device is not CPU:
+        return Slogdet(*dense.slogdet(A))
     import numpy as np
 
     (a,) = matrices("slogdet", A, square=True)
@@ -82,17 +92,20 @@ def vector_norm(x, ord=2, dim=None, keepdim=False):
     """(sum |x|**ord)**(1 / ord) over `dim` (None: all elements); inf and -inf are the largest and smallest |x|, 0
     counts what is not 0. ShapeError, DTypeError.
     """
-    import numpy as np
-
-    a = array("vector_norm", x)
+    check_dtype("vector_norm", x)
     dims = None if dim is None else tuple(dim) if isinstance(dim, (tuple, list)) else (dim,)
     if dims is not None and not all(-x.ndim <= d < x.ndim for d in dims):
         raise ShapeError("vector_norm", f"dim {dim} for {x.ndim} dims", "dims of the tensor", "use a smaller dim")
-    try:
-        with np.errstate(all="ignore"):
-            found = np.linalg.vector_norm(a, ord=ord, axis=dims, keepdims=keepdim)
-    except ValueError as e:
-        raise ShapeError("vector_norm", f"shape {x.shape} over {dim}, ord {ord}", "elements", "check the sizes") from e
+    sizes = x.shape if dims is None else [x.shape[d] for d in dims]
+    if 0 in sizes and abs(ord) == float("inf"):
+        raise ShapeError("vector_norm", f"shape {x.shape} over {dim}, ord {ord}", "elements", "check the sizes")
+    if x.device is not CPU:
+        return dense.vector_norm(x, ord, dims, keepdim)
+    import numpy as np
+
+    a = array("vector_norm", x)
+    with np.errstate(all="ignore"):
+        found = np.linalg.vector_norm(a, ord=ord, axis=dims, keepdims=keepdim)
     return back(x, np.asarray(found, a.dtype))
 
 

@@ -6,14 +6,15 @@ from tensorlib.layout import Layout
 from tensorlib.ops.precision import get_float32_matmul_precision
 
 
-def launch(out, a, b, bias=None, accumulate=False, act="none", residual=None):
+def launch(out, a, b, bias=None, accumulate=False, act="none", residual=None, precision=None):
     """out = act(a @ b + bias) + residual on a GPU: (..., M, N), (..., M, K), (..., K, N) of equal batch dims.
 
-    `accumulate` adds to what `out` holds. See kernels_triton/matmul.py for the words.
+    `accumulate` adds to what `out` holds; `precision` overrides the one that is set for f32. See
+    kernels_triton/matmul.py for the words.
     """
-    residual = out if accumulate else residual
+    residual, precision = out if accumulate else residual, precision or get_float32_matmul_precision()
     names = [x.dtype.name if x is not None else "none" for x in (a, b, out, bias, residual)]
-    kernel = backend.kernel("matmul", "product", *names, act, get_float32_matmul_precision(), device=out.device.type)
+    kernel = backend.kernel("matmul", "product", *names, act, precision, device=out.device.type)
     (m, n), k, given = out.shape[-2:], a.shape[-1], [x for x in (out, a, b, residual) if x is not None]
     words = [x.ptr if x is not None else 0 for x in (a, b, out, bias, residual)]
     words += [m, n, k, *a.strides[-2:], *b.strides[-2:], *out.strides[-2:], bias.strides[0] if bias is not None else 0]

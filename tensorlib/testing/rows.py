@@ -19,7 +19,7 @@ from tensorlib.errors import DTypeError, GradError, NoKernel
 from tensorlib.layout import Layout
 from tensorlib.registry import FUNCTIONS, OPS
 from tensorlib.tensor import from_numpy
-from tensorlib.testing import compare, domains, domains_derived, domains_losses, gradients, noise, references
+from tensorlib.testing import compare, domains, domains_derived, domains_losses, gradients, noise, references, signs
 
 ELEMENTWISE = ("unary", "binary", "ternary")
 # dtypes beyond f32 and f64 are seen on a few rows of each kind: a kernel of each is what costs, 0.2 to 1 s
@@ -227,6 +227,7 @@ def check_call(op, args, kwargs, dtype, function=None, ulps=None, device="cpu"):
     want = noise.several(noise.quietly(ref_of(op), np, *inside, **options))
     found = [x.cpu().numpy() if isinstance(x, Array) else np.asarray(x) for x in found]
     assert len(found) == len(want), f"{text}got {len(found)} results, want {len(want)}"
+    found = found if device == "cpu" else signs.aligned(op.name, found, want)
     _check_dtype(op, found[0], dtype, text)
     spread = noise.spread(ref_of(op), inside, options, compute)
     ulps = compare.ulps_of(op.name, spread.operations, compute) if ulps is None else ulps
@@ -286,7 +287,7 @@ def check_gradient(name, device, s, order=1):
         if writes(op.name):
             given[0] = given[0].clone()
         out = FUNCTIONS[op.name](*given, **options)
-        out = noise.several(given[0] if writes(op.name) else out)
+        out = signs.canonical(op.name, noise.several(given[0] if writes(op.name) else out))
         return tuple(o for o in out if isinstance(o, Array) and o.dtype.kind == "f")
 
     if not leaves:

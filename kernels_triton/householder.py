@@ -1,0 +1,118 @@
+"""Householder's reflections of a few columns, and what makes one product of them.
+
+Words of "qr" (dtype): a, t, batch, m, n <= PANEL, n <= m, strides of a: of the batch, rows (columns: 1), of t: batch,
+rows (columns: 1). A becomes R, and below its diagonal the vectors v (1 on the diagonal); T (n, n), upper triangular,
+is that of Q = I - V T V^T (R. Schreiber, C. Van Loan 1989), whose other triangle is 0.
+
+One program per matrix; a panel of any height is read twice per column: once for the products of v with the columns
+to its right, which are reflected, and with those to its left, which T is made of; once to reflect. The norm of the next
+column is found on the way, scaled as in LAPACK's lassq, as are the signs of R (larfg: the last column of a square
+matrix, and one that is 0 below the diagonal, is left as it is).
+"""
+
+import functools
+
+import triton
+import triton.language as tl
+
+from .functions import div, sqrt
+from .launch import Kernel, pointer
+
+PANEL, ROWS = 16, 64
+
+
+@triton.jit
+def add_square(scale, squares, x):
+    """scale**2 * squares plus x**2, for each lane, with the largest |x| as scale"""
+    top = tl.maximum(scale, tl.abs(x), propagate_nan=tl.PropagateNan.ALL)
+    safe = tl.where(top == 0, 1.0, top)
+    before, now = div(scale, safe), div(tl.abs(x), safe)
+    return top, squares * before * before + now * now
+
+
+@triton.jit
+def norm_of(scale, squares):
+    """The root of the sum of scale**2 * squares"""
+    top = tl.max(scale, 0)
+    part = div(scale, tl.zeros(scale.shape, scale.dtype) + tl.where(top == 0, 1.0, top))
+    return top * sqrt(tl.sum(part * part * squares, 0))
+
+
+@triton.jit
+def reflection(alpha, rest):
+    """beta, tau and what the rest is divided by, of the vector (alpha, ...) with a rest of that norm"""
+    top = tl.maximum(tl.abs(alpha), rest)
+    safe = tl.where(top == 0, 1.0, top)
+    a, b = div(alpha, safe), div(rest, safe)
+    size = top * sqrt(a * a + b * b)
+    beta = tl.where(rest == 0, alpha, tl.where(alpha > 0, -size, size))
+    tau = tl.where(rest == 0, 0.0, div(beta - alpha, tl.where(rest == 0, 1.0, beta)))
+    return beta, tau, tl.where(rest == 0, 1.0, alpha - beta)
+
+
+@triton.jit
+def qr(a_ptr, t_ptr, m, n, a_0, a_i, t_0, t_i, N: tl.constexpr, R: tl.constexpr):
+    """R, the vectors and T of a panel"""
+    batch = tl.program_id(0).to(tl.int64)
+    a_ptr += batch * a_0
+    c, r = tl.arange(0, N), tl.arange(0, R)
+    zero = tl.zeros([R], a_ptr.dtype.element_ty)
+    scale, squares = zero, zero
+    for start in range(1, m, R):
+        i = start + r
+        scale, squares = add_square(scale, squares, tl.load(a_ptr + i * a_i, mask=i < m, other=0.0))
+    t = tl.zeros([N, N], zero.dtype)
+    for k in range(n):
+        row = tl.load(a_ptr + k * a_i + c, mask=c < n, other=0.0)
+        alpha = tl.sum(tl.where(c == k, row, 0.0), 0)
+        beta, tau, divisor = reflection(alpha, norm_of(scale, squares))
+        sums = tl.zeros([R, N], zero.dtype)
+        for start in range(k + 1, m, R):
+            i = start + r
+            inside = (i < m)[:, None] & (c < n)[None, :]
+            x = tl.load(a_ptr + i[:, None] * a_i + c[None, :], mask=inside, other=0.0)
+            v = div(tl.sum(tl.where(c[None, :] == k, x, 0.0), 1), zero + divisor)
+            sums += v[:, None] * x
+        w = tau * (row + tl.sum(sums, 0))
+        left = tl.sum(tl.where(c[None, :] < k, t * w[None, :], 0.0), 1)
+        t = tl.where(c[None, :] == k, tl.where(c == k, tau, tl.where(c < k, -left, 0.0))[:, None], t)
+        tl.debug_barrier()
+        new = tl.where(c == k, beta, tl.where(c > k, row - w, row))
+        tl.store(a_ptr + k * a_i + c, new, mask=c < n)
+        scale, squares = zero, zero
+        for start in range(k + 1, m, R):
+            i = start + r
+            inside, place = (i < m)[:, None] & (c < n)[None, :], a_ptr + i[:, None] * a_i + c[None, :]
+            x = tl.load(place, mask=inside, other=0.0)
+            v = div(tl.sum(tl.where(c[None, :] == k, x, 0.0), 1), zero + divisor)
+            x = tl.where(c[None, :] > k, x - v[:, None] * w[None, :], tl.where(c[None, :] == k, v[:, None], x))
+            tl.store(place, x, mask=inside & (c >= k)[None, :])
+            after = tl.sum(tl.where(c[None, :] == k + 1, x, 0.0), 1)
+            scale, squares = add_square(scale, squares, tl.where(i > k + 1, after, 0.0))
+        tl.debug_barrier()
+    t_ptr += batch * t_0
+    tl.store(t_ptr + c[:, None] * t_i + c[None, :], t, mask=(c < n)[:, None] & (c < n)[None, :])
+
+
+@functools.cache
+def _kernel(dtype):
+    types = (pointer(dtype), pointer(dtype), "i32", "i32", *("i64",) * 4)
+    return Kernel(qr, types, ("a_0", "a_i"), loose=("t_ptr",), N=PANEL, R=ROWS)
+
+
+def build(name, dtype, source=None):
+    """See kernels_triton/__init__.py; words as above."""
+    if name != "qr":
+        return None
+    kernel = _kernel(dtype)
+
+    def plan(gpu, words):
+        a, t, batch, *rest = words
+        kernel(gpu, (batch, 1, 1), a, t, *rest)
+
+    return plan
+
+
+def variants(arch):
+    """Both kernels, for the committed table of what the compiler makes of them."""
+    return {f"qr {dtype}": _kernel(dtype) for dtype in ("f32", "f64")}
