@@ -51,7 +51,7 @@ WRITTEN = {
 }
 
 
-def load(path) -> Source:
+def load(path, mapped: bool = True) -> Source:
     """Opens a file of tensors, mapped: safetensors (also a sharded `.index.json`), GGUF, legacy GGML, .npy, .npz,
     PyTorch's .pth, .pt, .bin, .ckpt; or a folder, as the Hub has models: its index, or the one file of weights in it.
     No tensor is read before it is asked for, and no code in a file is ever run. In a folder whose `config.json` says
@@ -59,6 +59,8 @@ def load(path) -> Source:
 
     The result has `tensors` (name to shape, dtype, format), `metadata`, `tensor(name)`, `slice(name, ...)`, `close()`;
     `tensorlib.nn.load_state_dict` and `VarBuilder` take it. FormatError for what is not sound.
+
+    `mapped=False`: all of it is read into memory now, for files that change while they are used, or are slow to reach.
 
     >>> import os, tempfile, tensorlib
     >>> path = os.path.join(tempfile.mkdtemp(), "model.safetensors")

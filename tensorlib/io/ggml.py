@@ -30,9 +30,11 @@ SINCE_3 = ("q4_0", "q4_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
 LEAST = {"ggml": 4, "ggmf": 8, "ggjt": 8}  # bytes of an empty token
 
 
-def open(path) -> GGMLFile:
-    """Map the file at `path` and read its structure. FormatError for anything that is not a sound file of this kind."""
-    return opened(GGMLFile, *map_private(path, 8, "a legacy GGML file"))
+def open(path, mapped: bool = True) -> GGMLFile:
+    """Map the file at `path` (`mapped=False`: read it into memory) and read its structure. FormatError for anything
+    that is not a sound file of this kind.
+    """
+    return opened(GGMLFile, *map_private(path, 8, "a legacy GGML file", mapped))
 
 
 class GGMLFile(Mapped):

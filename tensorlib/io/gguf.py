@@ -39,19 +39,20 @@ def __getattr__(name):
     return getattr(import_module(f"tensorlib.io.{ELSEWHERE[name]}"), name)
 
 
-def open(path, parts: bool = True) -> GGUFFile:
+def open(path, parts: bool = True, mapped: bool = True) -> GGUFFile:
     """Map the file at `path` and read its structure. Raises FormatError for anything that is not a sound GGUF file.
 
     If it is one of several parts of a model, the result is all of them as one file; `parts=False`: this part alone.
+    `mapped=False`: it is read into memory instead, all at once.
     """
-    name, data = map_private(path, 16, "a GGUF file")
+    name, data = map_private(path, 16, "a GGUF file", mapped)
     file = opened(GGUFFile, name, data)
     if not parts or file.metadata.get("split.count", 1) == 1:
         return file
     from tensorlib.io.gguf_split import SplitFile
 
     file.close()
-    return SplitFile(name)
+    return SplitFile(name, mapped)
 
 
 class TensorInfo:

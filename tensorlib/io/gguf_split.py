@@ -32,10 +32,10 @@ class SplitFile(gguf.Mapped):
     FormatError unless every part is there, says the right numbers, and no tensor is in two of them.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, mapped: bool = True):
         self.path, self.parts, self.tensors, self._owner = path, [], {}, {}
         try:
-            self._open()
+            self._open(mapped)
         except BaseException:
             self.close()
             raise
@@ -48,14 +48,14 @@ class SplitFile(gguf.Mapped):
         )
         self.nbytes = sum(part.nbytes for part in self.parts)
 
-    def _open(self):
+    def _open(self, mapped):
         found = PART.fullmatch(self.path)
         if not found:
             fix = "give it back the name it had"
             raise FormatError(self.path, "split.count", "a part of a model", "a name like X-00001-of-00003.gguf", fix)
         prefix, count = found[1], int(found[3])
         for index, name in enumerate(part_names(prefix, count)):
-            part = gguf.open(name, parts=False)
+            part = gguf.open(name, False, mapped)
             self.parts.append(part)
             for key, expected in (("split.no", index), ("split.count", count)):
                 if part.require(key, int) != expected:

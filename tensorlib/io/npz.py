@@ -67,12 +67,13 @@ class ArrayInfo(TensorInfo):
         return Layout(self.shape, tuple(reversed(strides_of(tuple(reversed(self.shape))))), 0)
 
 
-def open(path, limit=None) -> Source:
+def open(path, limit=None, mapped=True) -> Source:
     """Maps a .npy file (one tensor, named "") or an .npz file. Raises FormatError, for object arrays as well.
 
     `limit`: bytes that compressed members may come to together; by default 64 MiB and 100 times the file's size.
+    `mapped=False`: the file is read into memory instead, all at once.
     """
-    name, data = map_private(path, 10, "a .npy or .npz file")
+    name, data = map_private(path, 10, "a .npy or .npz file", mapped)
     if data[:4] in ZIP:
         return opened(NpzFile, name, data, limit)
     return opened(NpyFile, name, data)

@@ -19,12 +19,13 @@ MAX_PICKLE = 1 << 26  # bytes; it is read as a whole, and those of the largest m
 ZIP = (b"PK\3\4", b"PK\5\6")
 
 
-def open(path, limit=None, steps=STEPS) -> Source:
+def open(path, limit=None, steps=STEPS, mapped=True) -> Source:
     """Maps what `torch.save` (or `torch.jit.save`: its weights) wrote. Raises FormatError.
 
-    `limit`: bytes that compressed members may come to, as in npz.open; `steps`: opcodes that a pickle may have.
+    `limit`: bytes that compressed members may come to, as in npz.open; `steps`: opcodes that a pickle may have;
+    `mapped=False`: the file is read into memory instead, all at once.
     """
-    name, data = map_private(path, 4, "a file of torch.save")
+    name, data = map_private(path, 4, "a file of torch.save", mapped)
     if data[:4] in ZIP:
         return opened(ZipFile, name, data, steps, limit)
     return opened(LegacyFile, name, data, steps)

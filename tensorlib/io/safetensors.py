@@ -50,12 +50,15 @@ INDEX, SHARDS = ".index.json", (".safetensors", ".bin")
 MAX_INDEX = 1 << 28
 
 
-def open(path) -> Source:
-    """Maps a .safetensors file, or all shards of a `model.safetensors.index.json`. Raises FormatError."""
+def open(path, mapped=True) -> Source:
+    """Maps a .safetensors file, or all shards of a `model.safetensors.index.json`. Raises FormatError.
+
+    `mapped=False`: read into memory instead, all at once.
+    """
     name = os.fspath(path)
     if name.endswith(INDEX):
-        return ShardedFile(name)
-    name, data = map_private(name, 8, "a safetensors file")
+        return ShardedFile(name, mapped)
+    name, data = map_private(name, 8, "a safetensors file", mapped)
     return opened(SafetensorsFile, name, data)
 
 
@@ -180,19 +183,12 @@ def _refuse(text):
 class ShardedFile(Source):
     """All shards of an index, as one source. `metadata` is the index's own, then the shards'."""
 
-    def __init__(self, path):
-        name, data = map_private(path, 2, "an index of shards")
-        with data:
-            if len(data) > MAX_INDEX:
-                raise FormatError(name, "path", f"{len(data)} bytes", f"an index of at most {MAX_INDEX}")
-            index = _index(name, data[:])
-        self.path, self._shards = name, {}
-        weights = index.get("weight_map")
-        if type(weights) is not dict or not weights:
-            raise self.error("weight_map", short(weights), "an object of tensor names to shards")
+    def __init__(self, path, mapped=True):
+        self.path, self._shards = os.fspath(path), {}
+        index, weights = _index(self.path)
         try:
-            for shard in sorted({self._checked(tensor, shard) for tensor, shard in weights.items()}):
-                self._shards[shard] = _shard(os.path.join(os.path.dirname(name), shard))
+            for shard in sorted(set(weights.values())):
+                self._shards[shard] = _shard(os.path.join(os.path.dirname(self.path), shard))
             self.nbytes = sum(shard.nbytes for shard in self._shards.values())
             self._place = {tensor: self._shards[shard] for tensor, shard in weights.items()}
             self.tensors = {tensor: shard.info(tensor) for tensor, shard in self._place.items()}
@@ -203,13 +199,6 @@ class ShardedFile(Source):
         self.metadata = own if type(own) is dict else {}
         for shard in self._shards.values():
             self.metadata = {**shard.metadata, **self.metadata}
-
-    def _checked(self, tensor, shard):
-        plain = type(shard) is str and re.fullmatch(r"[^/\\:\0]{1,255}", shard) and shard.endswith(SHARDS)
-        if not plain:
-            got = f"shard {short(shard)}"
-            raise self.error(f"tensor {short(tensor)}", got, "the plain name of a .safetensors or .bin file beside it")
-        return shard
 
     def close(self):
         for shard in self._shards.values():
@@ -240,8 +229,18 @@ def _shard(path):
     return open(path)
 
 
-def _index(path, raw):
-    """The index: an object like a header, but its metadata may hold any number."""
+def shards(path) -> list[str]:
+    """Names of the files beside an index that its tensors are in. FormatError."""
+    return sorted(set(_index(os.fspath(path))[1].values()))
+
+
+def _index(path):
+    """An index, an object like a header whose metadata may hold any number; and its tensors' shards, checked."""
+    name, data = map_private(path, 2, "an index of shards")
+    with data:
+        if len(data) > MAX_INDEX:
+            raise FormatError(name, "path", f"{len(data)} bytes", f"an index of at most {MAX_INDEX}")
+        raw = data[:]
     try:
         if sum(map(raw.count, (b"[", b"{", b","))) > MAX_MARKS:
             raise ValueError(f"more than {MAX_MARKS} brackets and commas")
@@ -250,7 +249,14 @@ def _index(path, raw):
         raise FormatError(path, "index", f"no JSON ({str(error)[:200]})", "a JSON object") from None
     if type(found) is not dict:
         raise FormatError(path, "index", f"JSON that is {short(found)}", "a JSON object")
-    return found
+    weights = found.get("weight_map")
+    if type(weights) is not dict or not weights:
+        raise FormatError(path, "weight_map", short(weights), "an object of tensor names to shards")
+    for tensor, shard in weights.items():
+        if type(shard) is not str or not re.fullmatch(r"[^/\\:\0]{1,255}", shard) or not shard.endswith(SHARDS):
+            got, expected = f"shard {short(shard)}", "the plain name of a .safetensors or .bin file beside it"
+            raise FormatError(path, f"tensor {short(tensor)}", got, expected)
+    return found, weights
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------

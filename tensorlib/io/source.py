@@ -17,6 +17,7 @@ import sys
 
 from tensorlib.errors import FormatError
 from tensorlib.io.cursor import FileMap, check_unchanged
+from tensorlib.io.memory import read_all
 
 LIMIT = 1 << 63  # sizes, offsets and products are held below it
 SHORT = 80  # characters of a file's text that a message repeats
@@ -31,8 +32,9 @@ def short(value) -> str:
     return f"a {type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else f"a {type(value).__name__}"
 
 
-def map_private(path, least: int, what: str) -> tuple[str, FileMap]:
+def map_private(path, least: int, what: str, mapped: bool = True) -> tuple[str, FileMap]:
     """A file's name and its bytes, mapped privately: in-place operations change this process's copy, never the file.
+    `mapped=False`: read into memory of this process instead, by several threads.
 
     FormatError for what is no readable plain file of at least `least` bytes; `what` names the format in it.
     """
@@ -40,7 +42,7 @@ def map_private(path, least: int, what: str) -> tuple[str, FileMap]:
     try:
         if not stat.S_ISREG(os.stat(name).st_mode):
             raise FormatError(short(name), "path", "something that is no plain file", what)
-        fd = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise FormatError(short(name), "path", error.strerror, f"a readable file: {what}", "check the path") from None
     except ValueError:
@@ -50,13 +52,15 @@ def map_private(path, least: int, what: str) -> tuple[str, FileMap]:
         size = status.st_size
         if size < max(least, 1):
             raise FormatError(name, "offset 0", f"a file of {size} bytes", f"{what}, at least {max(least, 1)} bytes")
+        if not mapped:
+            return name, read_all(name, fd, size)
         if not sys.platform.startswith("linux"):
-            mapped = FileMap(fd, size, access=mmap.ACCESS_COPY)
+            found = FileMap(fd, size, access=mmap.ACCESS_COPY)
         else:
             no_reserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # the name is there since Python 3.12; for huge files
-            mapped = FileMap(fd, size, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        mapped.stamp = FileMap.stamp_of(status)
-        return name, mapped
+            found = FileMap(fd, size, flags=mmap.MAP_PRIVATE | no_reserve, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        found.stamp = FileMap.stamp_of(status)
+        return name, found
     except OSError as error:
         raise FormatError(name, "path", error.strerror, "a file that can be mapped") from None
     finally:
