@@ -74,7 +74,7 @@ def load(path, mapped: bool = True) -> Source:
     if folder is not None:
         path = os.path.join(folder, _within(folder))
     reader = _reader(path)
-    file = importlib.import_module(f"tensorlib.io.{reader}").open(path)
+    file = importlib.import_module(f"tensorlib.io.{reader}").open(path, mapped=mapped)
     if folder is None or reader != "safetensors":
         return file
     from tensorlib.io.checkpoint import logical
