@@ -44,12 +44,13 @@ class Worker:
     Otherwise it is stopped: idle threads of OpenBLAS and OpenMP spin, at the cost of whoever has their core.
     """
 
-    def __init__(self, peer, threads):
+    def __init__(self, peer, threads, script="ops_worker.py", more=None):
         count = str(threads)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_", "MKL_", "GOMP_"))}
         environment |= {"OMP_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "MKL_NUM_THREADS": count}
         environment |= {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores", "TENSORLIB_THREADS": count}
-        command = [sys.executable, str(peers.WORKERS / "ops_worker.py"), json.dumps({"peer": peer, "threads": threads})]
+        job = {"peer": peer, "threads": threads, **(more or {})}
+        command = [sys.executable, str(peers.WORKERS / script), json.dumps(job)]
         environment["PYTHONPATH"] = os.pathsep.join([str(harness.ROOT), environment.get("PYTHONPATH", "")])
         pipe = subprocess.PIPE
         self.peer = peer
