@@ -9,7 +9,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from .float8 import KINDS
+from .float8 import KINDS, writing
 from .launch import TYPES
 
 FLOATS = ("f16", "bf16", "f8e4m3", "f8e5m2", "f32", "f64")
@@ -50,13 +50,13 @@ def loaded(value, dtype):
     return f"{value}.to(tl.float32)" if dtype in ("f16", "bf16") else value
 
 
-def converted(value, dtype):
-    """Text of a value in registers converted to what is computed in, or stored, as `dtype`."""
+def converted(value, dtype, arch=80):
+    """Text of a value in registers converted to what is computed in, or stored, as `dtype`, on an architecture."""
     if dtype == "bool":
         return f"to_bool({value})"
     if dtype in FLOATS:
         if dtype in KINDS:
-            return f"narrowed(narrow_f32({value}), {KINDS[dtype]})"
+            return f"narrowed(narrow_f32({value}), {writing(dtype, arch)})"
         return f"to_float({value}, {_TL[dtype]})"
     bits, signed = int(dtype[1:]), dtype[0] == "i"
     low, limit = -(1 << bits - 1) if signed else 0, 1 << bits - signed

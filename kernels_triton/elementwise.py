@@ -56,7 +56,7 @@ class Row:
         self.steps = [
             f"{step} = {translated(text, compute)}" for step, text in (line.split(" = ", 1) for line in steps)
         ]
-        self.name, self.value = f"{name}_elements", convert.converted(translated(value, compute), out)
+        self.name, self.value = f"{name}_elements", translated(value, compute)
 
     def type_of(self, name, is_number):
         """The type of an operand's argument."""
@@ -88,28 +88,22 @@ class Row:
         wide = any(f"{name}(" in text for name in functions.IN_F64 for text in (*self.steps, self.value))
         return 8 if wide else max(convert.width(d) for k, d in self.dtypes.items() if k not in numbers)
 
-    def function(self, numbers, places, whole, parameters, head):
-        """The Triton function: `places` are (address, mask if `whole` holds, mask otherwise) by operand."""
+    def function(self, numbers, places, whole, part, parameters, head, arch):
+        """The Triton function: `places` are two (address, mask) by operand, for programs where `whole` holds and for
+        others, which do it in parts if `part` begins a loop. A pointer has an underscore behind its operand's name.
+        """
+        value = convert.converted(self.value, self.dtypes["o"], arch)
         lines = [*head, *(f"{k} = {self.number(k)}" for k in numbers)]
-        plain = {k: p for k, p in places.items() if p[1] == p[2] and k != "o"}
-        for k, (at, mask, _) in plain.items():
-            lines.append(f"{k} = tl.load({at}{mask and f', mask={mask}'})")
-        moving = {k: p for k, p in places.items() if k not in plain and k != "o"}
-        for which, word in ((1, f"if {whole}:"), (2, "else:")) if moving else ():
-            lines.append(word)
-            for k, place in moving.items():
-                lines.append(f"    {k}_ = tl.load({place[0]}{place[which] and f', mask={place[which]}'})")
-        lines += [f"{k} = {k}_" for k in moving]
-        lines += [f"{k} = {self.loaded(k)}" for k in self.names if k not in numbers]
-        at, mask, part = places["o"]
-        lines += [
-            *self.steps,
-            f"value = {self.value}",
-            f"if {whole}:",
-            f"    tl.store({at}, value{mask and f', mask={mask}'})",
-        ]
-        lines += ["else:", f"    tl.store({at}, value, mask={part})"]
-        text = f"def {self.name}({', '.join(['o', *self.names, *parameters])}):\n    " + "\n    ".join(lines) + "\n"
+        lines += [f"{k} = {self.loaded(k)}" for k in self.names if k not in numbers and k not in places]
+        for which, words in ((0, [f"if {whole}:"]), (1, ["else:", *part])):
+            given = {k: (p[which][0], p[which][1] and f", mask={p[which][1]}") for k, p in places.items()}
+            body = [f"{k} = tl.load({at}{mask})" for k, (at, mask) in given.items() if k != "o"]
+            body += [f"{k} = {self.loaded(k)}" for k in given if k != "o"]
+            body += [*self.steps, f"value = {value}", f"tl.store({given['o'][0]}, value{given['o'][1]})"]
+            lines += ["    " * n + word for n, word in enumerate(words)]
+            lines += ["    " * len(words) + line for line in body]
+        names = [k if k in numbers else f"{k}_" for k in "o" + self.names]
+        text = f"def {self.name}({', '.join([*names, *parameters])}):\n    " + "\n    ".join(lines) + "\n"
         return compiled(self.name, text)
 
 
@@ -123,76 +117,92 @@ def flat(row, classes, arch):
     """
     letters = dict(zip("o" + row.names, classes, strict=True))
     numbers = [k for k, c in letters.items() if c == "n"]
-    places = {k: (f"{k} + first + at", "", "at < rest") for k, c in letters.items() if c == "1"}
     alone = [k for k, c in letters.items() if c == "0"]
     width = row.width(numbers)
-    # the widest decides how many adjacent elements a thread has of any: no exchange in shared memory
-    run = f"tl.max_contiguous(tl.arange(0, BLOCK), {16 // width})"
-    head = ["pid = tl.program_id(0)", f"at = {run}", "first = pid.to(tl.int64) * BLOCK"]
-    head += [f"{k} = tl.broadcast_to(tl.load({k}), [BLOCK])" for k in alone]
-    fn = row.function(numbers, places, "pid < full", ["full", "rest", "BLOCK: tl.constexpr"], head)
-    types = [row.type_of(k, k in numbers) for k in letters]
+    places = {k: ((f"{k}_ + first + at", ""), (f"{k}_ + first + (start + some)", "start + some < rest"))
+              for k, c in letters.items() if c == "1"}  # fmt: skip
     block = pick(BYTES, arch) // max(2, width) // (2 if len(places) > 2 * FEW else 1)
-    kernel = Kernel(fn, (*types, "i32", "i32"), BLOCK=block)
-    kernel.items = block
+    piece = min(block, 2048 // width)
+    # the widest decides how many adjacent elements a thread has of any: no exchange in shared memory
+    run = "tl.max_contiguous(tl.arange(0, {}), " + f"{16 // width})"
+    head = ["pid = tl.program_id(0)", f"at = {run.format('BLOCK')}", f"some = {run.format('PIECE')}"]
+    head += ["first = pid.to(tl.int64) * BLOCK"]
+    head += [f"{k} = tl.broadcast_to(tl.load({k}_), [1])" for k in alone]
+    part = ["for start in tl.range(0, rest, PIECE):"]
+    parameters = ["full", "rest", "BLOCK: tl.constexpr", "PIECE: tl.constexpr"]
+    fn = row.function(numbers, places, "pid < full", part, parameters, head, arch)
+    types = [row.type_of(k, k in numbers) for k in letters]
+    kernel = Kernel(fn, (*types, "i32", "i32"), BLOCK=block, PIECE=piece)
+    kernel.items, kernel.straight = block, True
     return kernel
 
 
 # ---- tiles of rows and columns ---------------------------------------------------------------------------------------
 
 
-def _place(k, inner, outer, single):
-    """(address, masks) of an operand's elements in a tile, by the classes of its strides; `single`: tiles of a row."""
-    steps = [{"0": "", "1": " + i", "s": f" + i * {k}_i"}[outer], {"0": "", "1": " + j", "s": f" + j * {k}_j"}[inner]]
-    rows, columns = ("i < left_i" if outer != "0" and not single else ""), ("j < left_j" if inner != "0" else "")
-    return k + "".join(steps), rows, f"({rows}) & ({columns})" if rows and columns else rows or columns
+def _place(k, inner, outer, single, turned):
+    """Two (address, mask) of an operand's elements, in whole tiles and in others, by the classes of its strides;
+    `single`: tiles of a row; `turned`: whole ones have all of their rows.
+    """
+    places = []
+    for i, whole in (("i", True), ("(start + some)", False)):
+        down, along = {"0": "", "1": " + I", "s": f" + I * {k}_i"}, {"0": "", "1": " + j", "s": f" + j * {k}_j"}
+        masks = ["I < left_i"] if outer != "0" and not single and not (whole and turned) else []
+        masks += ["j < left_j"] if inner != "0" and not whole else []
+        at, mask = f"{k}_{down[outer]}{along[inner]}", " & ".join(f"({m})" for m in masks)
+        places.append((at.replace("I", i), mask.replace("I", i)))
+    return places
 
 
-def tiled(row, classes, dims, wide, axes, shape):
+def tiled(row, classes, dims, wide, axes, shape, arch):
     """The kernel of tiles for operands of two letters each: classes "0", "1" or "s" of the inner and of the row stride.
 
     Its integers: rows, columns, the sizes of all outer dims but the last; then per operand the row stride and the inner
     stride that are "s", and a stride for each outer dim. `axes`: those of the grid that rows, columns and outer dims
-    take; `wide`: offsets in a tile have 64 bits.
+    take; `wide`: integers have 64 bits, and so have offsets in a tile. Ragged tiles are done in halves, since masks by
+    element take registers.
     """
     letters = dict(zip("o" + row.names, classes, strict=True))
     arrays = {k: c for k, c in letters.items() if c != "n"}
     numbers = [k for k in letters if k not in arrays]
     run = min(shape[1], 16 // row.width(numbers))
     ranges = {"i": "tl.arange(0, I)", "j": f"tl.max_contiguous(tl.arange(0, J), {run})"}
+    integer, large = ("tl.int64", ".to(tl.int64)") if wide else ("tl.int32", "")
     head = [
-        f"{a}0 = tl.program_id({axes[n]}).to(tl.int64) * {a.upper()}\n"
+        f"{a}0 = tl.program_id({axes[n]}){large} * {a.upper()}\n"
         f"    left_{a} = tl.minimum({size} - {a}0, {a.upper()}).to(tl.int32)\n"
-        f"    {a} = {ranges[a]}{cut}{'.to(tl.int64)' if wide else ''}"
+        f"    {a} = {ranges[a]}{cut}{large}"
         for n, (a, size, cut) in enumerate((("i", "rows", "[:, None]"), ("j", "columns", "[None, :]")))
     ]
     head += [f"left = tl.program_id({axes[2]}).to(tl.uint32)"] if dims else []
     for d in range(dims - 1):
-        head += [f"up = left // size{d}.to(tl.uint32)", f"e{d} = (left - up * size{d}).to(tl.int64)", "left = up"]
-    head += [f"e{dims - 1} = left.to(tl.int64)"] if dims else []
-    strides, types, divisible = [], [], []
+        head += [f"up = left // size{d}.to(tl.uint32)", f"e{d} = (left - up * size{d}).to({integer})", "left = up"]
+    head += [f"e{dims - 1} = left.to({integer})"] if dims else []
+    strides, divisible = [], []
     for k, (inner, outer) in arrays.items():
         along = {"i": outer, "j": inner}
-        own = [f"{k}_{a}" for a, c in along.items() if c == "s"]
-        far = [f"{k}_{d}" for d in range(dims)]
-        terms = [f"{a}0" if c == "1" else f"{a}0 * {k}_{a}" for a, c in along.items() if c != "0"]
-        terms += [f"e{d} * {k}_{d}" for d in range(dims)]
-        head += [f"{k} += {' + '.join(terms)}"] if terms else []
-        head += [f"{k} = tl.broadcast_to(tl.load({k}), [1, 1])"] if (inner, outer) == ("0", "0") else []
-        strides += own + far
-        types += ["i64" if wide else "i32"] * len(own) + ["i64"] * dims
-        divisible += own + far if "1" in (inner, outer) else []
+        own = [f"{k}_{a}" for a, c in along.items() if c == "s"] + [f"{k}_{d}" for d in range(dims)]
+        terms = [(f"{a}0", c == "s" and f"{k}_{a}") for a, c in along.items() if c != "0"]
+        terms += [(f"e{d}", f"{k}_{d}") for d in range(dims)]
+        text = " + ".join(f"{at}.to(tl.int64)" + (f" * {stride}" if stride else "") for at, stride in terms)
+        head += [f"{k}_ += {text}"] if terms else []
+        head += [f"{k} = tl.broadcast_to(tl.load({k}_), [1, 1])"] if (inner, outer) == ("0", "0") else []
+        strides += own
+        divisible += own if "1" in (inner, outer) else []
     sizes = [f"size{d}" for d in range(dims - 1)]
-    places = {k: _place(k, *c, shape[0] == 1) for k, c in arrays.items() if c != "00"}
-    whole = "left_j == J"
-    if "s1" in arrays.values():  # which walks along rows
-        whole, places = "(left_i == I) & (left_j == J)", {k: (at, "", part) for k, (at, _, part) in places.items()}
-    parameters = ["rows", "columns", *sizes, *strides, "I: tl.constexpr", "J: tl.constexpr"]
-    fn = row.function(numbers, places, whole, parameters, head)
-    types = [*(row.type_of(k, k in numbers) for k in letters), "i64", "i64", *["i32"] * len(sizes), *types]
+    turned, part = "s1" in arrays.values(), max(1, shape[0] // 2)  # turned: a lane walks along rows
+    places = {k: _place(k, *c, shape[0] == 1, turned) for k, c in arrays.items() if c != "00"}
+    whole = "(left_i == I) & (left_j == J)" if turned else "left_j == J"
+    head += [f"some = tl.arange(0, PART)[:, None]{large}"]
+    parameters = ["rows", "columns", *sizes, *strides, *(f"{c}: tl.constexpr" for c in ("I", "J", "PART"))]
+    loop = ["for start in tl.range(0, left_i, PART):"]
+    fn = row.function(numbers, places, whole, loop, parameters, head, arch)
+    kind = "i64" if wide else "i32"
+    types = [*(row.type_of(k, k in numbers) for k in letters), kind, kind, *["i32"] * len(sizes)]
+    types += [kind] * len(strides)
     warps = 8 if shape[0] * shape[1] > 2048 else 4
-    kernel = Kernel(fn, types, divisible, warps=warps, I=shape[0], J=shape[1])
-    kernel.items = shape[0] * shape[1]
+    kernel = Kernel(fn, types, divisible, warps=warps, I=shape[0], J=shape[1], PART=part)
+    kernel.items, kernel.straight = shape[0] * shape[1], True
     return kernel
 
 
@@ -237,13 +247,14 @@ def strided(row):
             steps.append((abs(down), abs(inner)))
         width = row.width([n for n, c in zip(names, classes) if c == "n"])
         shape = tile(rows, columns, "s1" in classes, width, len(steps), arch)
-        wide = any(shape[0] * down + shape[1] * inner >= 1 << 31 for down, inner in steps)
+        far = max(rows + shape[0], columns + shape[1], *map(abs, strides))
+        wide = max(far, *(shape[0] * down + shape[1] * inner for down, inner in steps)) >= 1 << 31
         grid = blocks(rows, shape[0]), blocks(columns, shape[1]), outer
         axes = (1, 0, 2) if grid[1] > LIMIT else (2, 1, 0) if grid[2] > LIMIT else (0, 1, 2)
         key = (*classes, dims, wide, axes, shape)
         kernel = kernels.get(key)
         if kernel is None:
-            kernel = kernels[key] = tiled(row, classes, dims, wide, axes, shape)
+            kernel = kernels[key] = tiled(row, classes, dims, wide, axes, shape, arch)
         return kernel, [grid[a] for a in axes], (rows, columns, *lengths[: max(0, dims - 1)], *strides)
 
     def launch(gpu, words):
@@ -301,7 +312,7 @@ def variants(arch):
         return Row(name, compute, dtypes[0], dtypes[1:], expression(name, compute))
 
     def tiles(found, classes, dims, shape):
-        return tiled(found, classes, dims, False, (0, 1, 2), shape)
+        return tiled(found, classes, dims, False, (0, 1, 2), shape, arch)
 
     add, half = row("add", "f32", "f32", "f32", "f32"), row("add", "f32", "bf16", "bf16", "bf16")
     found = {

@@ -61,19 +61,31 @@ def widened(x, EIGHT: tl.constexpr):
 
 @triton.jit
 def narrowed(x, EIGHT: tl.constexpr):
-    """f32 as the bits of float8, rounded to nearest even; above the largest: NaN (e4m3), infinity."""
-    MANTISSA: tl.constexpr = 3 if EIGHT == 4 else 2
-    LEAST: tl.constexpr = 2.0**-6 if EIGHT == 4 else 2.0**-14  # the least normal number
-    OVER: tl.constexpr = 0x7F if EIGHT == 4 else 0x7C
-    DROP: tl.constexpr = 23 - MANTISSA
-    BIAS: tl.constexpr = (127 - 7) << MANTISSA if EIGHT == 4 else (127 - 15) << MANTISSA
+    """f32 as the bits of float8, rounded to nearest even; above the largest: NaN (e4m3), infinity. NATIVE: e4m3 by what
+    GPUs have from sm_89 on.
+    """
     u = x.to(tl.uint32, bitcast=True)
-    v = u & 0x7FFFFFFF
-    a = v.to(tl.float32, bitcast=True)
-    normal = ((v + ((1 << (DROP - 1)) - 1) + ((v >> DROP) & 1)) >> DROP) - BIAS
-    # a multiple of the least subnormal: adding 2^23 of them rounds
-    UNIT: tl.constexpr = LEAST / 2**MANTISSA
-    small = (a * (1 / UNIT) + 8388608.0).to(tl.uint32, bitcast=True) & 0xFF
-    code = tl.where(a < LEAST, small, tl.minimum(normal, OVER))
-    code = tl.where(x != x, 0x7F, code)
-    return (code | ((u >> 24) & 0x80)).to(tl.uint8)
+    if EIGHT == NATIVE:
+        code = tl.where(tl.abs(x) <= 464.0, x, float("nan")).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        code = code | ((u >> 24) & 0x80).to(tl.uint8)
+    else:
+        MANTISSA: tl.constexpr = 3 if EIGHT == 4 else 2
+        DROP: tl.constexpr = 23 - MANTISSA
+        LEAST: tl.constexpr = 2.0**-6 if EIGHT == 4 else 2.0**-14  # the least normal number
+        OVER: tl.constexpr = 480.0 if EIGHT == 4 else 65536.0  # its code is that of NaN, or of infinity
+        LACK: tl.constexpr = 56 if EIGHT == 4 else 60  # to a multiple of 256, of f32's exponent for code 0
+        FACTOR: tl.constexpr = 2.0**DROP + LACK * 2.0 ** (DROP - 23)
+        a = tl.minimum(tl.abs(x), OVER)  # of NaN as well
+        # x's power of 2, DROP places higher: adding x to it rounds, and leaves x's digits in the lowest bits
+        power = tl.maximum(a, LEAST).to(tl.uint32, bitcast=True) & 0x7F800000
+        digits = power.to(tl.float32, bitcast=True) * FACTOR + a
+        code = digits.to(tl.uint32, bitcast=True) + (power >> DROP)
+        if EIGHT == 5:
+            code = tl.where(x != x, 0x7F, code)
+        code = (code | ((u >> 24) & 0x80)).to(tl.uint8)
+    return code
+
+
+def writing(dtype, arch):
+    """EIGHT for writing a dtype on an architecture."""
+    return NATIVE.value if dtype == "f8e4m3" and isinstance(arch, int) and arch >= 89 else KINDS.get(dtype, 0)

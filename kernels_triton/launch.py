@@ -36,16 +36,18 @@ class Kernel:
     `types`: one per argument that is no constant, in order ("*fp32", "i32", "fp32"). `divisible` names integers which,
     if all of them divide by 16, let the compiler use wide loads. Constants come last in the function's signature, and
     are given by keyword. `loose` names pointers whose alignment says nothing about the others. `fuse` lets the compiler
-    round x * y + z once. Call it with a Gpu, a grid and raw integers (and floats for "fp32", "fp64").
+    round x * y + z once; `registers`: how many a thread has at most. Call it with a Gpu, a grid and raw integers (and
+    floats for "fp32", "fp64").
 
     `items`, for reports: elements (or weights) that one pass of its innermost loop treats, or the whole program if it
-    has no loop.
+    has no loop; `straight`: if its loops are for ragged ends only.
     """
 
-    items = 0
+    items, straight = 0, False
 
-    def __init__(self, fn, types, divisible=(), warps=4, stages=3, fuse=True, loose=(), **consts):
+    def __init__(self, fn, types, divisible=(), warps=4, stages=3, fuse=True, loose=(), registers=None, **consts):
         self.fn, self.consts, self.warps, self.stages, self.fuse = fn, consts, warps, stages, fuse
+        self.registers = registers
         names = [n for n in fn.arg_names if n not in consts]
         if len(names) != len(types) or list(fn.arg_names[len(names) :]) != [n for n in fn.arg_names if n in consts]:
             raise TypeError(f"{fn.__name__}: got types {types} for {names}; expected one each, and constants last")
@@ -86,6 +88,7 @@ class Kernel:
         if not isinstance(self.fn, JITFunction):
             raise TypeError(f"{self.fn.__name__} was decorated for the interpreter, and cannot be compiled")
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": self.fuse}
+        options |= {"maxnreg": self.registers} if self.registers else {}
         return triton.compile(self.source(hints), target=target, options=options)
 
 

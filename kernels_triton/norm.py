@@ -19,9 +19,11 @@ from .launch import Kernel, blocks, pick, power_of_2
 from .norm_vjp import row_moments
 from .segments import combine_whole
 from .softmax import ROW, warps_of
-from .tiles import byte_table, cells, mean_of, reach
+from .tiles import byte_table, cells, mean_of, reach, real
 
-TILE = 2048  # elements of a tile of several short rows, or of a piece of a long one
+SHORT = 1024  # elements of a tile of several rows
+LONG = 4096  # of a piece of a long one
+REGISTERS = 64  # that half of a unit's threads can have
 PIECE = 1024  # elements of a row of a table that a program copies
 
 
@@ -29,27 +31,30 @@ PIECE = 1024  # elements of a row of a table that a program copies
 def norm_rows(
     x, w, b, out, rows, n, eps, offset, share, n0, n1, n2, xs0, xs1, xs2, xs3, os0, os1, os2, os3,
     CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ND: tl.constexpr,
-    M: tl.constexpr, R: tl.constexpr,
+    M: tl.constexpr, R: tl.constexpr, FULL: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Whole rows in registers: (x - mean) / root of the variance, or x / root of the mean square, weighted."""
+    """Whole rows in registers: (x - mean) / root of the variance, or x / root of the mean square, weighted. `FULL`:
+    they have R elements. Of one row there are as many tiles as rows.
+    """
     p = tl.program_id(0).to(rows.dtype) * M + tl.arange(0, M)
     base = offset_of(p, n0, n1, n2, 1, xs0, xs1, xs2, xs3, ND)
     to = offset_of(p, n0, n1, n2, 1, os0, os1, os2, os3, ND)
-    c = tl.arange(0, R)
-    known = (p < rows)[:, None] & (c < n)[None, :]
-    v = tl.load(x + (base[:, None] + c[None, :]), mask=known, other=0.0).to(tl.float32)
+    c = tl.arange(0, R)[None, :]
+    inside = tl.full([1, R], True, tl.int1) if FULL else c < n
+    known = inside & ((p < rows) if M > 1 else tl.full([M], True, tl.int1))[:, None]
+    v = real(tl.load(x + (base[:, None] + c), mask=known, other=0.0), ASM).to(tl.float32)
     if CENTRED:
         mean = mean_of(tl.sum(v, 1), n, share)
         v = tl.where(known, v - mean[:, None], 0.0)
     y = v * tl.rsqrt(tl.sum(v * v, 1) * share + eps)[:, None]
     if WEIGHT:
-        scale = tl.load(w + c, mask=c < n, other=0.0).to(tl.float32)
-        y *= (scale + offset if OFFSET else scale)[None, :]
+        scale = real(tl.load(w + c, mask=inside, other=0.0), ASM).to(tl.float32)
+        y *= scale + offset if OFFSET else scale
     elif OFFSET:
         y *= 1.0 + offset
     if BIAS:
-        y += tl.load(b + c, mask=c < n, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + (to[:, None] + c[None, :]), y.to(out.dtype.element_ty), mask=known)
+        y += real(tl.load(b + c, mask=inside, other=0.0), ASM).to(tl.float32)
+    tl.store(out + (to[:, None] + c), y.to(out.dtype.element_ty), mask=known)
 
 
 @triton.jit
@@ -78,28 +83,29 @@ def norm_long(
 
 
 @functools.cache
-def norm_kernel(centred, dtypes, offset, nd, shape, warps, long, wide):
+def norm_kernel(centred, dtypes, offset, nd, shape, full, warps, long, wide, asm):
     """The Kernel of `norm_rows` or `norm_long`; dtypes of x, weight, bias ("none" without), output."""
     integer = "i64" if wide else "i32"
     given, w, b, _ = dtypes
     pointers = [cells(given if d == "none" else d) for d in dtypes]
     strides = [f"{o}s{d}" for o in "xo" for d in range(4)]
     types = (*pointers, integer, integer, "fp32", "fp32", "fp32", *(integer,) * 11)
+    flags = {} if long else {"FULL": full, "ASM": asm}
     made = Kernel(
-        norm_long if long else norm_rows, types, ("n", *strides), warps, CENTRED=centred, WEIGHT=w != "none",
-        BIAS=b != "none", OFFSET=offset, ND=nd, M=shape[0], R=shape[1],
+        norm_long if long else norm_rows, types, ("n", *strides), warps, registers=REGISTERS if full else None,
+        CENTRED=centred, WEIGHT=w != "none", BIAS=b != "none", OFFSET=offset, ND=nd, M=shape[0], R=shape[1], **flags,
     )  # fmt: skip
     made.items = shape[0] * shape[1]
     return made
 
 
-def shape_of(rows, n, limit, tile=TILE):
+def shape_of(rows, n, limit, units, centred):
     """((rows, elements) of a tile, warps, whether rows are longer than `limit`)."""
     r = power_of_2(n)
     if r > limit:
-        return (1, 2 * tile), 8, True
-    m = min(power_of_2(rows), max(1, tile // r))
-    return (m, r), warps_of(m * r), False
+        return (1, LONG), 8, True
+    m = min(power_of_2(rows), max(1, SHORT // r))
+    return (m, r), warps_of(m * r, blocks(rows, m) <= units, 32 if centred else 16), False
 
 
 def _norm(centred, dtypes):
@@ -110,9 +116,10 @@ def _norm(centred, dtypes):
         bias, offset = (offset, 0.0) if centred else (0, offset)
         rows, counts, (xs, os) = byte_table(words, 6, sizes)
         nd, shape_n = len(counts), counts + [1] * (4 - len(counts))
-        shape, warps, long = shape_of(rows, n, pick(ROW, gpu.arch))
+        shape, warps, long = shape_of(rows, n, pick(ROW, gpu.arch), gpu.units, centred)
         wide = max(reach(shape_n, xs), reach(shape_n, os)) + n >= LIMIT
-        found = norm_kernel(centred, dtypes, offset != 0, nd, shape, warps, long, wide)
+        asm = not gpu.interpreted and isinstance(gpu.arch, int)
+        found = norm_kernel(centred, dtypes, offset != 0, nd, shape, n == shape[1], warps, long, wide, asm)
         grid = (blocks(rows, shape[0]), 1, 1)
         found(gpu, grid, x, w or x, bias or x, out, rows, n, eps, offset, 1 / n, *shape_n[:3], *xs, *os)
 
@@ -201,14 +208,18 @@ def build(name, *params, source=None):
 def variants(arch):
     """Representative kernels."""
     found = {}
+
+    def of(centred, dtype, n, limit=1 << 15):
+        shape, warps, long = shape_of(4096, n, limit, 128, centred)
+        dtypes = dtype, dtype, dtype if centred else "none", dtype
+        asm = isinstance(arch, int)
+        return norm_kernel(centred, dtypes, False, 1, shape, n == shape[1], warps, long, False, asm)
+
     for dtype in ("f32", "bf16"):
-        for n in (128, 1024, 4096, 8192, pick(ROW, arch)):
-            shape, warps, _ = shape_of(4096, n, n)
-            kernel = norm_kernel(False, (dtype, dtype, "none", dtype), False, 1, shape, warps, False, False)
-            found[f"rms_norm of {n} {dtype}"] = kernel
-        shape, warps, _ = shape_of(4096, 4096, 4096)
-        found[f"layer_norm of 4096 {dtype}"] = norm_kernel(True, (dtype,) * 4, False, 1, shape, warps, False, False)
-        shape, warps, _ = shape_of(4096, 1 << 17, 1)
-        found[f"layer_norm long {dtype}"] = norm_kernel(True, (dtype,) * 4, False, 1, shape, warps, True, False)
+        for n in (128, 1024, 4096, 8192, pick(ROW, arch), 5000):
+            found[f"rms_norm of {n} {dtype}"] = of(False, dtype, n)
+        for n in (4096, 5000):
+            found[f"layer_norm of {n} {dtype}"] = of(True, dtype, n)
+        found[f"layer_norm long {dtype}"] = of(True, dtype, 1 << 17, 1)
         found[f"embedding {dtype}"] = _pick_kernel(dtype, (1, PIECE))
     return found | {"clear": _clear_kernel()}

@@ -6,7 +6,7 @@ Columns: registers per thread, bytes of stack (spills), bytes of shared memory; 
 (asynchronous copies and TMA among the loads); the hottest loop's instructions, matrix instructions, and how many of the
 former per one of the latter; conversions from integers (I2F) and compares (SETP) in that loop; and, where the kernel
 says how many items one pass of that loop (or the kernel, if it has none) treats, the instructions per item: of a kernel
-without a loop those on the way that whole blocks take.
+without a loop, or with one for ragged ends only, those on the way that whole blocks take.
 """
 
 import argparse
@@ -53,7 +53,9 @@ def variants(room, arch):
 
 def digest(kernel, arch):
     """What the compiled code depends on, in 12 digits: source, types, constants, options, Triton's version."""
-    options = (kernel.warps, kernel.stages, kernel.fuse, triton.__version__, str(arch))
+    options = (kernel.warps, kernel.stages, kernel.fuse, triton.__version__, str(arch)) + (
+        kernel.registers or 0,
+    ) * bool(kernel.registers)
     text = kernel.source(ALIGNED | DIVISIBLE).hash() + repr(options)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -77,28 +79,29 @@ def _instructions(sass):
             labels[label[1]] = len(opcodes)
         found = _LINE.search(line)
         if found:
-            aim = re.search(r"`\((\.L_\w+)\)", found[3])
+            aim = re.search(r"(\w*)\W*`\((\.L_\w+)\)", found[3])
             if found[2].startswith("BRA") and aim:
-                branches.append((len(opcodes), aim[1]))
-            if found[1]:
+                branches.append((len(opcodes), aim[2]))
+            if found[1] or (found[2].startswith("BRA") and aim and aim[1]):
                 optional.add(len(opcodes))
             opcodes.append(found[2])
     return opcodes, labels, branches, optional
 
 
 def _wide_path(opcodes, labels, branches, optional):
-    """How many instructions the shortest way to the end takes that stores most 128 bits at a time: what whole blocks
-    run, where another branch does the ragged end. All of them if there is a loop.
+    """How many instructions the shortest way to the end takes, outside of loops, that stores most, wide stores first:
+    what whole blocks run, where another branch does the ragged end.
     """
     aims = {at: labels.get(label, at + 1) for at, label in branches}
-    if any(aim < at for at, aim in aims.items()):  # the branch to itself behind the code is no loop
-        return len([o for o in opcodes if o != "NOP"])
+    looped = {at for last, aim in aims.items() if aim < last for at in range(aim, last + 1)}
     best = [(0, 0)] * (len(opcodes) + 1)
     for at in reversed(range(len(opcodes))):
-        ways = [best[at + 1]] if at in optional or not opcodes[at].startswith(("BRA", "EXIT", "RET")) else []
-        ways += [best[aims[at]]] if at in aims else [(0, 0)] if opcodes[at].startswith(("EXIT", "RET")) else []
-        wide, length = min(ways or [(0, 0)])
-        best[at] = wide - (opcodes[at].startswith("STG") and ".128" in opcodes[at]), length + (opcodes[at] != "NOP")
+        ends = opcodes[at].startswith(("EXIT", "RET"))
+        ways = [best[at + 1]] if at in optional or not (ends or opcodes[at].startswith("BRA")) else []
+        ways += [best[aims[at]]] if aims.get(at, 0) > at else [(0, 0)] if ends else []
+        stored, length = (1, 0) if at in looped else min(ways, default=(1, 0))  # 1: no way
+        stored -= int(_width(opcodes[at])) ** 4 if opcodes[at].startswith("STG") and stored <= 0 else 0
+        best[at] = stored, length + (opcodes[at] != "NOP")
     return best[0][1]
 
 
@@ -124,12 +127,14 @@ def _widths(opcodes, *kinds):
     return " ".join(f"{n}x{w}" for w, n in sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _nvidia(compiled):
+def _nvidia(compiled, straight):
     binary = compiled.asm["cubin"]
     usage = _tool("cuobjdump", "-res-usage", binary=binary)
     number = lambda key: int(next(iter(re.findall(rf"{key}:(\d+)", usage)), 0))  # noqa: E731
     opcodes, labels, branches, optional = _instructions(_tool("nvdisasm", "-c", binary=binary))
-    loop, path = _hot_loop(opcodes, labels, branches), _wide_path(opcodes, labels, branches, optional)
+    loop, path = [], _wide_path(opcodes, labels, branches, optional)
+    if not straight:
+        loop = _hot_loop(opcodes, labels, branches)
     opcodes = [o for o in opcodes if o != "NOP"]
     mma = Counter(o.split(".")[0] for o in loop if MMA.match(o)) or Counter(
         o.split(".")[0] for o in opcodes if MMA.match(o)
@@ -163,7 +168,7 @@ def _amd(compiled):
 def facts(kernel, arch):
     """The columns of one kernel for one architecture; compiles it."""
     compiled = kernel.compile(target(arch))
-    found = _amd(compiled) if isinstance(arch, str) else _nvidia(compiled)
+    found = _amd(compiled) if isinstance(arch, str) else _nvidia(compiled, kernel.straight)
     executed = found["loop"] or found.pop("path", found["instructions"])
     each = f"{executed * 32 * kernel.warps / kernel.items:.2f}" if kernel.items else ""
     found.pop("path", None)

@@ -15,12 +15,13 @@ from triton.language.extra import libdevice
 
 from .dims import LIMIT, offset_of
 from .launch import Kernel, blocks, pick, power_of_2
-from .tiles import WIDE, cells, divide, exponential, largest, narrow, packed, reach, strides_of, table, widen
+from .tiles import WIDE, cells, decay, divide, largest, narrow, packed, reach, real, strides_of, table, warps_for, widen
 
 # elements of a row held in registers at most, f64 half as many: 32 warps with 32 of 64 registers, unless that spills
 ROW = {75: 16384, 80: 32768, 89: 16384, 90: 32768, 100: 16384}
 COLUMN = 1024  # the same of a middle dim, with 8 columns at least
-TILE = 2048  # elements of a tile of longer rows
+SHORT = 1024  # elements of a tile of several rows
+TILE = 2048  # of longer ones
 PARTS = 256  # of a row at most
 NAMES = ("softmax", "log_softmax", "logsumexp", "var")
 
@@ -32,18 +33,20 @@ def finite(top):
 
 
 @triton.jit
-def load_or(pointers, known, other, GIVEN: tl.constexpr, ACC: tl.constexpr):
+def load_or(pointers, known, other, GIVEN: tl.constexpr, ACC: tl.constexpr, ASM: tl.constexpr):
     """Elements of dtype GIVEN as numbers of ACC, `other` where they are not known."""
     if GIVEN == "f8e4m3" or GIVEN == "f8e5m2":
         v = tl.where(known, widen(tl.load(pointers, mask=known, other=0), GIVEN, ACC), other)
     else:
-        v = tl.load(pointers, mask=known, other=other).to(ACC)
+        v = real(tl.load(pointers, mask=known, other=other), ASM).to(ACC)
     return v
 
 
 @triton.jit
 def place(pid, n, length, rows, kn0, ks0, kn1, ks1, kn2, ks2, ks3, COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr):  # noqa: E501  # fmt: skip
-    """(row, whether it is one, where it begins in x, in the output, step of its elements) of a tile of M rows."""
+    """(row, whether it is one, where it begins in x, in the output, step of its elements) of a tile of M rows; of one
+    row there are as many tiles as rows.
+    """
     if COLUMNS:
         tiles = tl.cdiv(n, M)
         outer = pid // tiles
@@ -53,7 +56,7 @@ def place(pid, n, length, rows, kn0, ks0, kn1, ks1, kn2, ks2, ks3, COLUMNS: tl.c
         to, stride = base, n
     else:
         p = pid * M + tl.arange(0, M)
-        inside = p < rows
+        inside = (p < rows) if M > 1 else tl.full([M], True, tl.int1)
         base = offset_of(p, kn0, kn1, kn2, 1, ks0, ks1, ks2, ks3, NK)
         to, stride = p * length, 1
     return p, inside, base, to, stride
@@ -63,14 +66,15 @@ def place(pid, n, length, rows, kn0, ks0, kn1, ks1, kn2, ks2, ks3, COLUMNS: tl.c
 def row_tiles(
     x, out, rows, n, length, extra, kn0, ks0, kn1, ks1, kn2, ks2, ks3,
     KIND: tl.constexpr, GIVEN: tl.constexpr, OUT: tl.constexpr, ACC: tl.constexpr, ACCURATE: tl.constexpr,
-    COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
+    ASM: tl.constexpr, COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
-    """Whole rows in registers."""
+    """Whole rows in registers; `FULL`: they have R elements."""
     pid = tl.program_id(0).to(rows.dtype)
     p, inside, base, to, stride = place(pid, n, length, rows, kn0, ks0, kn1, ks1, kn2, ks2, ks3, COLUMNS, NK, M)
     r = tl.arange(0, R)
-    known = inside[:, None] & (r < length)[None, :]
-    v = load_or(x + (base[:, None] + (r * stride)[None, :]), known, 0.0 if KIND == "var" else float("-inf"), GIVEN, ACC)
+    known = inside[:, None] & (tl.full([R], True, tl.int1) if FULL else r < length)[None, :]
+    pointers = x + (base[:, None] + (r * stride)[None, :])
+    v = load_or(pointers, known, 0.0 if KIND == "var" else float("-inf"), GIVEN, ACC, ASM)
     kind: tl.constexpr = out.dtype.element_ty
     if KIND == "var":
         mean = divide(tl.sum(v, 1), length)
@@ -82,7 +86,7 @@ def row_tiles(
     else:
         top = tl.reduce(v, 1, largest)
         v = v - top[:, None]
-        e = exponential(v, ACCURATE)
+        e = decay(v, ACCURATE, ASM)
         total = tl.sum(e, 1)  # where all are -inf, NaN is right
         if KIND == "logsumexp":
             y = tl.where(tl.abs(top) == float("inf"), top, top + libdevice.log(total))
@@ -99,7 +103,7 @@ def row_tiles(
 def part_tiles(
     x, tops, totals, rows, n, length, per, kn0, ks0, kn1, ks1, kn2, ks2, ks3,
     KIND: tl.constexpr, GIVEN: tl.constexpr, ACC: tl.constexpr, ACCURATE: tl.constexpr,
-    COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
+    ASM: tl.constexpr, COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """tops[part, row], totals[part, row]: top and sum of exponentials of a part of a row; or mean, sum of squares."""
     pid = tl.program_id(0).to(rows.dtype)
@@ -114,7 +118,7 @@ def part_tiles(
     for at in tl.range(first, end, R):
         known = inside[:, None] & (at + r < end)[None, :]
         pointers = x + (base[:, None] + ((at + r) * stride)[None, :])
-        v = load_or(pointers, known, 0.0 if KIND == "var" else float("-inf"), GIVEN, ACC)
+        v = load_or(pointers, known, 0.0 if KIND == "var" else float("-inf"), GIVEN, ACC, ASM)
         if KIND == "var":
             seen += tl.where(known, 1.0, 0.0)
             d = tl.where(known, v - top, 0.0)
@@ -123,7 +127,7 @@ def part_tiles(
         else:
             new = largest(top, v)
             shift = finite(new)
-            total = total * exponential(top - shift, ACCURATE) + exponential(v - shift, ACCURATE)
+            total = total * decay(top - shift, ACCURATE, ASM) + decay(v - shift, ACCURATE, ASM)
             top = new
     if KIND == "var":
         mean = divide(tl.sum(seen * top, 1), tl.maximum(tl.sum(seen, 1), 1.0))
@@ -131,7 +135,7 @@ def part_tiles(
         sums = tl.sum(total + seen * d * d, 1)
     else:
         mean = tl.reduce(top, 1, largest)
-        sums = tl.sum(total * exponential(top - finite(mean)[:, None], ACCURATE), 1)
+        sums = tl.sum(total * decay(top - finite(mean)[:, None], ACCURATE, ASM), 1)
     count = tl.num_programs(1)
     tl.store(tops + (p * count + part), mean, mask=inside)
     tl.store(totals + (p * count + part), sums, mask=inside)
@@ -141,7 +145,7 @@ def part_tiles(
 def finish_tiles(
     x, tops, totals, out, rows, n, length, per, parts, extra, kn0, ks0, kn1, ks1, kn2, ks2, ks3,
     KIND: tl.constexpr, GIVEN: tl.constexpr, OUT: tl.constexpr, ACC: tl.constexpr, ACCURATE: tl.constexpr,
-    COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
+    ASM: tl.constexpr, COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
     """What parts of rows add up to; and for softmax the elements of one part."""
     pid = tl.program_id(0).to(rows.dtype)
@@ -160,7 +164,7 @@ def finish_tiles(
         tl.store(out + p, narrow(squares / free, OUT, kind), mask=inside)
     else:
         top = tl.reduce(m, 1, largest)
-        total = tl.sum(s * exponential(m - finite(top)[:, None], ACCURATE), 1)
+        total = tl.sum(s * decay(m - finite(top)[:, None], ACCURATE, ASM), 1)
         if KIND == "logsumexp":
             y = tl.where(tl.abs(top) == float("inf"), top, top + libdevice.log(total))
             tl.store(out + p, narrow(y, OUT, kind), mask=inside)
@@ -173,7 +177,7 @@ def finish_tiles(
                 known = inside[:, None] & (at + r < end)[None, :]
                 step = ((at + r) * stride)[None, :]
                 v = widen(tl.load(x + (base[:, None] + step), mask=known, other=0), GIVEN, ACC) - top[:, None]
-                y = exponential(v, ACCURATE) * last[:, None] if KIND == "softmax" else v - last[:, None]
+                y = decay(v, ACCURATE, ASM) * last[:, None] if KIND == "softmax" else v - last[:, None]
                 tl.store(out + (to[:, None] + step), narrow(y, OUT, kind), mask=known)
 
 
@@ -181,30 +185,30 @@ def _names(columns):
     return ("n",) if columns else ("length", *strides_of("k"))
 
 
-def _options(kind, compute, given, out, columns, nk, shape):
+def _options(kind, compute, given, out, columns, nk, shape, asm):
     accurate = out in ("f32", "f64")
     return {
-        "KIND": kind, "GIVEN": given, "OUT": out, "ACC": WIDE[compute], "ACCURATE": accurate, "COLUMNS": columns,
-        "NK": max(nk, 1), "M": shape[0], "R": shape[1],
+        "KIND": kind, "GIVEN": given, "OUT": out, "ACC": WIDE[compute], "ACCURATE": accurate, "ASM": asm,
+        "COLUMNS": columns, "NK": max(nk, 1), "M": shape[0], "R": shape[1],
     }  # fmt: skip
 
 
 @functools.cache
-def row_kernel(kind, compute, given, out, columns, nk, shape, warps, wide):
+def row_kernel(kind, compute, given, out, columns, nk, shape, full, warps, wide, asm):
     """The Kernel of `row_tiles`."""
     integer, real = "i64" if wide else "i32", "fp64" if compute == "f64" else "fp32"
     types = (cells(given), cells(out), *(integer,) * 3, real, *(integer,) * 7)
-    options = _options(kind, compute, given, out, columns, nk, shape)
-    made = Kernel(row_tiles, types, _names(columns), warps, **options)
+    options = _options(kind, compute, given, out, columns, nk, shape, asm)
+    made = Kernel(row_tiles, types, _names(columns), warps, **options, FULL=full)
     made.items = shape[0] * shape[1]
     return made
 
 
 @functools.cache
-def part_kernels(kind, compute, given, out, columns, nk, shape, parts, warps, wide):
+def part_kernels(kind, compute, given, out, columns, nk, shape, parts, warps, wide, asm):
     """The Kernels of `part_tiles` and `finish_tiles`."""
     integer, real, acc = "i64" if wide else "i32", "fp64" if compute == "f64" else "fp32", cells(compute)
-    options = _options(kind, compute, given, out, columns, nk, shape)
+    options = _options(kind, compute, given, out, columns, nk, shape, asm)
     types = (cells(given), acc, acc, cells(out), *(integer,) * 5, real, *(integer,) * 7)
     finish = Kernel(finish_tiles, types, (*_names(columns), "per"), warps, **options, P=parts)
     options.pop("OUT")
@@ -214,23 +218,25 @@ def part_kernels(kind, compute, given, out, columns, nk, shape, parts, warps, wi
     return part, finish
 
 
-def warps_of(elements):
-    """Liger's ladder: 4 warps, 8 from 2048 elements, 16 from 8192, 32 from 16384 (there: 32768)."""
-    return 4 if elements < 2048 else 8 if elements < 8192 else 16 if elements < 16384 else 32
+def warps_of(elements, few, each=32):
+    """Warps so that a thread holds `each` elements of 4 bytes: with 32, what 64 registers allow, adding up between
+    threads costs least; half as many if programs are so few that all that counts is when the last is done.
+    """
+    return warps_for(elements, each // 2 if few else each)
 
 
-def _whole(arch, columns, compute, rows, n, length):
-    """((M, R), warps) of a tile of whole rows in registers, or None if they are too long."""
+def _whole(arch, units, columns, compute, rows, n, length):
+    """((M, R), programs, warps) of tiles of whole rows in registers, or None if they are too long."""
     r, share = power_of_2(length), 2 if compute == "f64" else 1
+    if r > (COLUMN if columns else pick(ROW, arch)) // share:
+        return None
     if columns:
-        if r > COLUMN // share:
-            return None
         m = min(power_of_2(n), max(8 // share, min(64, 8192 // share // r)))
+        programs = rows // max(n, 1) * blocks(n, m)
     else:
-        if r > pick(ROW, arch) // share:
-            return None
-        m = min(power_of_2(rows), max(1, TILE // share // r))
-    return (m, r), warps_of(m * r * share)
+        m = min(power_of_2(rows), max(1, SHORT // share // r))
+        programs = blocks(rows, m)
+    return (m, r), programs, warps_of(m * r * share, programs <= units)
 
 
 def _plan(kind, compute, given, out, columns):
@@ -245,11 +251,11 @@ def _plan(kind, compute, given, out, columns):
             (x, to, rows, length, extra, nk), n = words[:6], 1
             keep = table(words, 6, nk)
             wide = max(reach(*keep) + length, rows * length) >= LIMIT
-        whole = _whole(gpu.arch, columns, compute, rows, n, length)
+        asm = not gpu.interpreted and isinstance(gpu.arch, int)
+        whole = _whole(gpu.arch, gpu.units, columns, compute, rows, n, length)
         if whole is not None:
-            (m, r), warps = whole
-            programs = outer * blocks(n, m) if columns else blocks(rows, m)
-            found = row_kernel(kind, compute, given, out, columns, nk, (m, r), warps, wide)
+            (m, r), programs, warps = whole
+            found = row_kernel(kind, compute, given, out, columns, nk, (m, r), r == length, warps, wide, asm)
             found(gpu, (programs, 1, 1), x, to, rows, n, length, extra, *packed(*keep))
             return
         m = min(power_of_2(n), 64) if columns else 1
@@ -258,7 +264,7 @@ def _plan(kind, compute, given, out, columns):
         parts = min(blocks(4 * gpu.units, programs), blocks(length, 4 * r), PARTS) if programs < 2 * gpu.units else 1
         per = blocks(blocks(length, parts), r) * r
         parts = blocks(length, per)
-        part, finish = part_kernels(kind, compute, given, out, columns, nk, (m, r), power_of_2(parts), 4, wide)
+        part, finish = part_kernels(kind, compute, given, out, columns, nk, (m, r), power_of_2(parts), 4, wide, asm)
         size = 4 * share
         tops, owner = gpu.allocate(2 * rows * parts * size)
         totals = tops + rows * parts * size
@@ -281,16 +287,20 @@ def build(name, compute, out, given):
 
 def variants(arch):
     """Representative kernels."""
-    found = {}
+    asm, found = isinstance(arch, int), {}
+
+    def rows_of(kind, dtype, length, columns=False):
+        n = 4096 if columns else 1
+        shape, _, warps = _whole(arch, 128, columns, "f32", 4096 * n, n, length)
+        full = shape[1] == length
+        return row_kernel(kind, "f32", dtype, dtype, columns, 1, shape, full, warps, False, asm)
+
     for dtype in ("f32", "bf16"):
-        for length in (1024, 4096, 8192, pick(ROW, arch)):
-            (shape, warps), label = _whole(arch, False, "f32", 4096, 1, length), f"rows of {length} {dtype}"
-            found[f"softmax {label}"] = row_kernel("softmax", "f32", dtype, dtype, False, 1, shape, warps, False)
-        shape, warps = _whole(arch, True, "f32", 4096, 4096, 256)
-        found[f"softmax columns {dtype}"] = row_kernel("softmax", "f32", dtype, dtype, True, 1, shape, warps, False)
-        part, finish = part_kernels("softmax", "f32", dtype, dtype, False, 1, (1, TILE), 1, 4, False)
+        for length in (1024, 4096, 8192, pick(ROW, arch), 5000):
+            found[f"softmax rows of {length} {dtype}"] = rows_of("softmax", dtype, length)
+        found[f"softmax columns {dtype}"] = rows_of("softmax", dtype, 256, True)
+        part, finish = part_kernels("softmax", "f32", dtype, dtype, False, 1, (1, TILE), 1, 4, False, asm)
         found |= {f"softmax part {dtype}": part, f"softmax finish {dtype}": finish}
-    shape, warps = _whole(arch, False, "f32", 4096, 1, 4096)
     for kind in ("log_softmax", "logsumexp", "var"):
-        found[f"{kind} rows of 4096 f32"] = row_kernel(kind, "f32", "f32", "f32", False, 1, shape, warps, False)
+        found[f"{kind} rows of 4096 f32"] = rows_of(kind, "f32", 4096)
     return found

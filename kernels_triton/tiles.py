@@ -14,6 +14,21 @@ from .launch import pointer, power_of_2
 MAX = 4  # dims of a table
 FLOATS = ("f16", "bf16", "f32", "f64", "f8e4m3", "f8e5m2")
 WIDE = {"f32": tl.float32, "f64": tl.float64, "i32": tl.int32, "u32": tl.uint32, "i64": tl.int64, "u64": tl.uint64}
+# 2 ** t of t = x / log(2), then times 1 + c, where c = x - t log(2) is what rounding t took; within [0, 1]
+DECAY = tl.constexpr("""{
+.reg .f32 t, c, p;
+mul.rn.f32 t, $1, 0f3FB8AA3B;
+fma.rn.f32 c, t, 0fBF317218, $1;
+ex2.approx.ftz.f32 p, t;
+fma.rn.sat.f32 $0, p, c, p;
+}""")
+FAST = tl.constexpr("""{
+.reg .f32 t;
+mul.rn.f32 t, $1, 0f3FB8AA3B;
+ex2.approx.ftz.f32 $0, t;
+}""")
+# two bf16 of a register as f32
+PAIR = tl.constexpr("shl.b32 $0, $2, 16; and.b32 $1, $2, 0xFFFF0000;")
 
 
 def cells(dtype):
@@ -72,9 +87,29 @@ def widen(x, GIVEN: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def real(x, ASM: tl.constexpr):
+    """bf16 as f32, others as they are."""
+    if x.dtype == tl.bfloat16 and ASM:
+        x = tl.inline_asm_elementwise(PAIR, "=f,=f,r", [x], tl.float32, True, 2)
+    elif x.dtype == tl.bfloat16:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
 def exponential(x, ACCURATE: tl.constexpr):
     """e ** x: to an ulp or two, or what narrow floats need (the error grows with |x|, up to 2 ** -18)."""
     return libdevice.exp(x) if ACCURATE else tl.exp(x)
+
+
+@triton.jit
+def decay(x, ACCURATE: tl.constexpr, ASM: tl.constexpr):
+    """e ** x for x up to 0: what `exponential` gives, in fewer instructions; 0 below 2 ** -126, and for NaN."""
+    if x.dtype == tl.float32 and ASM:
+        y = tl.inline_asm_elementwise(DECAY if ACCURATE else FAST, "=f,f", [x], tl.float32, True, 1)
+    else:
+        y = exponential(x, ACCURATE)
+    return y
 
 
 @triton.jit

@@ -42,6 +42,19 @@ def test_conversions(dtype, device):
     assert bits(want.nan_to_num(nan=1.5)) == bits(found.nan_to_num(nan=1.5))
 
 
+@pytest.mark.parametrize("dtype", ["f8e4m3", "f8e5m2"])
+def test_float8_of_all_ties(dtype, device):
+    """What lies between two neighbours, and just beside it, of either sign, and beyond the largest."""
+    codes = tensorlib.arange(128, dtype="i32").to("u8").view(dtype).to("f32").numpy()
+    codes = np.concatenate([codes[np.isfinite(codes)], np.float32([480 if dtype == "f8e4m3" else 65536])])
+    ties = (codes[1:] + codes[:-1]) / 2
+    x = np.concatenate(
+        [codes, ties, *(np.nextafter(ties, np.float32(v)) for v in (0, np.inf)), np.float32([1e9, np.inf])]
+    )
+    x = tensorlib.tensor(np.concatenate([x, -x]))
+    assert bits(x.to("cuda:0").to(dtype)) == bits(x.to(dtype))
+
+
 def test_transposing_copies(device):
     x = tensorlib.arange(2 * 65 * 67, dtype="i32").reshape(2, 65, 67)
     for dtype in ("u8", "f16", "f32", "f64"):

@@ -41,9 +41,23 @@ def test_extremes_and_their_places(device):
     reductions.test_means_of_equal_elements_are_exact()
 
 
-@pytest.mark.parametrize("shape, dim", [((3, 700), 1), ((2, 40, 20), 1), ((1, 40_000), 1)])
+@pytest.mark.parametrize(
+    "shape, dim", [((3, 700), 1), ((9, 256), 1), ((2, 2048), 1), ((2, 40, 20), 1), ((1, 40_000), 1)]
+)
 def test_softmax(shape, dim, device):
     reductions.test_softmax_of_rows_of_any_length(shape, dim)
+
+
+@pytest.mark.parametrize("n", [64, 1024, 40_000])
+def test_softmax_of_infinities(n, device):
+    """Exponentials that saturate, of rows that fill a tile and of parts: NaN where the definition has it."""
+    reductions.test_infinities(n)
+    x = RNG.normal(size=(3, n)).astype(np.float32)
+    x[0, 1], x[1, 2], x[2, :] = np.nan, np.inf, -np.inf
+    for dtype in ("f32", "bf16"):
+        given = tensorlib.tensor(x).to("cuda:0").to(dtype)
+        for function in (tensorlib.softmax, tensorlib.log_softmax):
+            assert np.isnan(function(given, 1).to("f32").cpu().numpy()).all(), (function, dtype)
 
 
 def test_variance(device):
@@ -62,6 +76,18 @@ def test_scans(shape, launches, device):
 @pytest.mark.parametrize("shape", [(3, 7), (12, 1024), (2, 9000)])
 def test_norms(shape, device):
     norms.test_norms_of_rows_of_any_length(shape, device)
+
+
+@pytest.mark.parametrize("n", [96, 1024])
+def test_norms_of_narrow_rows(n, device):
+    """In f32, rounded once: half an ulp, and as much as the CPU's differs."""
+    x, w, b = (RNG.normal(size=s).astype(np.float32) for s in ((6, n), n, n))
+    for dtype, unit in (("f16", 2.0**-10), ("bf16", 2.0**-7)):
+        given = [tensorlib.tensor(v).to(dtype) for v in (x, w, b)]
+        for function in (lambda x, w, b: norm.layer_norm(x, w, b), lambda x, w, b: norm.rms_norm(x, w)):
+            want = function(*given).to("f32").numpy()
+            found = function(*(v.to("cuda:0") for v in given)).to("f32").cpu().numpy()
+            assert (np.abs(found - want) <= unit * np.abs(want) + 1e-6).all()
 
 
 def test_long_norms(device):
