@@ -114,7 +114,9 @@ def round_of_pairs(
 def _kernel(fn, dtype):
     (pairs, block), integers = TILES[fn.__name__], 3 if fn is sweeps else 5
     types = (pointer(dtype), "*i32", *("i32",) * integers, "fp32")
-    return Kernel(fn, types, ("depth", "length"), loose=("state_ptr",), LIMIT=LIMIT, FLOOR=FLOOR[dtype], P=pairs, R=block)
+    return Kernel(
+        fn, types, ("depth", "length"), loose=("state_ptr",), LIMIT=LIMIT, FLOOR=FLOOR[dtype], P=pairs, R=block
+    )
 
 
 def _rotated(gpu, state, batch, sweep):

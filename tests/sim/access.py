@@ -37,12 +37,16 @@ class GlobalSpace:
     width = U64
 
     def load(self, machine, address, n, act):
-        where = machine.reporter(act)
-        return machine.grid.load(chosen(address, act).view(I64), n, chosen(machine.codes, act), where)
+        where, at = machine.reporter(act), chosen(address, act).view(I64)
+        if machine.warps is not None:
+            machine.warps.note(machine.grid.memory, at, n, act, where)
+        return machine.grid.load(at, n, chosen(machine.codes, act), where)
 
     def store(self, machine, address, words, n, act):
-        where = machine.reporter(act)
-        machine.grid.store(chosen(address, act).view(I64), chosen(words, act), n, chosen(machine.codes, act), where)
+        where, at = machine.reporter(act), chosen(address, act).view(I64)
+        if machine.warps is not None:
+            machine.warps.note(machine.grid.memory, at, n, act, where, chosen(words, act))
+        machine.grid.store(at, chosen(words, act), n, chosen(machine.codes, act), where)
 
 
 class SharedSpace:

@@ -17,6 +17,7 @@ from tests.sim.errors import Divergence, EndlessLoop, NotWaited, SimTrap, Unsupp
 from tests.sim.memory import PROGRAM_CODES, GridAccess
 from tests.sim.parse import parse
 from tests.sim.shared import Shared
+from tests.sim.warps import Warps
 
 ROOMS = (access, alu, asynchronous, bits, convert, exchange, matrix, tma, wgmma)  # each fills OPS
 LANES = 8192  # threads of a batch: enough for NumPy to be quick, few enough for the caches
@@ -40,9 +41,10 @@ class Barrier:
 
 
 class Program:
-    """A kernel, parsed and decoded once."""
+    """A kernel, parsed and decoded once. `between_warps`: races of warps in global memory are traps (see warps.py)."""
 
-    def __init__(self, ptx):
+    def __init__(self, ptx, between_warps=False):
+        self.between_warps = between_warps
         self.listing = listing = parse(ptx)
         self.name = listing.name
         self.data = {name: np.frombuffer(raw, np.uint8).copy() for name, raw in listing.data.items()}
@@ -192,6 +194,7 @@ class Machine:
         self.registers = list(self.fixed)
         for name, slot in self.program.decoder.specials.items():
             self.registers[slot] = self.special(name)
+        self.warps = Warps(self) if self.program.between_warps else None
         self.shared = Shared(self.blocks, self.shared_bytes, self.threads)
         self.local = np.full(self.lanes * self.local_bytes, 0xD1, np.uint8)
         self.copies, self.stores = asynchronous.Groups(self.lanes), asynchronous.Groups(self.lanes)
@@ -320,11 +323,17 @@ class Machine:
     def arrive(self, at, act):
         """Threads reach a barrier; blocks that are complete pass it."""
         if act is None:
-            self.shared.settle(None)
+            self.settle(None)
             self.join(at + 1, None)
             return
         self.parked[at] = self.parked[at] | act if at in self.parked else act
         self.release()
+
+    def settle(self, blocks):
+        """What blocks wrote before a barrier is there for all of their threads."""
+        self.shared.settle(blocks)
+        if self.warps is not None:
+            self.warps.passed(blocks)
 
     def release(self):
         alive = ~self.exited.reshape(self.blocks, -1)
@@ -333,7 +342,7 @@ class Machine:
             complete = (rows == alive).all(1) & rows.any(1)
             if complete.any():
                 passing = waiting & complete[self.block_of]
-                self.shared.settle(complete)
+                self.settle(complete)
                 self.join(at + 1, passing)
                 rest = waiting & ~passing
                 del self.parked[at]

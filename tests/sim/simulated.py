@@ -9,10 +9,14 @@ from tests.sim.memory import Global
 
 
 class Simulated(HostGpu):
-    """Kernels as Triton compiles them for `arch`: their PTX in the simulator, which traps what is wrong."""
+    """Kernels as Triton compiles them for `arch`: their PTX in the simulator, which traps what is wrong.
 
-    def __init__(self, arch=80):
+    `between_warps`: rooms whose warps are also watched in global memory (warps.py).
+    """
+
+    def __init__(self, arch=80, between_warps=()):
         super().__init__(arch)
+        self.between_warps = between_warps
         self.global_memory = Global()
 
     def allocate(self, nbytes):
@@ -30,7 +34,7 @@ class Simulated(HostGpu):
         compiled = kernel.compile(self.target, hints)
         facts = compiled.metadata
         assert facts.shared <= self.shared, f"{compiled.name}: {facts.shared} bytes of shared memory for {self.arch}"
-        program = Program(compiled.asm["ptx"])
+        program = Program(compiled.asm["ptx"], kernel.fn.__module__.rpartition(".")[2] in self.between_warps)
         options = {"num_warps": facts.num_warps, "shared": facts.shared, "arch": self.arch}
 
         def run(x, y, z, args):
