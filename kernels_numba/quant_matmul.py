@@ -143,6 +143,7 @@ def _pack_rows(fmt, group):
         lines.append("d = scales4({}, {}, {}, {})".format(*addresses))
         if row.minimum:
             lines.append("m = scales4({} + 2, {} + 2, {} + 2, {} + 2)".format(*addresses))
+        lines += ["m = zero_f32x16() - d * m"] * row.zero
     lines += ["st_i8x64(tmp + 64 * j, lo)", "st_i8x64(tmp + 1024 + 64 * j, hi)"]
     return lines + [f"st_f32x16(tmp + {2048 + 1024 * i} + 64 * j, {name})" for i, name in enumerate(_per_row(row))]
 

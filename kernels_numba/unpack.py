@@ -48,6 +48,7 @@ class Unpack(NamedTuple):
     halves: bool = False
     small: bool = True  # unpacked values are at most 127
     f16: bool = True  # blocks of 32 begin with d, and m, as f16: no line need make them
+    zero: bool = False  # what stands for m there is a zero: m = -zero * d
 
 
 def _pieces(b, addresses):

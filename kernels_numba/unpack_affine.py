@@ -88,6 +88,8 @@ def _codes(bits, at):
 
 def _affine(bits, size):
     """A row whose scale and zero take `size` bytes each."""
+    if size == 2 and bits > 2:  # four blocks are at least 64 bytes, which scales are loaded from at once
+        return Unpack(32, 4 + 4 * bits, 0, _codes(bits, 4), minimum=True, small=bits < 8, zero=True)
     load = "scales4" if size == 2 else "wide_scales4"
     scales = (f"d = {_four(load, 0)}", f"m = zero_f32x16() - d * {_four(load, size)}")
     lines = _codes(bits, 2 * size) + scales

@@ -164,5 +164,8 @@ class AWQ:
 
 def _ordered(words):
     """Codes [N, K] of AWQ's words [K, N / 8]."""
-    codes = unpacked(words, 4)
-    return codes.reshape(len(codes), -1, 8)[..., AWQ_ORDER].reshape(len(codes), -1).T
+    data = np.ascontiguousarray(words.T).view(np.uint8).reshape(words.shape[1], len(words), 4)
+    out = np.empty((len(data), 8, len(words)), np.uint8)
+    for i, at in enumerate(AWQ_ORDER):
+        np.bitwise_and(data[..., at // 2] >> at % 2 * 4, 15, out=out[:, i])
+    return out.reshape(-1, len(words))
