@@ -10,6 +10,7 @@
     python -m bench.gpu                  on a GPU: kernels against PyTorch, decoding against llama.cpp, one table
     python -m bench.tune matmul          on a GPU: tiles of matrix products for given shapes, kept per GPU
     python -m bench.perplexity           perplexity and greedy text against an independent NumPy Llama
+    python -m bench.malformed            malformed files: rejected, accepted, crashed, by loader
 
 Every program prints its table and writes the same rows, with machine and versions, to bench/results/<program>.csv.
 Time on a quiet machine only: each one prints the load average it found and warns when something else was running.

@@ -20,7 +20,7 @@ import mmap
 from tensorlib import dtype
 from tensorlib.io.cursor import check_unchanged, over
 from tensorlib.io.gguf_values import GGUFCursor, Metadata, Typed
-from tensorlib.io.source import Source, map_private, opened
+from tensorlib.io.source import LIMIT, Source, elements, map_private, opened
 from tensorlib.quant.formats import BY_ID
 
 __all__ = ["GGUFFile", "TensorInfo", "Typed", "open"]
@@ -248,6 +248,6 @@ def size_of(cursor, where, dims, format) -> int:
     nbytes = row // format.elements * format.nbytes
     for dim in dims[1:]:
         nbytes *= dim
-    if nbytes >= 1 << 63 or max(dims, default=0) >= 1 << 63:
+    if nbytes >= LIMIT or elements(dims) == LIMIT:
         raise cursor.error(where, f"dims {dims}", "sizes below 2**63")
     return nbytes

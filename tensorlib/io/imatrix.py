@@ -109,5 +109,8 @@ def _means(file, name, rows, counts):
     counts = np.array(counts, np.float32)[:, None]
     if not (np.isfinite(rows).all() and np.isfinite(counts).all() and (rows >= 0).all() and (counts >= 0).all()):
         raise file.error(name, "negative numbers, NaN or infinity", "sums of squares, and counts")
-    means = np.where(counts > 0, rows / np.maximum(counts, np.float32(1e-30)), np.float32(1))
+    with np.errstate(over="ignore"):
+        means = np.where(counts > 0, rows / np.maximum(counts, np.float32(1e-30)), np.float32(1))
+    if not np.isfinite(means).all():
+        raise file.error(name, "means above the largest f32", "sums that fit their counts")
     return as_tensor(means[0] if len(means) == 1 else means)

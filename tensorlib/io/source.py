@@ -239,10 +239,12 @@ def tensor_over(buffer, at: int, nbytes: int, layout, dtype, swapped: bool = Fal
 
 
 def elements(shape) -> int:
-    """The product of the sizes; `LIMIT` where that of the non-zero ones reaches it."""
+    """The product of the sizes; `LIMIT` where that of the non-zero ones, of 16 bytes each, reaches it: NumPy has no
+    such shape, be it empty or not.
+    """
     count, bound = 1, 1
     for size in shape:
         count, bound = count * size, bound * max(size, 1)
-        if bound >= LIMIT:
+        if bound >= LIMIT // 16:
             return LIMIT
     return count

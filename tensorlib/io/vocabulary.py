@@ -268,12 +268,12 @@ def _texts(file, name) -> list[bytes]:
 
 
 def _numbers(file, name, count, kind) -> list:
-    """An array of numbers, one per token, or [] where there is none."""
+    """An array of numbers, one per token (what it has more is dropped), or [] where there is none."""
     found = file.require(KEY + name, list, [])
     if found and (len(found) < count or not isinstance(found[0], kind)):
         got = f"{len(found)} of type {type(found[0]).__name__}"
         raise FormatError(file.path, KEY + name, got, f"a number for each of {count} tokens")
-    return found
+    return found[:count]
 
 
 def _byte(file, id, token) -> bytes:

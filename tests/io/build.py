@@ -178,6 +178,8 @@ def malformed_tensors():
         "product over 2^63": one(info("t", [2**31, 2**31, 2**31, 2**31])),
         "g33 bytes overflow": one(info("t", [2**62])),
         "huge and zero": one(info("t", [2**63, 0])),
+        "2^61 and zero": one(info("t", [2**61, 0])),
+        "a product of 2^60, and zero": one(info("t", [0, 2**30, 2**30])),
         "g35 tensor type 999": one(info("t", [4], 999)),
         "g36 tensor type 4, removed": one(info("t", [32], 4)),
         "g37 row of 33 in q8_0": one(info("t", [33], 8)),

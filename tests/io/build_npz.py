@@ -69,6 +69,7 @@ MALFORMED = {
     "dim over 64 bits": shaped("(18446744073709551622,)"),
     "dim of 5,000 digits": shaped("(" + "9" * 5000 + ",)"),
     "huge and zero": shaped("(9223372036854775808, 0)", data=b""),
+    "2^61 and zero": shaped("(2305843009213693952, 0)", data=b""),
     "n11 4 TiB": shaped("(1099511627776,)"),
     "65 dims": shaped("(" + "1, " * 65 + ")", data=DATA[:4]),
     "n12 objects": shaped("(1,)", "'|O'", data=b"cos\nsystem\n(S'false'\ntR."),

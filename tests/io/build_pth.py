@@ -210,6 +210,7 @@ MALFORMED_ZIPS = {
     "count * itemsize wraps": archive(state(tensor(storage(count=2**62 + 6)))),
     "p20 size * stride overflows": archive(state(tensor(size=(2**32, 2**32), stride=(2**32, 1)))),
     "elements overflow, strides of 0": archive(state(tensor(size=(2**32, 2**32), stride=(0, 0)))),
+    "2^61 and zero": archive(state(tensor(size=(2**61, 0), stride=(1, 1)))),
     "stride of 2^63": archive(state(tensor(stride=(2**63, 1)))),
     "p21 offset of 2^62": archive(state(tensor(offset=2**62))),
     "p28 10^12 elements by strides of 0": archive(state(tensor(size=(10**6, 10**6), stride=(0, 0)))),

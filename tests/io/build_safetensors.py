@@ -73,6 +73,7 @@ MALFORMED = {
     "s19 product wraps to 0": dims([2**32, 2**32], 0, b""),
     "product wraps to 16 bytes": dims([2**62 + 1, 4]),
     "huge and zero": dims([2**62, 2**62, 0], 0, b""),
+    "2^61 and zero": dims([2**61, 0], 0, b""),
     "s20 negative offset": one(data_offsets=[-16, 0]),
     "s21 end before begin": one(data_offsets=[16, 0]),
     "s22 end past the data": one(data_offsets=[16, 32]),

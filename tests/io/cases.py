@@ -100,5 +100,5 @@ def table() -> list[Case]:
         *_rows("template", {f"works {i}": s for i, s in enumerate(build_template.WORKS)}, "accept", str.encode),
         *_rows("template", build_template.NUMBERED, "reject", str.encode),
         *_rows("template", build_template.HUNGRY, "reject", str.encode),
-        *_rows("template", {s[:40]: s for s in build_template.OTHERS}, "reject", str.encode),
+        *_rows("template", {f"{i} {s[:40]!r}": s for i, s in enumerate(build_template.OTHERS)}, "reject", str.encode),
     ]

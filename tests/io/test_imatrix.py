@@ -8,7 +8,7 @@ import pytest
 import tensorlib
 from tensorlib.errors import FormatError
 from tensorlib.io import gguf, imatrix
-from tests.io.build_imatrix import TAIL, A, B, binary
+from tests.io.build_imatrix import TAIL, A, B, binary, entry
 
 
 def read(tmp_path, data):
@@ -26,6 +26,11 @@ def test_binary(tmp_path, tail, chunks, datasets):
     }
     assert found.counts == {"blk.0.ffn_down.weight": [4.0], "unused": [0.0]}
     assert (found.chunks, found.datasets) == (chunks, datasets) and found.importance["unused"].dtype.name == "f32"
+
+
+def test_never_counted(tmp_path):
+    found = read(tmp_path, binary(entry("w", 0, [3e38])))
+    assert found.importance["w"].tolist() == [1.0]
 
 
 def write_gguf(path, tensors, kind="imatrix"):
@@ -55,6 +60,7 @@ def test_gguf(tmp_path):
         ({"other": [1.0]}, "imatrix"),
         ({"w.counts": [[1.0, 2.0]]}, "imatrix"),
         ({"w.counts": [[-1.0]]}, "imatrix"),
+        ({"w.counts": [[1e-30]], "w.in_sum2": [[1e30, 0.0]]}, "imatrix"),  # a mean of 1e60
         ({"w.in_sum2": [[float("nan"), 0.0]]}, "imatrix"),
         ({"w.in_sum2": [[-1.0, 0.0]]}, "imatrix"),
         ({"w.in_sum2": [[[1.0, 0.0]]]}, "imatrix"),

@@ -152,6 +152,11 @@ def test_broken_vocabulary(make, name):
     assert caught.value.where.startswith("tokenizer.ggml.") or "tokenizer.ggml." in caught.value.where
 
 
+def test_more_types_and_scores_than_tokens(make):
+    few = make(vocab.byte_pairs(tokens=(build.STRING, ["a"]), merges=(build.STRING, [])))  # types for many
+    assert few.n_vocab == 1 and few.decode([0]) == "a"
+
+
 def test_merges_of_strangers(make):
     """They never apply, and the library would refuse them: told where it is needed."""
     tokenizer = make(vocab.byte_pairs(merges=(build.STRING, ["qz z", "t h", "th e"])))
