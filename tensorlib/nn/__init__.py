@@ -27,7 +27,13 @@ __all__ = [
 ]  # fmt: skip
 
 # file -> the layers in it, found when first used
-LATER = {}
+LATER = {
+    "conv": "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d "
+    + " ".join(f"{kind}Pad{n}d" for kind in "Zero Constant Reflection Replication Circular".split() for n in (1, 2, 3)),
+    "dropout": "AlphaDropout Dropout Dropout1d Dropout2d Dropout3d",
+    "more_layers": "Bilinear EmbeddingBag PReLU",
+    "norm": "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d",
+}
 _FILES = {name: file for file, names in LATER.items() for name in names.split()}
 
 
