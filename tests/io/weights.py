@@ -52,3 +52,15 @@ def written(folder, kind):
     else:
         tensorlib.save(path, found)
     return path
+
+
+UNPRIVILEGED = """
+import ctypes, os, struct, sys
+if os.geteuid() == 0:  # even root may not write then: without CAP_DAC_OVERRIDE
+    libc, head = ctypes.CDLL(None), struct.pack("Ii", 0x20080522, 0)
+    data = ctypes.create_string_buffer(24)
+    assert libc.capget(head, data) == 0
+    fields = list(struct.unpack("6I", data.raw))
+    fields[0] &= ~2
+    assert libc.capset(head, struct.pack("6I", *fields)) == 0
+"""
