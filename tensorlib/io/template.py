@@ -28,11 +28,12 @@ from tensorlib.errors import FormatError
 MAX_TEMPLATE = 1 << 16  # characters; the longest published templates (tools, documents) have about 20,000
 MAX_TOKENS = 20_000  # of Jinja's in a template; those have a third of it
 MAX_SIZE = 1 << 22  # characters of any value, and of the rendered text: above every context's worth of text
-MAX_MADE = 1 << 25  # characters of all the values that a rendering makes, kept or not
+MAX_MADE = 1 << 25  # characters of all the values that a rendering makes, kept or not, above 32 times its messages
 ELEMENT = 64  # what an element of a list or dict counts for in both
-MAX_STEPS = 400_000  # lines and calls of the template and of Jinja's filters: 0.4 s; real ones take 100 a message
+MAX_STEPS = 400_000  # lines and calls of the template and of Jinja's filters: 0.4 s; most real ones: 100 a message
 MAX_DEPTH = 64  # macros, blocks and recursive loops inside each other
 MAX_SECONDS = 0.5  # processor time of one rendering; real ones take a few milliseconds
+LONGER = 20  # how many times as many steps and seconds long conversations may have: their messages squared, over 50
 MAX_BITS = 64  # of an integer
 
 FILTERS = frozenset(
@@ -86,9 +87,10 @@ class ChatTemplate:
         }
         values |= self.variables | variables
         before = sys.gettrace()
-        _rendering.room = MAX_MADE
-        try:
-            sys.settrace(_watch(thread_time() + MAX_SECONDS))
+        try:  # some real templates go through all messages for each of them, or copy the text so far
+            _rendering.room = MAX_MADE + 32 * _size(messages)
+            share = 1 + min(LONGER - 1, (len(messages) / 50) ** 2)
+            sys.settrace(_watch(round(share * MAX_STEPS), thread_time() + share * MAX_SECONDS))
             return self._template.render(values)
         except (Exception, LimitError) as error:
             raise self._error(_describe(error), "a template that renders these messages") from None
@@ -107,17 +109,19 @@ def _describe(error: Exception) -> str:
     return (f"{kind}: {text}" if text else kind)[:400]
 
 
-def _watch(deadline):
+def _watch(most, deadline):
     """A trace function, called at every call and every line of the template and of Jinja's filters, that ends it."""
     steps, depth = 0, 0
 
     def watch(frame, event, arg):
         nonlocal steps, depth
         steps += 1
-        if steps > MAX_STEPS:
-            raise LimitError(f"more than {MAX_STEPS} steps")
+        if steps > most:
+            raise LimitError(f"more than {most} steps")
         if thread_time() > deadline:
-            raise LimitError(f"more than {MAX_SECONDS} s of processor time")
+            raise LimitError(
+                f"more than {MAX_SECONDS} s of processor time, or a few times that for a long conversation"
+            )
         if frame.f_code.co_filename == __file__:
             return None
         if event in ("call", "return") and frame.f_code.co_filename == "<template>":

@@ -38,6 +38,15 @@ def test_large_honest_conversation():
     assert len(ChatTemplate(source).render(messages)) == 500 * 4000
 
 
+def test_long_conversations_may_take_longer():
+    """Some real templates go through all messages for each of them."""
+    messages = [{"role": "user", "content": "x"}] * 300
+    source = "{% for m in messages %}{% for n in messages %}{% if n.role %}{% endif %}{% endfor %}.{% endfor %}"
+    assert ChatTemplate(source).render(messages) == "." * 300  # 900,000 steps or so
+    with pytest.raises(FormatError, match="steps|processor time"):
+        ChatTemplate(source.replace("messages %}{% if", "range(99999) %}{% if")).render(messages[:3])
+
+
 def test_depth_of_schemas():
     source = "{% macro f(n) %}{{ n }}{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}"
     assert ChatTemplate(source).render([]).endswith("543210")
