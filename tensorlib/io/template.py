@@ -79,13 +79,8 @@ class ChatTemplate:
 
     def render(self, messages: list[dict], add_generation_prompt: bool = True, **variables) -> str:
         """The text of a conversation. Raises FormatError for whatever goes wrong inside the template."""
-        values = {
-            "messages": messages,
-            "add_generation_prompt": add_generation_prompt,
-            "tools": None,
-            "documents": None,
-        }
-        values |= self.variables | variables
+        values = {"tools": None, "documents": None, **self.variables, **variables}
+        values |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         before = sys.gettrace()
         try:  # some real templates go through all messages for each of them, or copy the text so far
             _rendering.room = MAX_MADE + 32 * _size(messages)
