@@ -126,7 +126,7 @@ def _storable(file, info, dtype, writer):
     """FormatError for blocks that would go where there are none."""
     from tensorlib.errors import FormatError
 
-    if is_quantized(info) and dtype is None and writer != "gguf":
+    if is_quantized(info) and dtype is None and (writer != "gguf" or type(info.format) is str):
         fix = "give --dtype f16 (or another), or write a .gguf"
         raise FormatError(file.path, f"tensor {info.name!r}", f"blocks of {info.format}", "numbers", fix)
 

@@ -118,16 +118,18 @@ class Values:
     def _add(self, x, y, atol, rtol):
         import numpy as np
 
-        equal = x == y
+        equal = ((x == y) | ((x != x) & (y != y))).reshape(-1)
         with np.errstate(all="ignore"):
             x, y = x.astype(np.float64).reshape(-1), y.astype(np.float64).reshape(-1)
+            if not np.isfinite(x).all():
+                x[equal & ~np.isfinite(x)] = y[equal & ~np.isfinite(y)] = 0
             self.sums[1:] = [old + _dot(*pair) for old, pair in zip(self.sums[1:], ((x, x), (y, y), (x, y)))]
             if equal.all():
                 return
-            equal = equal.reshape(-1) | (np.isnan(x) & np.isnan(y))
             size, error = np.abs(x), np.abs(x - y)
             error[equal] = 0
-            self.differ += int(np.count_nonzero(~(error <= atol + rtol * size)))
+            near = equal | (error <= atol + rtol * size) if atol or rtol else equal  # float64 has not all of i64
+            self.differ += int(np.count_nonzero(~near))
             self.largest = max(self.largest, _most(error))
             self.sums[0] += _dot(error, error)
             error /= size

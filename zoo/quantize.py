@@ -98,12 +98,13 @@ class Plan:
             info.name: info
             for info in file.tensors.values()
             if mixes.is_weight(info.name, info.shape) and _floats(info) and prod(info.shape)
-            if not any(pattern.search(info.name) for pattern in arguments.keep)
         }
         self.types, self.notes, short = {}, [], {}
         asked = mixes.chosen(arguments.type, list(weights), _grouped(kind, file))
         special = {"output": arguments.output_type, "embedding": arguments.embedding_type}
         for name, type in asked.items():
+            if any(pattern.search(name) for pattern in arguments.keep):
+                continue
             type = special.get(mixes.kind_of(name)) or type
             type = next((each for pattern, each in arguments.tensor_type if pattern.search(name)), type)
             self.types[name] = fits = mixes.fitting(type, weights[name].shape[-1], formats)
@@ -112,7 +113,11 @@ class Plan:
         for (type, fits, width), names in short.items():
             text = f"rows of {width} weights are not whole blocks of {type}: {fits} for {len(names)}, as {names[0]}"
             self.notes.append(text)
-        twice = {str(w.format) for n, w in weights.items() if is_quantized(w) and w.format.name != self.types[n]}
+        twice = {
+            str(w.format)
+            for n, w in weights.items()
+            if is_quantized(w) and str(w.format) != self.types.get(n, str(w.format))
+        }
         if twice:
             text = "quantise the original for the best quality"
             self.notes.append(f"weights were in blocks before ({', '.join(sorted(twice))}) and lose twice: {text}")

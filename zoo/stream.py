@@ -7,6 +7,7 @@ import signal
 import sys
 from math import prod
 
+CHECKPOINTS = ("gptq", "awq", "hqq", "bitsandbytes")  # formats of tensors in several parts
 PIECE = 1 << 22  # weights that are decoded at a time: 16 MiB of f32
 
 
@@ -65,16 +66,17 @@ def use_jobs(arguments):
 
 
 def opened(ref):
-    """(format, reader) of the file that `ref` names. FormatError."""
+    """(format, reader) of the file, or of the folder of a checkpoint, that `ref` names. FormatError."""
     from tensorlib.io import files, hub
 
-    file = files.load(hub.resolve(ref))
-    return type(file).__module__.rpartition(".")[2].partition("_")[0], file
+    file = files.load(ref if os.path.isdir(ref) else hub.resolve(ref))
+    kind = type(file).__module__.rpartition(".")[2].partition("_")[0]
+    return "safetensors" if kind == "checkpoint" else kind, file
 
 
 def is_quantized(info):
-    """Whether a tensor is in blocks."""
-    return getattr(info.format, "quantized", False)
+    """Whether a tensor is in blocks, of GGUF or of a checkpoint whose folder was opened."""
+    return getattr(info.format, "quantized", info.format in CHECKPOINTS)
 
 
 def rows(file, name, group=None, most=PIECE):
@@ -87,8 +89,7 @@ def rows(file, name, group=None, most=PIECE):
     if hasattr(x, "format"):
         from tensorlib.quant.tensor import QTensor
 
-        flat = QTensor(x.buffer, x.offset, (count, width), x.format)
-        part = flat.rows
+        part = (x if x.ndim == 2 else QTensor(x.buffer, x.offset, (count, width), x.format)).rows
     else:
         flat = x.reshape(count, width)
 
@@ -107,10 +108,3 @@ def numbers(part, dtype="f32"):
         return part.to(dtype)
     direct = dtype if str(dtype) in ("f32", "f16", "bf16") else "f32"
     return part.dequantize(direct).to(dtype)
-
-
-def size_of(path):
-    """Bytes of a file, 0 if it is not there."""
-    with contextlib.suppress(OSError):
-        return os.path.getsize(path)
-    return 0

@@ -188,7 +188,7 @@ class ShardedFile(Source):
         index, weights = _index(self.path)
         try:
             for shard in sorted(set(weights.values())):
-                self._shards[shard] = _shard(os.path.join(os.path.dirname(self.path), shard))
+                self._shards[shard] = _shard(os.path.join(os.path.dirname(self.path), shard), mapped)
             self.nbytes = sum(shard.nbytes for shard in self._shards.values())
             self._place = {tensor: self._shards[shard] for tensor, shard in weights.items()}
             self.tensors = {tensor: shard.info(tensor) for tensor, shard in self._place.items()}
@@ -221,12 +221,12 @@ class ShardedFile(Source):
         return self._place[name].stored(name)
 
 
-def _shard(path):
+def _shard(path, mapped):
     if path.endswith(".bin"):  # of PyTorch's, whose indices are the same
         from tensorlib.io import pth
 
-        return pth.open(path)
-    return open(path)
+        return pth.open(path, mapped=mapped)
+    return open(path, mapped)
 
 
 def shards(path) -> list[str]:
