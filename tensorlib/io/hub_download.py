@@ -16,6 +16,7 @@ from tensorlib.io import fetch as net
 from tensorlib.io.hub import HEX, INDEX, HubFile, cache_folder, choose, endpoint, is_commit, is_safe, split_name
 
 ASKED = 3  # times that the Hub is asked, if it is out of reach
+LARGE = 1 << 30  # bytes whose check takes a second, and is said
 ELSEWHERE = "is this the Hub? check HF_ENDPOINT and proxies"
 
 
@@ -176,7 +177,11 @@ def _is_hash(text):
 
 def _is_sound(path, etag):
     """Whether a file is there and has that hash."""
-    return os.path.isfile(path) and net.file_hash(path, etag) == etag
+    if not os.path.isfile(path):
+        return False
+    if os.path.getsize(path) > LARGE:
+        net.say(f"checking {path}")
+    return net.file_hash(path, etag) == etag
 
 
 def _bring(library, found, url, etag, wanted, path, name):

@@ -130,7 +130,7 @@ def serve(files):
 
 COMMIT, OLDER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
 REVISIONS = {"main": COMMIT, COMMIT: COMMIT, "v1": OLDER, "refs/pr/1": OLDER, OLDER: OLDER}
-FILES = {"a.gguf": CONTENT, "b.gguf": CONTENT[::-1], "sub/config.json": b"{}"}
+FILES = {"a.gguf": CONTENT, "b.gguf": CONTENT[::-1], "sub/config.json": b"{}", "sub/größe 1#%20.json": b"[]"}
 LARGE = (".gguf", ".safetensors", ".bin")  # stored under their SHA-256, the others as blobs of git
 
 
@@ -159,7 +159,7 @@ def hub(files, storage=None):
             path = f"/api/models/org/name/{kind}/{quoted}"
             paths[path], headers[path] = json.dumps(answer).encode(), {"Content-Type": "application/json"}
         for name, data in files.items():
-            path, digest = f"/org/name/resolve/{quoted}/{name}", etag(name, data)
+            path, digest = f"/org/name/resolve/{quoted}/{urllib.parse.quote(name)}", etag(name, data)
             paths[path], headers[path] = data, {"X-Repo-Commit": commit, "ETag": f'"{digest}"'}
             if name.endswith(LARGE):
                 headers[path] |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{digest}"'}

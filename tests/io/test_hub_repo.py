@@ -37,6 +37,8 @@ def test_a_file_arrives_once(served, cache, capfd):
     assert hub.resolve(REF) == path and gets(served) == [None]  # checked, not fetched
     small = hub.resolve("org/name:sub/config.json")
     assert content(small) == b"{}" and os.path.basename(os.readlink(small)) == servers.git_hash(b"{}")
+    odd = hub.resolve("org/name:sub/größe 1#%20.json")
+    assert content(odd) == b"[]" and odd.endswith("/sub/größe 1#%20.json")
     out, err = capfd.readouterr()
     assert out == "" and "fetching org/name/a.gguf (1 MB)" in err and "100%" in err
 
