@@ -5,6 +5,8 @@ Standard library only: read at every start, also by `unpack.py` and `quant*.py` 
 
 GROUP = 128  # activations of matvec are packed by groups of so many
 GROUP_BYTES = 320
+RUNS = frozenset(["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "tq1_0", "tq2_0"])  # by 256, `unpack_runs.py`
+RUNS_BYTES = 384
 PANEL_BLOCKS = 128  # blocks of 32 of a weight panel of matmul
 SCRATCH = PANEL_BLOCKS * (512 + 128 + 128) + 5120  # bytes per thread for matmul: panel, scales, minima, transposes
 
@@ -22,9 +24,9 @@ ENCODED |= dict.fromkeys(["tq1_0", "tq2_0", "q1_0", "q2_0"], False)
 ENCODED |= dict.fromkeys(["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"], False)
 
 
-def row_bytes(k):
+def row_bytes(k, runs=False):
     """Packed activations of a row of `k` for matvec."""
-    return -(-k // GROUP) * GROUP_BYTES
+    return k // 256 * RUNS_BYTES if runs else -(-k // GROUP) * GROUP_BYTES
 
 
 def block_bytes(tokens, halves):

@@ -147,15 +147,15 @@ def _quads(half):
 quads_lo, quads_hi = _quads(0), _quads(1)
 
 
-def _trits(pieces, digits):
-    """Intrinsic f(x): 16-byte pieces of x, of each byte a digit in base 3: (byte * 3 ** digit mod 256) * 3 >> 8.
+def trit_digits(index, digits):
+    """Intrinsic f(x): bytes `index` of x, of each a digit in base 3 (one per word): (byte * 3 ** digit mod 256) * 3 >>
+    8.
 
     In words: a byte shifted to the top loses what exceeds 256 by itself, and the high half of a product is the digit.
     """
     words = ir.VectorType(_I16, 32)
     wide = ir.VectorType(_I32, 32)
-    powers = [3 ** digits[i // 8] for i in range(32)]
-    index = [16 * p + i for p in pieces for i in range(16)]
+    powers = [3**digit for digit in digits]
 
     def digit(b, top):
         product = b.mul(b.zext(b.mul(top, _const(words, powers)), wide), _const(wide, 3))
@@ -168,6 +168,11 @@ def _trits(pieces, digits):
         return b.bitcast(b.or_(even, b.shl(odd, _const(words, 8))), I8x64.ll)
 
     return _make("trits", lambda x: I8x64, lower, 1)
+
+
+def _trits(pieces, digits):
+    """The same of 16-byte pieces of x, a digit for each."""
+    return trit_digits([16 * p + i for p in pieces for i in range(16)], [d for d in digits for _ in range(8)])
 
 
 trits_lo0, trits_hi0 = (_trits((p,) * 4, (0, 1, 2, 3)) for p in (0, 1))

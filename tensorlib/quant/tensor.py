@@ -159,13 +159,15 @@ class QTensor:
         return QTensor(self.buffer, offset, shape, self.format)
 
     def _matvec(self, plan, x, out, residual, rows, n, k):
+        runs = self.format.name in plan.RUNS
+
         def pack():
-            packed = Array.empty((rows * plan.row_bytes(k),), "u8", CPU)
-            args = (x.ptr, 4 * k, k, rows, packed.ptr)
-            backend.launch(backend.kernel("quant", "quantize"), args, 4 * rows * k, (x,), (packed,))
+            packed = Array.empty((rows * plan.row_bytes(k, runs),), "u8", CPU)
+            kernel = backend.kernel("quant", "quantize_runs" if runs else "quantize")
+            backend.launch(kernel, (x.ptr, 4 * k, k, rows, packed.ptr), 4 * rows * k, (x,), (packed,))
             return packed
 
-        y = x.derived("groups", pack)
+        y = x.derived("runs" if runs else "groups", pack)
         args = (self.ptr, y.ptr, out.ptr, n, k, residual.ptr if residual is not None else 0, rows)
         reads = (self, y) if residual is None else (self, y, residual)
         backend.launch(backend.kernel("quant", "matvec", self.format.name), args, 2 * rows * n * k, reads, (out,))
