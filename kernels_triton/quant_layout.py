@@ -162,45 +162,76 @@ def _bits(name):
     return found | {(3, byte, bit): (first + byte, bit) for byte in range(size) for bit in range(8)}
 
 
-def table(name, starts, back=False):
-    """The words (i64) that lead `permute`, as bytes, and how many bytes a block of its output has; planes at `starts`.
+def _pieces(bits):
+    """A byte's 8 bits as the fewest pieces, runs of bits that stay neighbours: (source, step, right, left, mask) each.
+    A bit is (address, step, place in that byte), or None for 0.
+    """
+    found = []
+    for left, bit in enumerate(bits):
+        if bit is None:
+            continue
+        address, step, place = bit
+        if found and found[-1][:2] == (address, step) and found[-1][2] - found[-1][3] == place - left:
+            first, wide = found[-1][3], left - found[-1][3] + 1
+            if found[-1][4] == (1 << wide - 1) - 1:
+                found[-1] = (*found[-1][:3], first, (1 << wide) - 1)
+                continue
+        found.append((address, step, place, left, 1))
+    return found
 
-    26 words per byte of output: its address in the first block and the distance to the next block's; then the same of
-    the byte that each bit comes from, and the bit's place in it (-1: the bit is 0). `back`: from planes to blocks.
+
+@functools.cache
+def _moves(name, back):
+    """(which byte, [its bits]) of a block's output: the byte and what it comes from are (plane, byte); None is 0."""
+    row, wide = ROWS[name], widths(name)
+    if back:
+        source = {at: (p, byte, bit) for (p, byte, bit), at in _bits(name).items()}
+        return [((None, byte), [source.get((byte, i)) for i in range(8)]) for byte in range(row.nbytes)]
+    source = {at: (None, byte, bit) for at, (byte, bit) in _bits(name).items()}
+    outs = [(plane, byte) for plane in range(4) for byte in range(wide[plane])]
+    return [(out, [source.get((*out, i)) for i in range(8)]) for out in outs]
+
+
+def table(name, starts, back=False):
+    """The words (i64) that lead `permute`, as bytes, how many bytes a block of its output has, and of how many pieces
+    one is made at most; planes at `starts`.
+
+    Per byte of output: its address in the first block and the distance to the next block's; then of each piece the
+    address of the byte it comes from, and step << 16 | shift right << 12 | shift left << 8 | mask (0: no piece).
+    `back`: from planes to blocks.
     """
     row, wide = ROWS[name], widths(name)
-    planar = lambda plane, byte: (starts[plane] + byte, wide[plane])  # noqa: E731
-    packed = lambda byte: (byte, row.nbytes)  # noqa: E731
-    if back:
-        source = {at: (*planar(p, byte), bit) for (p, byte, bit), at in _bits(name).items()}
-        lines = [(packed(byte), [source.get((byte, i), (0, 0, -1)) for i in range(8)]) for byte in range(row.nbytes)]
-    else:
-        source = {at: (*packed(byte), bit) for at, (byte, bit) in _bits(name).items()}
-        outs = [(plane, byte) for plane in range(4) for byte in range(wide[plane])]
-        lines = [(planar(*out), [source.get((*out, i), (0, 0, -1)) for i in range(8)]) for out in outs]
-    words = [w for out, bits in lines for w in (*out, *(v for bit in bits for v in bit))]
-    return struct.pack(f"<{len(words)}q", *words), len(lines)
+    place = lambda plane, byte: (byte, row.nbytes) if plane is None else (starts[plane] + byte, wide[plane])  # noqa: E731
+    lines = [
+        (place(*out), _pieces([bit and (*place(*bit[:2]), bit[2]) for bit in bits])) for out, bits in _moves(name, back)
+    ]
+    most = max(len(pieces) for _, pieces in lines)
+    words = []
+    for out, pieces in lines:
+        moved = [(at, step << 16 | right << 12 | left << 8 | mask) for at, step, right, left, mask in pieces]
+        words += [*out, *(word for piece in moved for word in piece), *(0, 0) * (most - len(pieces))]
+    return struct.pack(f"<{len(words)}q", *words), len(lines), most
 
 
 # ---- kernels ---------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def permute(src_ptr, dst_ptr, table_ptr, count, width, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
+def permute(src_ptr, dst_ptr, table_ptr, count, width, PIECES: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
     """The bits of `count` blocks at the places that the table names."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)[:, None]
     byte = tl.arange(0, WIDTH)[None, :]
-    inside, line = (byte < width) & (block < count), table_ptr + byte * 26
+    known, line = byte < width, table_ptr + byte * (2 + 2 * PIECES)
+    inside = known & (block < count)
     out = tl.zeros((BLOCKS, WIDTH), tl.int32)
-    for bit in tl.static_range(8):
-        entry = line + 2 + 3 * bit
-        start = tl.load(entry, mask=byte < width, other=0)
-        step = tl.load(entry + 1, mask=byte < width, other=0)
-        shift = tl.load(entry + 2, mask=byte < width, other=-1).to(tl.int32)
-        value = tl.load(src_ptr + start + block * step, mask=inside & (shift >= 0), other=0).to(tl.int32)
-        out |= (value >> tl.maximum(shift, 0) & 1) << bit
-    start = tl.load(line, mask=byte < width, other=0)
-    step = tl.load(line + 1, mask=byte < width, other=0)
+    for piece in tl.static_range(PIECES):
+        start = tl.load(line + 2 + 2 * piece, mask=known, other=0)
+        how = tl.load(line + 3 + 2 * piece, mask=known, other=0).to(tl.int32)
+        mask = how & 255
+        value = tl.load(src_ptr + start + block * (how >> 16), mask=inside & (mask != 0), other=0).to(tl.int32)
+        out |= (value >> (how >> 12 & 7) & mask) << (how >> 8 & 7)
+    start = tl.load(line, mask=known, other=0)
+    step = tl.load(line + 1, mask=known, other=0)
     tl.store(dst_ptr + start + block * step, out.to(tl.uint8), mask=inside)
 
 
@@ -264,22 +295,26 @@ SCALE_TYPES = {
 
 
 @functools.cache
-def _permute(width):
-    kernel = Kernel(permute, ("*u8", "*u8", "*i64", "i32", "i32"), BLOCKS=8, WIDTH=width)
-    kernel.items = 8 * width
+def _permute(width, pieces):
+    many = max(1, 2048 // width)
+    kernel = Kernel(permute, ("*u8", "*u8", "*i64", "i32", "i32"), PIECES=pieces, BLOCKS=many, WIDTH=width)
+    kernel.items = many * width
     return kernel
 
 
 def _plan(gpu, words):
-    src, dst, lines, count, width = words
-    _permute(triton.next_power_of_2(width))(gpu, (blocks(count, 8), 1, 1), src, dst, lines, count, width)
+    src, dst, lines, count, width, pieces = words
+    kernel = _permute(triton.next_power_of_2(width), pieces)
+    kernel(gpu, (blocks(count, kernel.consts["BLOCKS"]), 1, 1), src, dst, lines, count, width)
 
 
 def build(name, *params, source=None):
-    """ "permute": words are addresses of source, destination and table, the number of blocks, and bytes per block."""
+    """ "permute": words are addresses of source, destination and table, the number of blocks, bytes per block of the
+    output, and pieces per byte.
+    """
     return _plan if name == "permute" and not params else None
 
 
 def variants(arch):
     """See kernels_triton/__init__.py."""
-    return {f"permute {width}": _permute(width) for width in (32, 256)}
+    return {f"permute {width} {pieces}": _permute(width, pieces) for width, pieces in ((32, 2), (256, 4))}

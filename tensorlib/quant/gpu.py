@@ -61,11 +61,11 @@ def _download(weight):
 
 def _permute(layout, weight, planes, x, out, back):
     """Blocks at x to planes at out, or back."""
-    content, width = layout.table(weight.format.name, planes, back)
+    content, *width = layout.table(weight.format.name, planes, back)
     lines = Array.empty((len(content),), "u8", out.device)
     lines.buffer.write(lines.ptr, content)
     kernel = backend.kernel("quant_layout", "permute", device=out.device.type)
-    args = (x.buffer.ptr, out.ptr, lines.ptr, weight.blocks, width)
+    args = (x.buffer.ptr, out.ptr, lines.ptr, weight.blocks, *width)
     backend.launch(kernel, args, 8 * weight.nbytes, (x, lines), (out,))
 
 
