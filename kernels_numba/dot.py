@@ -5,6 +5,9 @@ exactly. `dot4_small` is the same for u <= 127, which lets AVX2 use vpmaddubsw w
 2**15). x86: VPDPBUSD, or VPMADDUBSW/VPMADDWD. NEON: SDOT (u <= 127), USDOT through a correction. Portable: plain LLVM
 integers.
 
+`mulhi16(x, y)`: high halves of the products of unsigned words. (LLVM makes shifts and additions of 32 bits of a
+product with 3, which take four times as long as PMULHUW.)
+
 `look_up(table)` makes an intrinsic f(indices): entries of a table of 16 bytes. x86: PSHUFB (every level has it); NEON:
 TBL.
 """
@@ -89,6 +92,25 @@ def _broadcast4(b, t, address):
 
 
 broadcast4 = _make("broadcast4", lambda a: I8x64, _broadcast4, 1)
+
+
+# instruction and its width in words
+MULHI16 = {
+    "avx512vnni": ("llvm.x86.avx512.pmulhu.w.512", 32),
+    "avx2": ("llvm.x86.avx2.pmulhu.w", 16),
+    "portable": ("llvm.x86.sse2.pmulhu.w", 8),
+}
+
+
+def mulhi16(b, x, y):
+    """High halves of the products of two vectors of unsigned words; IR, not an intrinsic."""
+    if levels.TARGET in MULHI16:
+        name, width = MULHI16[levels.TARGET]
+        pairs = zip(_parts(b, x, width), _parts(b, y, width))
+        return _join_halves(b, [_call(b, name, p.type, [p, q]) for p, q in pairs])
+    wide = ir.VectorType(_I32, x.type.count)
+    product = b.mul(b.zext(x, wide), b.zext(y, wide))
+    return b.trunc(b.lshr(product, _const(wide, 16)), x.type)
 
 
 # instruction and its width in bytes

@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba.extending import register_jitable
 
 from . import simd
-from .dot import look_up
+from .dot import look_up, mulhi16
 from .simd import I8x16, I8x32, I8x64, _const, _join_halves, _load, _make, _shuffle, constant, shuffle
 from .unpack import Unpack, _lanes, bytes_of, wide_u32
 
@@ -154,18 +154,14 @@ def trit_digits(index, digits):
     In words: a byte shifted to the top loses what exceeds 256 by itself, and the high half of a product is the digit.
     """
     words = ir.VectorType(_I16, 32)
-    wide = ir.VectorType(_I32, 32)
-    powers = [3**digit for digit in digits]
-
-    def digit(b, top):
-        product = b.mul(b.zext(b.mul(top, _const(words, powers)), wide), _const(wide, 3))
-        return b.trunc(b.lshr(product, _const(wide, 16)), words)
+    powers = _const(words, [3**digit for digit in digits])
+    top = _const(words, 0xFF00 - 0x10000)
 
     def lower(b, t, x):
         v = b.bitcast(_shuffle(b, x, x, index), words)
-        even = digit(b, b.shl(v, _const(words, 8)))
-        odd = digit(b, b.and_(v, _const(words, 0xFF00 - 0x10000)))
-        return b.bitcast(b.or_(even, b.shl(odd, _const(words, 8))), I8x64.ll)
+        even = mulhi16(b, b.mul(b.shl(v, _const(words, 8)), powers), _const(words, 3))
+        odd = mulhi16(b, b.mul(b.and_(v, top), powers), _const(words, 3 << 8))
+        return b.bitcast(b.or_(even, b.and_(odd, top)), I8x64.ll)
 
     return _make("trits", lambda x: I8x64, lower, 1)
 
