@@ -38,7 +38,7 @@ class GPTQ:
     def __init__(self, parts):
         self.parts = parts
         version = parts.config.get("checkpoint_format") or parts.config.get("format") or "gptq"
-        if version not in VERSIONS:
+        if type(version) is not str or version not in VERSIONS:
             got, fix = f"checkpoint_format {version!r:.80}", "save the model in the format gptq"
             raise parts.error(".qweight", got, " or ".join(VERSIONS), fix)
         self.added = VERSIONS[version]
@@ -56,8 +56,10 @@ class GPTQ:
     def _bits(self, n, shape):
         found = [bits for bits in BITS if shape[1] == _words(n, bits)]
         said = self.parts.config.get("bits", self.parts.config.get("w_bit"))
-        if said in found or len(found) == 1:
-            return said if said in found else found[0]
+        if type(said) is int and said in found:
+            return said
+        if len(found) == 1:
+            return found[0]
         raise self.parts.error(".qzeros", f"shape {shape}", f"zeros of 2, 3, 4 or 8 bits for {n} rows of weights")
 
     def _group(self, k):

@@ -17,11 +17,11 @@ def write(folder, config, parts):
     """A folder with config.json and model.safetensors."""
     folder.mkdir(exist_ok=True)
     header, data = {}, b""
-    for name, (dtype, array) in parts.items():
+    for name, (dtype, array, *shape) in parts.items():
         raw = np.ascontiguousarray(array).tobytes()
         header[name] = {
             "dtype": dtype,
-            "shape": list(np.shape(array)),
+            "shape": list(shape[0] if shape else np.shape(array)),
             "data_offsets": [len(data), len(data) + len(raw)],
         }
         data += raw

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tensorlib
 from tensorlib.errors import FormatError
@@ -187,3 +189,45 @@ def test_what_a_checkpoint_says(tmp_path):
             file.rows("q.weight", 3, 17)
         with pytest.raises(FormatError, match="no such tensor"):
             file.tensor("q.qweight")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2**70) | st.floats() | st.sampled_from(["gptq", "gemm", "nf4", ""]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("ab"), inner, max_size=1),
+    max_leaves=3,
+)
+KEYS = ("bits", "w_bit", "group_size", "q_group_size", "checkpoint_format", "format", "version", "zero_point")
+DTYPES = {"U8": 1, "I8": 1, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "BOOL": 1}
+
+
+def damaged(data, array):
+    """(dtype, array): other bytes, another dtype or another shape."""
+    raw = np.ascontiguousarray(array).reshape(-1).view(U8)
+    raw = raw[: data.draw(st.integers(0, len(raw))) if data.draw(st.booleans()) else None].copy()
+    for _ in range(data.draw(st.integers(0, 3)) if len(raw) else 0):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    dtype = data.draw(st.sampled_from(sorted(DTYPES)))
+    count = len(raw) // DTYPES[dtype]
+    wide = data.draw(st.sampled_from([d for d in range(1, count + 1) if count % d == 0] or [1]))
+    shape = data.draw(st.sampled_from([(count,), (count // wide, wide), (1, count // wide, wide)]))
+    return dtype, raw[: count * DTYPES[dtype]].reshape(*shape, DTYPES[dtype]), shape
+
+
+@pytest.mark.parametrize("build", [gptq, awq, bnb4, bnb8, hqq], ids=lambda build: build.__name__)
+@given(st.data())
+def test_damage(build, tmp_path_factory, data):
+    """Whatever is wrong with some parts and the description: a FormatError, or a weight of the shape that was said."""
+    config, parts, _ = build(np.random.default_rng(0), *G)
+    for name in data.draw(st.lists(st.sampled_from(sorted(parts)), min_size=1, max_size=2, unique=True)):
+        kept = parts.pop(name)
+        if data.draw(st.integers(0, 4)):
+            parts[name] = damaged(data, kept[1])
+    config |= data.draw(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=2))
+    folder = checkpoints.write(tmp_path_factory.getbasetemp() / f"damage {build.__name__}", config, parts)
+    try:
+        with tensorlib.load(folder) as file:
+            for name, info in file.tensors.items():
+                if info.format == file.method:
+                    assert file.tensor(name).shape == info.shape
+    except FormatError as error:
+        assert error.file.startswith(str(folder))
