@@ -4,6 +4,7 @@ import hashlib
 import os
 
 from tensorlib.errors import FormatError
+from zoo.stream import is_quantized, numbers, rows
 
 
 def finite(file, info):
@@ -17,6 +18,9 @@ def finite(file, info):
             stop = min(start + step, info.nbytes)
             little = file.bytes(info.name, start, stop) if file.order == "<" else file.little(info, start, stop)
             bad += not_finite(little, info.format)
+    elif is_quantized(info):  # of a checkpoint
+        parts = (numbers(part) for _, part in rows(file, info.name))
+        bad = sum(x.numel() - int(x.isfinite().sum().item()) for x in parts)
     elif info.dtype is None:
         file.raw(info.name)
     else:

@@ -11,6 +11,7 @@ import tensorlib
 from tensorlib.errors import FormatError
 from tests.quant import checkpoints
 from tests.quant.checkpoints import awq, bnb4, bnb8, gptq, hqq
+from zoo.verify import finite
 
 I32, U8 = np.int32, np.uint8
 
@@ -189,6 +190,18 @@ def test_what_a_checkpoint_says(tmp_path):
             file.rows("q.weight", 3, 17)
         with pytest.raises(FormatError, match="no such tensor"):
             file.tensor("q.qweight")
+
+
+def test_verify(tmp_path):
+    config, parts, _ = gptq(np.random.default_rng(0), *G)
+    with tensorlib.load(checkpoints.write(tmp_path, config, parts)) as file:
+        finite(file, file.tensors["q.weight"])
+    parts["q.scales"][1][1, 3] = np.inf
+    with (
+        tensorlib.load(checkpoints.write(tmp_path, config, parts)) as file,
+        pytest.raises(FormatError, match="32 numbers"),
+    ):
+        finite(file, file.tensors["q.weight"])
 
 
 JSON = st.recursive(
