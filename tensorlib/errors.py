@@ -48,6 +48,10 @@ class GradError(TensorlibError, RuntimeError):
     """A gradient that does not exist, or that what happened since the forward pass has made impossible."""
 
 
+class AnomalyError(TensorlibError, FloatingPointError, RuntimeError):
+    """NaN came out of an op, or out of its gradient, under `autograd.detect_anomaly()`."""
+
+
 class LinAlgError(TensorlibError, RuntimeError, ValueError):
     """A matrix for which the result does not exist, or an iteration that did not converge."""
 

@@ -27,6 +27,8 @@ _order = itertools.count()
 
 class _Mode(threading.local):
     recording = True
+    watching = None  # called with (where, what an op gave), see autograd/anomaly.py
+    casting = None  # called with (op, args, kwargs), whose new args and kwargs the op gets, see amp.py
 
 
 mode = _Mode()
@@ -131,8 +133,11 @@ def recorded(op, function, writes=False, quick=None):
     names = parameters(function)
 
     def wrapped(*args, **kwargs):
-        if used and mode.recording:
-            return record(op, quick() if quick else function, names, args, kwargs, writes)
+        if used:
+            if mode.casting is not None:
+                args, kwargs = mode.casting(op, args, kwargs)
+            if mode.recording:
+                return record(op, quick() if quick else function, names, args, kwargs, writes)
         return function(*args, **kwargs)
 
     for attribute in ("__name__", "__qualname__", "__doc__", "__module__"):
@@ -182,6 +187,8 @@ def record(op, function, signature, args, kwargs, writes=False):
         return _write(op, function, bound, args, kwargs, target, live)
     versions = _versions(bound) if live else None
     out = _run(function, args, kwargs)
+    if mode.watching is not None:
+        mode.watching(op.name, out)
     if is_array(out):
         first = args[0] if args else None
         if is_array(first) and out is not first and out.buffer is first.buffer:

@@ -22,7 +22,7 @@ LAYERS = (
     ("ops", "quant", "random"),
     ("autograd",),
     ("tensor", "custom", "fusion", "names"),
-    ("nn", "optim", "array_api", "testing"),
+    ("nn", "optim", "amp", "array_api", "testing"),
     ("io", "onnx", "distributed"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -142,7 +142,10 @@ def _run(roots, inputs, retain, create):
             if node.backward is None:
                 fix = "pass retain_graph=True to the first backward"
                 raise GradError("backward", f"{node.name}, whose saved values are gone", "a graph used once", fix)
-            for source, gradient in node.backward(node, g, ways):
+            pairs = node.backward(node, g, ways)
+            if tape.mode.watching is not None:
+                tape.mode.watching(f"{node.name}, backward", tuple(gradient for _, gradient in pairs))
+            for source, gradient in pairs:
                 if gradient is not None and (ways is None or source in ways):
                     pending.add(source, _fit(gradient, source))
             if not retain:

@@ -41,8 +41,8 @@ _FILES = {name: file for file, names in LATER.items() for name in names.split()}
 def __getattr__(name):
     if name in _FILES:
         found = getattr(importlib.import_module(f"tensorlib.nn.{_FILES[name]}"), name)
-    elif name == "functional":
-        return importlib.import_module("tensorlib.nn.functional")
+    elif name in ("functional", "utils"):
+        return importlib.import_module(f"tensorlib.nn.{name}")
     elif name[:1].isupper():
         found = getattr(importlib.import_module("tensorlib.nn.functions"), name, None)
     else:

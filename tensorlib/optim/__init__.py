@@ -17,7 +17,11 @@ True
 from tensorlib.optim import lr_scheduler
 from tensorlib.optim.adafactor import Adafactor
 from tensorlib.optim.algorithms import SGD, Adagrad, Adam, AdamW, Lion, RMSprop
+from tensorlib.optim.averages import ExponentialMovingAverage
 from tensorlib.optim.muon import Muon
 from tensorlib.optim.optimizer import Optimizer
 
-__all__ = ["SGD", "Adafactor", "Adagrad", "Adam", "AdamW", "Lion", "Muon", "Optimizer", "RMSprop", "lr_scheduler"]
+__all__ = [
+    "SGD", "Adafactor", "Adagrad", "Adam", "AdamW", "ExponentialMovingAverage", "Lion", "Muon", "Optimizer", "RMSprop",
+    "lr_scheduler",
+]  # fmt: skip
