@@ -12,7 +12,7 @@ scale.
 
 AWQ, 4 bits. "gemm": `qweight` [K, N / 8], `qzeros` [groups, N / 8], whose words hold columns 0, 2, 4, 6, 1, 3, 5, 7
 from the lowest bits on; `scales` [groups, N]. "gemv": `qweight` [N, K / 8] in order, `qzeros` [N, words] and `scales`
-[N, 8 * words], of which the first K / group columns count.
+[N, 8 * words], of which the first K / group columns count. ("exllama" and "ipex" name kernels for files of "gemm".)
 
 A weight is (q - zero) * scale in f32, which is exact for f16 scales; peers compute it in f16 and round once.
 """
@@ -116,7 +116,8 @@ class AWQ:
 
     def __init__(self, parts):
         self.parts, config = parts, parts.config
-        self.version = str(config.get("version") or "gemm").lower()
+        said = str(config.get("version") or "gemm").lower()
+        self.version = "gemm" if said in ("exllama", "ipex") else said
         if self.version not in ("gemm", "gemv") or config.get("bits", config.get("w_bit", 4)) != 4:
             got = f"version {self.version!r:.80}, bits {config.get('bits', config.get('w_bit'))!r:.20}"
             raise parts.error(".qweight", got, "version gemm or gemv, 4 bits", "quantise the model as one of these")

@@ -74,7 +74,9 @@ def test_scales_are_halves_where_nothing_is_lost(load, kind, size, format):
 def test_awq(load, version, data):
     k, n = data.draw(sizes), 8 * data.draw(st.integers(1, 5))
     group = data.draw(st.sampled_from([g for g in (32, 64, 128, k) if k % g == 0]))
-    check(load, checkpoints.awq(data.draw(seeds), n, k, group, version), "a4_32")
+    config, *rest = checkpoints.awq(data.draw(seeds), n, k, group, version)
+    config["version"] = data.draw(st.sampled_from({"gemm": ["gemm", "GEMM", "exllama"], "gemv": ["gemv"]}[version]))
+    check(load, (config, *rest), "a4_32")
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
