@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import urllib.parse
 import zipfile
 from contextlib import contextmanager, suppress
@@ -39,6 +40,7 @@ class Behaviour:
         self.redirects = {}  # path -> URL
         self.failing = {}  # path -> statuses to answer its next requests with
         self.closed = False
+        self.pause = 0  # seconds before content is sent
         self.cut_after = []  # for each of the next requests, after how many bytes the connection breaks
         self.ranges = True
         self.status = []  # statuses to answer the next requests with
@@ -90,6 +92,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body) - start), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
+        if with_body and not path.startswith("/api/"):
+            time.sleep(self.behaviour.pause)
         cuts = self.behaviour.cut_after if with_body and not path.startswith("/api/") else None
         cut = cuts.pop(0) if cuts else None
         if with_body:

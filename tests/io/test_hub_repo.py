@@ -121,6 +121,7 @@ def test_a_process_that_is_killed(served, cache, where):
 
 def test_two_processes_at_once(served, cache):
     """One fetches, the other waits: one request for the content; also beside huggingface_hub itself."""
+    served.pause = 2.0  # by then all three have asked for it
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_XET": "1"}
     ours = f"from tensorlib.io import hub; print(hub.resolve({REF!r}))"
     theirs = "from huggingface_hub import hf_hub_download as get; "
