@@ -23,7 +23,7 @@ LAYERS = (
     ("autograd",),
     ("tensor", "custom", "fusion", "names"),
     ("nn", "optim", "amp", "array_api", "testing"),
-    ("io", "onnx", "distributed"),
+    ("io", "onnx", "distributed", "data", "train"),
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
