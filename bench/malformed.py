@@ -115,6 +115,7 @@ def loaders(kind):
 def _child(load, path, pipe):
     """Runs in the forked process: limits, load, answer."""
     sys.stderr = sys.stdout = io.StringIO()  # what a library prints
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -125,7 +126,7 @@ def _child(load, path, pipe):
         load(path)
         error = ""
     except BaseException as caught:
-        error = f"{type(caught).__name__}\n{' '.join(str(caught).split())[:200]}"
+        error = f"{type(caught).__name__}\n{' '.join(str(caught).split())[:100]}"
         if isinstance(caught, MemoryError):
             error = "MemoryError\n"
     after = resource.getrusage(resource.RUSAGE_SELF)

@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing of every reader with Atheris: `python -m tests.fuzz safetensors --seconds 60`.
 
 It starts from the sound files of tests/io/targets.py and the malformed ones of tests/io/cases.py. Whatever comes out of
-a reader but FormatError, more than 5 s for one file, or a gigabyte of memory ends the run with a bad exit status, and
+a reader but FormatError, more than 30 s for one file, or a gigabyte of memory ends the run with a bad exit status, and
 the file is kept as crash-..., timeout-... or oom-... Without a name the targets are listed.
 """
 
@@ -42,7 +42,7 @@ def fuzz(name, options, folder):
         os.makedirs(each, exist_ok=True)
     for i, data in enumerate(seeds(name, target)):
         pathlib.Path(start, str(i)).write_bytes(data)
-    flags = [f"-max_total_time={options.seconds}", f"-max_len={LARGEST}", "-timeout=5", "-rss_limit_mb=1000"]
+    flags = [f"-max_total_time={options.seconds}", f"-max_len={LARGEST}", "-timeout=30", "-rss_limit_mb=1000"]
     flags += [f"-artifact_prefix={os.path.join(options.keep, name)}-", "-print_final_stats=1"]
 
     def one(data):

@@ -11,6 +11,23 @@ from tensorlib.io.vocabulary import BYTE_OF_LETTER, ends
 
 MAX_CONFIG = 1 << 24  # bytes; tokenizer_config.json repeats the added tokens, which makes it a few megabytes at most
 
+DECODES = "a tokenizer that can decode its own tokens"
+
+
+class refused:
+    """Turns what the library raises, plain Exceptions and panics, into a FormatError of this file."""
+
+    def __init__(self, path: str, expected: str):
+        self.path, self.expected = path, expected
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, error, trace):
+        if kind is not None and (issubclass(kind, Exception) or kind.__name__ == "PanicException"):
+            fix = "check the path, or fetch the file again"
+            raise FormatError(self.path, "file", str(error)[:300], self.expected, fix) from None
+
 
 class Codec:
     """The library's own tokenizer. Byte-level ones decode by bytes, others by the library's incremental decoder."""
@@ -19,11 +36,9 @@ class Codec:
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders
 
-        try:
+        self._path = path
+        with refused(path, "a tokenizer.json"):  # for a missing file too
             self._library = Library.from_file(path)
-        except Exception as error:  # the library raises plain Exceptions, for a missing file too
-            fix = "check the path, or fetch the file again"
-            raise FormatError(path, "file", str(error)[:300], "a tokenizer.json", fix) from None
         self.n_vocab = 1 + max(self._library.get_vocab().values(), default=0)
         added = self._library.get_added_tokens_decoder()
         self.literal, self.hidden = set(added), {id for id, token in added.items() if token.special}
@@ -31,7 +46,8 @@ class Codec:
 
     def encode(self, text, parse_special, add_special=False):
         self._library.encode_special_tokens = not parse_special
-        return self._library.encode(text, add_special_tokens=add_special).ids
+        with refused(self._path, "a tokenizer that can encode any text"):
+            return self._library.encode(text, add_special_tokens=add_special).ids
 
     def id_of(self, token):
         return self._library.token_to_id(token)
@@ -45,7 +61,8 @@ class Codec:
         return text.encode()
 
     def decode(self, ids, skip_special):
-        return self._library.decode(ids, skip_special_tokens=skip_special)
+        with refused(self._path, DECODES):
+            return self._library.decode(ids, skip_special_tokens=skip_special)
 
     def stream(self, tokenizer, skip_special):
         if self._bytes is not None:
@@ -65,13 +82,15 @@ class LibraryStream:
     def push(self, id: int) -> str:
         """Text that became certain with this token."""
         self._ids.append(self._tokenizer._check(id))
-        text = self._stream.step(self._library, id) or ""
+        with refused(self._tokenizer.file, DECODES):
+            text = self._stream.step(self._library, id) or ""
         self._given += len(text)
         return text
 
     def flush(self) -> str:
         """The rest, with U+FFFD for a character that was begun."""
-        return self._library.decode(self._ids, skip_special_tokens=self._skip)[self._given :]
+        with refused(self._tokenizer.file, DECODES):
+            return self._library.decode(self._ids, skip_special_tokens=self._skip)[self._given :]
 
 
 def load(cls, path: str):

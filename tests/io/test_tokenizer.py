@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tensorlib.errors import FormatError, ShapeError
 from tensorlib.io import gguf, hub, pretokenize, vocabulary
 from tensorlib.io.tokenizer import Tokenizer
-from tests.io import build, vocab
+from tests.io import build, targets, vocab
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_tokens.json").read_text(encoding="utf-8"))
 TEXTS = st.text(st.sampled_from("thea cat, 123Käse日本語\n\t'sT.é😀\u0301\x00"), max_size=40) | st.text(max_size=20)
@@ -150,6 +150,16 @@ def test_broken_vocabulary(make, name):
     with pytest.raises(FormatError) as caught:
         make(BROKEN[name])
     assert caught.value.where.startswith("tokenizer.ggml.") or "tokenizer.ggml." in caught.value.where
+
+
+def test_a_tokenizer_that_fails_when_it_is_used(tmp_path):
+    """The library loads it, and raises a plain Exception for the first letter that is no token."""
+    config = json.loads(targets.tokenizer_json())
+    config["model"]["unk_token"] = "none"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    with pytest.raises(FormatError, match=r"tokenizer\.json.*none"):
+        tokenizer.encode("x")
 
 
 def test_more_types_and_scores_than_tokens(make):
