@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tensorlib
-from tensorlib.errors import DTypeError, GradError, ShapeError
+from tensorlib.capture import Capture
+from tensorlib.errors import DTypeError, GradError, NoKernel, ShapeError
 from tensorlib.nn import Linear, VarBuilder
 from tensorlib.quant.permuted import PermutedQTensor
 from tensorlib.quant.repack import NUMPY, is_f16
@@ -175,3 +176,18 @@ def test_gguf_refuses_private_rows(permuted, tmp_path):
     with pytest.raises(DTypeError, match="blocks of a4_32"):
         tensorlib.save(tmp_path / "x.gguf", {"w": permuted[0]})
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_a_recorded_product_of_permuted_columns_replays(permuted):
+    x, other = tensorlib.randn(2, 96), tensorlib.randn(2, 96)
+    with Capture("cpu") as graph:
+        out = permuted[0].linear(x)
+    x.copy_(other)
+    graph.replay()
+    np.testing.assert_array_equal(out.numpy(), permuted[0].linear(other).numpy())
+
+
+@pytest.mark.parametrize("format", ["a4_32", "nf4"])
+def test_nothing_is_quantised_to_private_rows(format):
+    with pytest.raises(NoKernel):
+        tensorlib.quantize(tensorlib.ones(2, 64), format)
