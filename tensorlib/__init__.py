@@ -138,7 +138,7 @@ _FUNCTIONS = (
 _MODULES = {"linalg": "lapack", "fft": "fft"}  # torch's modules, where tensorlib.ops has functions of their names
 
 
-_SUBMODULES = frozenset("amp array_api autograd custom fusion io names nn ops optim quant testing train".split())
+_SUBMODULES = frozenset("amp array_api autograd custom data fusion io names nn ops optim quant testing train".split())
 
 
 def __getattr__(name):
