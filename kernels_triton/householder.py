@@ -18,7 +18,7 @@ import triton.language as tl
 from .functions import div, sqrt
 from .launch import Kernel, pointer
 
-PANEL, ROWS = 16, 64
+PANEL, ROWS = 16, {"f32": 64, "f64": 32}  # with others, registers are spilled
 
 
 @triton.jit
@@ -31,23 +31,21 @@ def add_square(scale, squares, x):
 
 
 @triton.jit
-def norm_of(scale, squares):
-    """The root of the sum of scale**2 * squares"""
-    top = tl.max(scale, 0)
-    part = div(scale, tl.zeros(scale.shape, scale.dtype) + tl.where(top == 0, 1.0, top))
-    return top * sqrt(tl.sum(part * part * squares, 0))
-
-
-@triton.jit
-def reflection(alpha, rest):
-    """beta, tau and what the rest is divided by, of the vector (alpha, ...) with a rest of that norm"""
-    top = tl.maximum(tl.abs(alpha), rest)
+def reflection(alpha, scale, squares):
+    """Of the vector (alpha, rest), the rest's squares given by lanes: beta, tau, and the two that the rest is divided
+    by and multiplied with. All but beta is computed in parts of the largest element: denormal ones count in full.
+    """
+    most = tl.max(scale, 0)
+    part = div(scale, tl.zeros(scale.shape, scale.dtype) + tl.where(most == 0, 1.0, most))
+    rest = sqrt(tl.sum(part * part * squares, 0))
+    none = (most == 0) & (rest == rest)
+    top = tl.maximum(tl.abs(alpha), most)
     safe = tl.where(top == 0, 1.0, top)
-    a, b = div(alpha, safe), div(rest, safe)
-    size = top * sqrt(a * a + b * b)
-    beta = tl.where(rest == 0, alpha, tl.where(alpha > 0, -size, size))
-    tau = tl.where(rest == 0, 0.0, div(beta - alpha, tl.where(rest == 0, 1.0, beta)))
-    return beta, tau, tl.where(rest == 0, 1.0, alpha - beta)
+    a, b = div(alpha, safe), div(most, safe) * rest
+    size = sqrt(a * a + b * b)
+    size = tl.where(none, 1.0, tl.where(alpha >= 0, -size, size))
+    beta, tau = tl.where(none, alpha, top * size), tl.where(none, 0.0, div(size - a, size))
+    return beta, tau, safe, tl.where(none, 1.0, div(tl.full([], 1.0, a.dtype), a - size))
 
 
 @triton.jit
@@ -65,13 +63,13 @@ def qr(a_ptr, t_ptr, m, n, a_0, a_i, t_0, t_i, N: tl.constexpr, R: tl.constexpr)
     for k in range(n):
         row = tl.load(a_ptr + k * a_i + c, mask=c < n, other=0.0)
         alpha = tl.sum(tl.where(c == k, row, 0.0), 0)
-        beta, tau, divisor = reflection(alpha, norm_of(scale, squares))
+        beta, tau, divisor, factor = reflection(alpha, scale, squares)
         sums = tl.zeros([R, N], zero.dtype)
         for start in range(k + 1, m, R):
             i = start + r
             inside = (i < m)[:, None] & (c < n)[None, :]
             x = tl.load(a_ptr + i[:, None] * a_i + c[None, :], mask=inside, other=0.0)
-            v = div(tl.sum(tl.where(c[None, :] == k, x, 0.0), 1), zero + divisor)
+            v = div(tl.sum(tl.where(c[None, :] == k, x, 0.0), 1), zero + divisor) * factor
             sums += v[:, None] * x
         w = tau * (row + tl.sum(sums, 0))
         left = tl.sum(tl.where(c[None, :] < k, t * w[None, :], 0.0), 1)
@@ -84,7 +82,7 @@ def qr(a_ptr, t_ptr, m, n, a_0, a_i, t_0, t_i, N: tl.constexpr, R: tl.constexpr)
             i = start + r
             inside, place = (i < m)[:, None] & (c < n)[None, :], a_ptr + i[:, None] * a_i + c[None, :]
             x = tl.load(place, mask=inside, other=0.0)
-            v = div(tl.sum(tl.where(c[None, :] == k, x, 0.0), 1), zero + divisor)
+            v = div(tl.sum(tl.where(c[None, :] == k, x, 0.0), 1), zero + divisor) * factor
             x = tl.where(c[None, :] > k, x - v[:, None] * w[None, :], tl.where(c[None, :] == k, v[:, None], x))
             tl.store(place, x, mask=inside & (c >= k)[None, :])
             after = tl.sum(tl.where(c[None, :] == k + 1, x, 0.0), 1)
@@ -97,7 +95,7 @@ def qr(a_ptr, t_ptr, m, n, a_0, a_i, t_0, t_i, N: tl.constexpr, R: tl.constexpr)
 @functools.cache
 def _kernel(dtype):
     types = (pointer(dtype), pointer(dtype), "i32", "i32", *("i64",) * 4)
-    return Kernel(qr, types, ("a_0", "a_i"), loose=("t_ptr",), N=PANEL, R=ROWS)
+    return Kernel(qr, types, ("a_0", "a_i"), loose=("t_ptr",), N=PANEL, R=ROWS[dtype])
 
 
 def build(name, dtype, source=None):

@@ -52,16 +52,18 @@ def rotate(z_ptr, p, q, use, depth, length, tolerance, FLOOR: tl.constexpr, R: t
     sizes = sqrt(tl.maximum(a, FLOOR)) * sqrt(tl.maximum(b, FLOOR))
     turned = use & (tl.abs(g) > tolerance * sizes)
     cotangent = div(b - a, tl.where(turned, 2 * g, 1.0))
-    tangent = div(tl.full(g.shape, 1.0, g.dtype), tl.abs(cotangent) + sqrt(1 + cotangent * cotangent))
+    size = tl.abs(cotangent)  # whose square may be infinite
+    tangent = div(tl.full(g.shape, 1.0, g.dtype), size + tl.where(size > 2.0**30, size, sqrt(1 + size * size)))
     tangent = tl.where(cotangent < 0, -tangent, tangent)
     c = div(tl.full(g.shape, 1.0, g.dtype), sqrt(1 + tangent * tangent))
-    s = (c * tangent)[:, None]
-    c = c[:, None]
+    s = c * tangent
+    half = div(s, 1 + c)[:, None]  # of the angle, its tangent: what small angles round are the changes alone
+    s = s[:, None]
     for start in range(0, length, R):
         inside = turned[:, None] & (start + lane < length)
         x, y = tl.load(at_p + start, mask=inside, other=0.0), tl.load(at_q + start, mask=inside, other=0.0)
-        tl.store(at_p + start, c * x - s * y, mask=inside)
-        tl.store(at_q + start, s * x + c * y, mask=inside)
+        tl.store(at_p + start, x - s * (y + half * x), mask=inside)
+        tl.store(at_q + start, y + s * (x - half * y), mask=inside)
     return turned
 
 

@@ -15,7 +15,7 @@ whose updates are matrix products (recursive algorithms: F. Gustavson 1997; S. T
   rows k and pivots[k] for first <= k < last.
 
 A block that is small enough stays in registers. A panel of any height is read and written in steps of ROWS rows,
-once per column: the column after the one that is eliminated is searched for its pivot on the way.
+once per column; the column after the one that is eliminated is searched for its pivot on the way.
 """
 
 import functools
@@ -26,7 +26,7 @@ import triton.language as tl
 from .functions import div, sqrt
 from .launch import Kernel, blocks, pointer
 
-WIDTH, PANEL, ROWS = 32, 16, 64
+WIDTH, PANEL, ROWS = 32, 16, {"f32": 128, "f64": 64}  # with others, registers are spilled
 BLOCK = {"substitute": 32, "swap": 128}  # columns of a program
 
 
@@ -188,7 +188,7 @@ def _substitute(dtype, unit):
 @functools.cache
 def _lu_kernel(dtype):
     types = (pointer(dtype), "*i32", "*i32", *("i32",) * 3, *("i64",) * 3)
-    return Kernel(lu, types, ("a_0", "a_i"), loose=("pivots_ptr", "info_ptr"), N=PANEL, R=ROWS)
+    return Kernel(lu, types, ("a_0", "a_i"), loose=("pivots_ptr", "info_ptr"), N=PANEL, R=ROWS[dtype])
 
 
 def _lu(dtype):

@@ -1,12 +1,9 @@
-"""Between Arrays and NumPy's LAPACK: what the functions of `tensorlib.ops.lapack` have in common."""
+"""Between Arrays on the CPU and NumPy's LAPACK: what the functions of `tensorlib.ops.lapack` have in common."""
 
 from tensorlib import backend
 from tensorlib import dtype as _dtype
-from tensorlib.device import CPU
 from tensorlib.errors import DTypeError, LinAlgError, NoKernel, ShapeError
-from tensorlib.ops import exchange, transfer
-
-_told = set()
+from tensorlib.ops import exchange
 
 
 def check(op, *operands, square=False):
@@ -23,7 +20,7 @@ def check(op, *operands, square=False):
 
 
 def check_dtype(op, x):
-    """Refuses what is not f32 or f64, and captures: none of this is a kernel."""
+    """Refuses what is not f32 or f64, and captures: on the CPU none of this is a kernel, and on GPUs the host waits."""
     if x.dtype not in (_dtype.f32, _dtype.f64):
         raise DTypeError(op, f"dtype {x.dtype}", "f32 or f64", "convert with .to('f32') or .to('f64')")
     if backend.recorder() is not None:
@@ -31,13 +28,8 @@ def check_dtype(op, x):
 
 
 def array(op, x):
-    """x as a NumPy array over the same memory, to read."""
+    """x, on the CPU, as a NumPy array over the same memory, to read."""
     check_dtype(op, x)
-    if x.device is not CPU:
-        if op not in _told:
-            _told.add(op)
-            backend.log(f"{op} on {x.device} is computed by LAPACK on the CPU: matrices are copied there and back")
-        x = transfer.to_device(x, CPU)
     shared = x.buffer.shared
     try:
         return exchange.numpy(x)
@@ -57,7 +49,7 @@ def back(x, array):
 
     out = exchange.from_numpy(type(x), np.asarray(array, order="C"))
     out.buffer.shared = False
-    return transfer.to_device(out, x.device)
+    return out
 
 
 def call(op, function, *arguments, fix="check the matrices for zeros, NaN and infinities", **keywords):

@@ -1,8 +1,10 @@
-"""Linear algebra by NumPy's LAPACK, with the names and meanings of `torch.linalg`; batch dims lead.
+"""Linear algebra with the names and meanings of `torch.linalg`, by NumPy's LAPACK and, on GPUs, by kernels of ours
+(dense.py); batch dims lead.
 
 f32 and f64 only: f16 and bf16 would be too coarse for what is computed here, and are refused. Matrices on the CPU are
 read where they are; NumPy is imported by the first call. A command list records kernels only, so none of this may be
-captured. Matrices that have no result (singular, not positive definite) raise LinAlgError.
+captured. Matrices that have no result (singular, not positive definite) raise LinAlgError; NaN and infinities give NaN
+or LinAlgError. Signs of eigenvectors and singular vectors are any.
 
 >>> import tensorlib
 >>> A = tensorlib.tensor([[2.0, 1.0], [1.0, 3.0]])

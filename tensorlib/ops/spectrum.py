@@ -17,6 +17,7 @@ from tensorlib.ops._launch import clone
 LIMIT = 40  # sweeps, as in kernels_triton/jacobi.py
 EPSILON = {"f32": 2.0**-23, "f64": 2.0**-52}
 EXPONENTS = {"f32": ("i32", 0x7F800000), "f64": ("i64", 0x7FF << 52)}
+SMALLEST = {"f32": 2.0**-126, "f64": 2.0**-1022}  # of what is not denormal
 FAILED = "Jacobi's rotations did not converge"
 
 
@@ -26,7 +27,7 @@ def _scaled(a):
     largest = reduce.amax(elementwise.abs(a), (-2, -1), keepdim=True)
     bits = elementwise.bitwise_and(largest.view(largest.layout, _dtype.get(integer)), mask)
     scale = bits.view(bits.layout, a.dtype)
-    scale = elementwise.where(elementwise.eq(scale, 0), 1.0, scale)
+    scale = elementwise.where(elementwise.eq(largest, 0), 1.0, elementwise.maximum(scale, SMALLEST[a.dtype.name]))
     return elementwise.div(a, scale), scale
 
 
@@ -39,11 +40,15 @@ def _rotated(op, z, depth):
     words = [z.ptr, state.ptr, batch, n, depth, length, EPSILON[name] * depth**0.5]
     kernel = backend.kernel("jacobi", "rotate", name, device=z.device.type)
     backend.launch(kernel, words, n * z.numel(), (z, state), (z, state))
-    sizes = elementwise.sqrt(reduce.sum(elementwise.square(movement.narrow(z, -1, 0, depth)), -1))
+    sizes = _lengths(movement.narrow(z, -1, 0, depth))
     endless = elementwise.ne(movement.select(state, -1, LIMIT - 1), 0)
     lost = reduce.any(elementwise.logical_not(elementwise.isfinite(sizes)), -1)
     factor.succeeded(op, elementwise.logical_or(endless, lost), FAILED, "check the matrices for NaN and infinities")
     return sizes
+
+
+def _lengths(rows):
+    return elementwise.sqrt(reduce.sum(elementwise.square(rows), -1))
 
 
 def _with_identity(rows):
@@ -83,9 +88,11 @@ def svd(op, a, full):
         outer, a = factor.qr(a, "complete" if full else "reduced")
         a = movement.narrow(a, -2, 0, k)
     z = _with_identity(factor.t(a))
-    s, order = sort.sort(_rotated(op, z, k), -1, True)
+    sizes = _rotated(op, z, k)
+    s, order = sort.sort(elementwise.div(sizes, _lengths(movement.narrow(z, -1, k, k))), -1, True)
     z = _in_order(order, z)
     w, vh = clone(factor.t(movement.narrow(z, -1, 0, k))), movement.narrow(z, -1, k, k)
+    vh = elementwise.div(vh, movement.unsqueeze(_lengths(vh), -1))
     u, r = factor.qr(w)
     signs = elementwise.where(elementwise.lt(movement.diagonal(r, 0, -2, -1), 0), -1.0, 1.0)
     u = elementwise.mul(u, _columns(elementwise.cast(signs, a.dtype)))
@@ -107,6 +114,6 @@ def eigh(op, a, lower):
     z = _with_identity(elementwise.add(a, elementwise.mul(factor.identity(a, n), shift)))
     _rotated(op, z, n)
     v = movement.narrow(z, -1, n, n)
-    v = elementwise.div(v, elementwise.sqrt(reduce.sum(elementwise.square(v), -1, keepdim=True)))
+    v = elementwise.div(v, movement.unsqueeze(_lengths(v), -1))
     values, order = sort.sort(reduce.sum(elementwise.mul(factor.times(v, a), v), -1), -1)
     return elementwise.mul(values, movement.squeeze(scale, -1)), _in_order(order, v)

@@ -147,6 +147,6 @@ def lstsq(A, B, rcond=None):
     rank = kept.sum(-1, dtype=np.int64)
     residuals = np.empty(0, a.dtype)
     if m > n and (rank == n).all():
-        residuals = np.square(a @ x - b).sum(-2).reshape(*batch, -1)
+        residuals = np.square(a @ x - b).sum(-2)
     x, residuals = (x[..., 0], residuals.reshape(batch) if residuals.size else residuals) if vectors else (x, residuals)
     return Lstsq(back(A, x), back(A, residuals), back(A, rank), back(A, s))
