@@ -182,7 +182,10 @@ MOST = 200  # entries of each list that a message repeats
 
 
 def _error(file, module, lists):
-    shapes = [f"{name} {got} for {expected}" for name, got, expected in lists["mismatched"]]
+    alike = {}
+    for name, *shapes in lists["mismatched"]:
+        alike.setdefault(tuple(shapes), []).append(name)
+    shapes = [f"{name} {a} for {b}" for (a, b), names in alike.items() for name in folded(names)]
     texts = {"missing": folded(lists["missing"]), "of another shape": shapes, "unexpected": folded(lists["unexpected"])}
     parts = []
     for what, names in texts.items():

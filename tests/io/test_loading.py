@@ -120,6 +120,14 @@ def test_all_that_does_not_fit_is_listed_at_once(tmp_path):
     assert all("weight" not in vars(layer) for layer in module)
 
 
+def test_shapes_of_all_layers_are_said_once():
+    """A config of another size: what differs in the same way stands together."""
+    with pytest.raises(WeightsError, match=r"of another shape: \{0-39\}\.weight \(8, 32\) for \(8, 64\);") as caught:
+        wrong = {f"{i}.weight": tensorlib.zeros(8, 32) for i in range(40)}
+        nn.load_state_dict(nn.ModuleList([nn.Linear(64, 8, bias=False) for _ in range(40)]), wrong)
+    assert len(caught.value.mismatched) == 40
+
+
 def test_a_message_of_very_many_names_is_cut():
     tensors = {f"{'x' * (i + 1)}": tensorlib.ones(1) for i in range(300)}
     with pytest.raises(WeightsError, match=r"xxx and 100 more \(the error's attributes list all\)") as caught:
