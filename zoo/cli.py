@@ -94,6 +94,7 @@ def _parser():
     kernels.add_argument(
         "-d", "--destination", metavar="DIR", help="build under DIR (kernels_numba/prebuilt: for wheels)"
     )
+    kernels.add_argument("--tools", action="store_true", help="build those of quantize and dequantize as well")
     kernels.set_defaults(run=run_kernels)
     return parser
 

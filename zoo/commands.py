@@ -137,7 +137,7 @@ def run_kernels(arguments):
     if arguments.what == "build":
         from zoo import prebuild
 
-        prebuild.build(destination=arguments.destination)
+        prebuild.build(destination=arguments.destination, tools=arguments.tools)
         print(f"tensorlib: {len(here.files())} kernels in {here.folder}", file=sys.stderr)
     elif arguments.what == "path":
         print(here.folder)

@@ -21,6 +21,7 @@ from tensorlib.quant.encode import encode
 from tests.conftest import ROOT
 from tests.io.test_imatrix import binary, entry
 from tests.io.test_tools import run
+from tests.quant import checkpoints
 from zoo import cli, mixes
 
 METADATA = {
@@ -345,3 +346,54 @@ for name in ("small", "large"):
     out = run_python(source, str(tmp_path), command).splitlines()
     small, large = (float(line.split()[1]) for line in out if line.startswith("PEAK"))
     assert large - small < 80, (small, large)
+
+
+# ---- checkpoints in folders, kernels, terminals ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [checkpoints.gptq, checkpoints.hqq, checkpoints.bnb4])
+def test_checkpoints_in_folders(tmp_path, capsys, build):
+    """Weights in several parts become numbers or blocks; their parts do not get into GGUF as they are."""
+    config, parts, weight = build(np.random.default_rng(0), 32, 64)
+    folder = checkpoints.write(tmp_path / "c", config, parts)
+    names = list(tensorlib.load(folder).tensors)
+    run(capsys, "dequantize", folder, tmp_path / "d.safetensors", "--dtype", "f32")
+    dense = tensorlib.load(tmp_path / "d.safetensors")
+    assert sorted(dense.tensors) == sorted(names)
+    np.testing.assert_allclose(dense.tensor("q.weight").numpy(), weight, rtol=1e-3, atol=1e-6)
+    run(capsys, "diff", folder, tmp_path / "d.safetensors", "--values")
+    assert cli.main(["quantize", str(folder), str(tmp_path / "q.gguf"), "-t", "q8_0"]) == 0
+    expected = encode("q8_0", dense.tensor("q.weight").numpy()).tobytes()
+    assert bytes(gguf.open(tmp_path / "q.gguf").bytes("q.weight")) == expected
+    capsys.readouterr()
+    assert "--dtype" in run(capsys, "convert", folder, tmp_path / "x.gguf", status=2)
+
+
+def test_kernels_of_the_tools():
+    from tensorlib import backend
+    from zoo import prebuild
+
+    prebuild.build_tools(("q8_0",))
+    names = backend.backend().files()
+    for kernel in ("encode.encode.q8_0.plain", "encode.encode.q8_0.weighted"):
+        assert any(name.startswith(kernel) for name in names), kernel
+    assert {"q4_k", "iq3_s", "nvfp4"} <= set(prebuild.ENCODED) and "f16" not in prebuild.ENCODED
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
+def test_a_bar_on_a_terminal_alone(model, tmp_path):
+    """The bar goes to standard error and only where that is a terminal."""
+    import termios
+
+    primary, secondary = os.openpty()
+    termios.tcsetwinsize(secondary, (24, 80))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "zoo.cli", "convert", str(model[0]), str(tmp_path / "x.npz"), "--dtype", "f32"]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=secondary, text=True)
+    shown = os.read(primary, 1 << 16).decode()
+    os.close(primary)
+    os.close(secondary)
+    assert done.returncode == 0 and "x.npz" in shown and "B/s" in shown
+    assert done.stdout == f"{tmp_path / 'x.npz'}\n"
+    done = subprocess.run([*command, "--force"], env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "B/s" not in done.stderr
