@@ -12,7 +12,7 @@ import sys
 from math import prod
 
 from zoo.metadata import metadata_for
-from zoo.stream import add_jobs, is_quantized, numbers, opened, progress, rows, unless_interrupted, use_jobs
+from zoo.stream import add_jobs, add_parser, is_quantized, numbers, opened, progress, rows, unless_interrupted, use_jobs
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 FILE_TYPES = {"f32": 0, "f16": 1, "bf16": 32}  # GGUF's general.file_type
@@ -26,10 +26,10 @@ NAMES = {"safetensors": {v: k for k, v in ALIASES.items()}, "pth_write": ALIASES
 def add_commands(commands):
     """Add the parsers of these commands to the command line's."""
     about = "write a file of tensors in another format: .safetensors, .gguf, .npz, .pth"
-    convert = commands.add_parser("convert", help=about, description=about.capitalize() + ".")
+    convert = add_parser(commands, "convert", about)
     convert.add_argument("--dtype", metavar="NAME", help="of all floats and blocks: f32, f16, bf16, ... (as they are)")
     about = "write a file with its blocks as floats; what is not in blocks stays as it is"
-    dequantize = commands.add_parser("dequantize", help=about, description=about.capitalize() + ".")
+    dequantize = add_parser(commands, "dequantize", about)
     dequantize.add_argument("--dtype", choices=tuple(FILE_TYPES), default="f32", help="(f32)")
     for parser, run in ((convert, run_convert), (dequantize, run_dequantize)):
         parser.add_argument("file", help="a path or any other reference that --model takes")

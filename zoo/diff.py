@@ -7,7 +7,7 @@ import argparse
 from math import prod
 
 from zoo.commands import shown
-from zoo.stream import add_jobs, is_quantized, numbers, opened, progress, rows, use_jobs
+from zoo.stream import add_jobs, add_parser, is_quantized, numbers, opened, progress, rows, use_jobs
 
 PIECE = 1 << 16  # numbers that are compared at a time, in float64: they stay in the cache
 
@@ -15,7 +15,7 @@ PIECE = 1 << 16  # numbers that are compared at a time, in float64: they stay in
 def add_commands(commands):
     """Add this command's parser to the command line's."""
     about = "compare two files of tensors; exit status 0: equal, 1: different"
-    parser = commands.add_parser("diff", help=about, description=about.capitalize() + ".")
+    parser = add_parser(commands, "diff", about)
     parser.add_argument("a", help="a path or any other reference that --model takes")
     parser.add_argument("b", help="the other file, in any format")
     parser.add_argument("--values", action="store_true", help="names, shapes and values alone: no dtypes, no metadata")

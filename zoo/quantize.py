@@ -12,7 +12,7 @@ from math import prod
 from zoo import mixes
 from zoo.convert import add_rename, compiled, converted, renamed, save
 from zoo.metadata import metadata_for
-from zoo.stream import add_jobs, is_quantized, numbers, opened, progress, rows, unless_interrupted, use_jobs
+from zoo.stream import add_jobs, add_parser, is_quantized, numbers, opened, progress, rows, unless_interrupted, use_jobs
 
 GROUPED = 4  # heads that share a key and a value, from which on a mix treats them as shared
 
@@ -20,8 +20,7 @@ GROUPED = 4  # heads that share a key and a value, from which on a mix treats th
 def add_commands(commands):
     """Add this command's parser to the command line's."""
     about = "write a model's weights in blocks, as a GGUF file"
-    text = f"{about.capitalize()}. Types: {', '.join(mixes.types())}."
-    parser = commands.add_parser("quantize", help=about, description=text)
+    parser = add_parser(commands, "quantize", about, f" Types: {', '.join(mixes.types())}.")
     parser.add_argument("file", help="a model in any format: a path or any other reference that --model takes")
     parser.add_argument("out", help="the .gguf file to write")
     parser.add_argument("-t", "--type", type=_type, required=True, metavar="TYPE", help="q4_k_m, q8_0, ...")

@@ -46,6 +46,11 @@ def unless_interrupted(path):
             signal.signal(getattr(signal, name), handler)
 
 
+def add_parser(commands, name, about, more=""):
+    """A command's parser; `about` is what it does, in a line."""
+    return commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.{more}")
+
+
 def add_jobs(parser):
     """The option --jobs."""
     parser.add_argument("-j", "--jobs", type=_threads, metavar="N", help="threads (default: one per core)")

@@ -11,23 +11,23 @@ from math import prod
 from zoo import convert, diff, quantize
 from zoo.commands import shown
 from zoo.convert import size
-from zoo.stream import opened, progress, unless_interrupted
+from zoo.stream import add_parser, opened, progress, unless_interrupted
 
 
 def add_commands(commands):
     """Add the parsers of these commands to the command line's."""
     about = "show what is in a file of weights"
-    info = commands.add_parser("info", help=about, description=about.capitalize() + ".")
+    info = add_parser(commands, "info", about)
     info.add_argument("file", help="a path or any other reference that --model takes")
     info.set_defaults(run=run_info)
 
     about = "check files: structure, every tensor's data, NaN and infinity, SHA-256"
-    verify = commands.add_parser("verify", help=about, description=about.capitalize() + ".")
+    verify = add_parser(commands, "verify", about)
     verify.add_argument("files", nargs="+", metavar="FILE", help="a path or any other reference that --model takes")
     verify.set_defaults(run=run_verify)
 
     about = "write a GGUF file as several"
-    split = commands.add_parser("split", help=about, description=about.capitalize() + ".")
+    split = add_parser(commands, "split", about)
     split.add_argument("file", help="a GGUF file")
     split.add_argument("-o", "--output", metavar="PREFIX", help="PREFIX-00001-of-00003.gguf (the file's own name)")
     split.add_argument("--max-size", type=size, metavar="N[K|M|G]", help="most bytes of tensors in a part")
@@ -35,7 +35,7 @@ def add_commands(commands):
     split.set_defaults(run=run_split)
 
     about = "write the parts of a GGUF model as one file"
-    merge = commands.add_parser("merge", help=about, description=about.capitalize() + ".")
+    merge = add_parser(commands, "merge", about)
     merge.add_argument("file", help="any of the parts")
     merge.add_argument("-o", "--output", metavar="FILE", required=True, help="the file to write")
     merge.set_defaults(run=run_merge)
