@@ -44,7 +44,7 @@ def mark(path):
         (leave, "crashed: exit"),
         (mark, "crashed: code ran"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_outcomes(load, expected):
     found = malformed.outcome("peer", *malformed.attempt(load, "x"))
