@@ -122,7 +122,7 @@ def flat(row, classes, arch):
     places = {k: ((f"{k}_ + first + at", ""), (f"{k}_ + first + (start + some)", "start + some < rest"))
               for k, c in letters.items() if c == "1"}  # fmt: skip
     block = pick(BYTES, arch) // max(2, width) // (2 if len(places) > 2 * FEW else 1)
-    piece = min(block, 2048 // width)
+    piece = min(block, 1024, 2048 // width)
     # the widest decides how many adjacent elements a thread has of any: no exchange in shared memory
     run = "tl.max_contiguous(tl.arange(0, {}), " + f"{16 // width})"
     head = ["pid = tl.program_id(0)", f"at = {run.format('BLOCK')}", f"some = {run.format('PIECE')}"]

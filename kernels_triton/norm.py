@@ -18,12 +18,11 @@ from .dims import LIMIT, WIDTH, offset_of
 from .launch import Kernel, blocks, pick, power_of_2
 from .norm_vjp import row_moments
 from .segments import combine_whole
-from .softmax import ROW, warps_of
+from .softmax import REGISTERS, ROW, warps_of
 from .tiles import byte_table, cells, mean_of, reach, real
 
 SHORT = 1024  # elements of a tile of several rows
 LONG = 4096  # of a piece of a long one
-REGISTERS = 64  # that half of a unit's threads can have
 PIECE = 1024  # elements of a row of a table that a program copies
 
 

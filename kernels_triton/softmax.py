@@ -23,6 +23,7 @@ COLUMN = 1024  # the same of a middle dim, with 8 columns at least
 SHORT = 1024  # elements of a tile of several rows
 TILE = 2048  # of longer ones
 PARTS = 256  # of a row at most
+REGISTERS = 64  # that half of a unit's threads can have; masks and f64 may need more
 NAMES = ("softmax", "log_softmax", "logsumexp", "var")
 
 
@@ -199,7 +200,8 @@ def row_kernel(kind, compute, given, out, columns, nk, shape, full, warps, wide,
     integer, real = "i64" if wide else "i32", "fp64" if compute == "f64" else "fp32"
     types = (cells(given), cells(out), *(integer,) * 3, real, *(integer,) * 7)
     options = _options(kind, compute, given, out, columns, nk, shape, asm)
-    made = Kernel(row_tiles, types, _names(columns), warps, **options, FULL=full)
+    registers = REGISTERS if full and compute == "f32" else None
+    made = Kernel(row_tiles, types, _names(columns), warps, registers=registers, **options, FULL=full)
     made.items = shape[0] * shape[1]
     return made
 

@@ -46,33 +46,14 @@ LIMITS = [
 
 # what is not within them, all of it, and what it is at worst: a better kernel takes its line away
 LISTED = {
-    ("elementwise", "add bf16", "registers"): "80 89 90 100 120",  # 54
-    ("elementwise", "add bf16, rows", "per_item"): "100",  # 17.81
-    ("elementwise", "add f32, 4 dims", "per_item"): "80 89 90 100 120",  # 20.12
-    ("elementwise", "add f32, rows", "per_item"): "100 120",  # 14.50
-    ("elementwise", "copy f32 f8e5m2", "per_item"): "80 89 90 100 120",  # 8.50
-    ("elementwise", "copy f8e4m3 f32", "per_item"): "80 89 90 100 120",  # 21.12
-    ("elementwise", "copy u8 u8", "per_item"): "100 120",  # 8.31
-    ("elementwise", "lt bool f32 f32", "per_item"): "80 89 90 100 120",  # 8.88
-    ("elementwise", "where f32 bool f32 f32", "per_item"): "80 89 90 100 120",  # 15.88
-    ("elementwise", "where f32 bool, rows", "per_item"): "80 90 100",  # 18.75
-    ("norm", "layer_norm of 4096 bf16", "per_item"): "80 89 90 100 120",  # 18.06
-    ("norm", "layer_norm of 4096 f32", "per_item"): "80 89 90 100 120",  # 15.56
-    ("norm", "rms_norm of 1024 bf16", "per_item"): "80 89 90 100 120",  # 17.62
-    ("norm", "rms_norm of 1024 f32", "per_item"): "80 89 90 100 120",  # 15.25
-    ("norm", "rms_norm of 128 bf16", "per_item"): "90 120",  # 12.75
-    ("norm", "rms_norm of 128 f32", "per_item"): "90 100 120",  # 12.75
-    ("norm", "rms_norm of 8192 bf16", "per_item"): "90 120",  # 12.44
-    ("softmax", "softmax rows of 1024 bf16", "per_item"): "80 89 90 100 120",  # 22.75
-    ("softmax", "softmax rows of 1024 f32", "per_item"): "80 89 90 100 120",  # 30.38
-    ("softmax", "softmax rows of 16384 bf16", "per_item"): "89 100 120",  # 17.56
-    ("softmax", "softmax rows of 16384 f32", "per_item"): "89 100 120",  # 20.62
-    ("softmax", "softmax rows of 32768 bf16", "per_item"): "80 90",  # 14.75
-    ("softmax", "softmax rows of 32768 f32", "per_item"): "80 90",  # 18.00
-    ("softmax", "softmax rows of 4096 bf16", "per_item"): "80 89 90 100 120",  # 17.25
-    ("softmax", "softmax rows of 4096 f32", "per_item"): "80 89 90 100 120",  # 20.88
-    ("softmax", "softmax rows of 8192 bf16", "per_item"): "80 89 90 100 120",  # 18.00
-    ("softmax", "softmax rows of 8192 f32", "per_item"): "80 89 90 100 120",  # 21.62
+    # no instruction before sm_89; from there on they saturate, where NaN is due, and drop its sign: two more
+    ("elementwise", "copy f8e4m3 f32", "per_item"): "80 90",  # 11.38
+    # what lies behind a row's end in its tile, more than a third of it: every element is set and selected anew
+    ("norm", "layer_norm of 5000 bf16", "per_item"): "80 89 90 100 120",  # 14.06
+    ("norm", "layer_norm of 5000 f32", "per_item"): "80 89 90 100 120",  # 13.12
+    ("softmax", "softmax rows of 5000 f32", "per_item"): "80 89 90 100 120",  # 13.31
+    # two stages of adding up between 16 warps, of two reductions
+    ("softmax", "softmax rows of 16384 f32", "per_item"): "120",  # 12.31
 }
 MISSES = {(room, kernel, arch, column) for (room, kernel, column), some in LISTED.items() for arch in some.split()}
 
@@ -152,3 +133,28 @@ def test_what_a_fault_does_to_the_table():
         assert report.digest(kernel, 80) != before
     finally:
         kernel.warps = warps
+
+
+SASS = """
+        /*0000*/                   UISETP.GE.AND UP0, UPT, UR8, UR4, UPT ;
+        /*0010*/                   BRA.U UP0, `(.L_x_0) ;
+        /*0020*/                   LDG.E.128 R4, desc[UR8][R2.64] ;
+        /*0030*/                   STG.E.128 desc[UR8][R2.64], R4 ;
+        /*0040*/                   EXIT ;
+.L_x_0:
+        /*0050*/                   ISETP.GE.AND P0, PT, R2, 0x1, PT ;
+        /*0060*/              @!P0 EXIT ;
+.L_x_1:
+        /*0070*/                   LDG.E R4, desc[UR8][R2.64] ;
+        /*0080*/                   STG.E desc[UR8][R2.64], R4 ;
+        /*0090*/               @P0 BRA `(.L_x_1) ;
+        /*00a0*/                   EXIT ;
+"""
+
+
+@pytest.mark.parametrize(
+    "text, length", [(SASS, 5), (SASS.replace("STG.E.128", "STG.E"), 5), (SASS.replace("@P0 BRA `(.L_x_1)", "NOP"), 5)]
+)
+def test_the_way_of_whole_blocks(text, length):
+    """Neither the ragged end's loop nor its straight code is counted; a branch by a uniform predicate is one."""
+    assert report._wide_path(*report._instructions(text)) == length

@@ -113,7 +113,6 @@ def test_layouts(name, dtype, device):
 def test_offsets_that_need_64_bits_are_told_apart():
     row = gpu.Row("add", "f32", "f32", ["f32", "f32"], "x + y")
     seen = []
-    launch = gpu.strided(row)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             gpu, "tiled", lambda row, c, dims, wide, axes, shape, arch: seen.append((wide, axes)) or (lambda *_: None)
@@ -125,5 +124,5 @@ def test_offsets_that_need_64_bits_are_told_apart():
         operand = [16, 1, 4, 0, 0]
         for down, outer, far in ((1024, 1, 1), (2**28, 1, 1), (1024, 2, 2**31), (1024, 70000, 1)):
             words = [64, 64, outer, 1, *operand, 16, 1, 4, 4 * down, 0, *operand, outer, 4, 4 * far, 4]
-            launch(Gpu, words)
+            gpu.strided(row)(Gpu, words)
     assert seen == [(False, (0, 1, 2)), (True, (0, 1, 2)), (True, (0, 1, 2)), (False, (2, 1, 0))]
