@@ -126,7 +126,8 @@ def _child(load, path, pipe):
         load(path)
         error = ""
     except BaseException as caught:
-        error = f"{type(caught).__name__}\n{' '.join(str(caught).split())[:100]}"
+        text = str(caught).replace(os.path.dirname(path) + os.sep, "")
+        error = f"{type(caught).__name__}\n{' '.join(text.split())[:100]}"
         if isinstance(caught, MemoryError):
             error = "MemoryError\n"
     after = resource.getrusage(resource.RUSAGE_SELF)
