@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kernels_numba import levels, quant_layout
-from tests.quant.test_linear import blocks, rounded
+from tests.quant.test_linear import FORMATS, blocks, rounded
 
 TOOLS = ("qemu-aarch64", "aarch64-linux-gnu-gcc")
 pytestmark = pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"needs {' and '.join(TOOLS)}")
@@ -48,6 +48,7 @@ code, entry = build.build_kernel(room, name, tuple(int(p) if p.isdigit() else p 
 open(sys.argv[1], "wb").write(code)
 print(entry)
 """
+BUILT = {}  # file of code -> its entry
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,8 @@ def run(folder, run_python, arrays, commands):
     line = ["qemu-aarch64", str(folder / "run"), str(folder / "data")]
     for room, name, params, words in commands:
         code = folder / "-".join([name, *map(str, params)])
-        entry = run_python(BUILD, str(code), room, name, *map(str, params)).strip()
+        entry = BUILT.get(code) or run_python(BUILD, str(code), room, name, *map(str, params)).strip()
+        BUILT[code] = entry
         line += [str(code), entry, str(len(words))]
         line += [f"@{offsets[w[0]]}" if isinstance(w, list) else str(w) for w in words]
     subprocess.run(line, check=True, timeout=300, stdin=subprocess.DEVNULL, stdout=sys.stderr)
@@ -81,7 +83,7 @@ def run(folder, run_python, arrays, commands):
     return [np.frombuffer(after, a.dtype, a.size, o).reshape(a.shape) for a, o in zip(arrays, offsets, strict=True)]
 
 
-@pytest.mark.parametrize("fmt", ["q4_1", "q8_0", "q6_k"])
+@pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("m", [1, 5])
 def test_products(fmt, m, runner, run_python):
     n, k, rng = 20, 512, np.random.default_rng(0)
@@ -90,8 +92,9 @@ def test_products(fmt, m, runner, run_python):
     x, out = rng.standard_normal((m, k)).astype(np.float32), np.zeros((m, n), np.float32)
     halves = plan.HALVES.get(fmt, 0)
     if m == 1:
-        packed = np.zeros(plan.row_bytes(k), np.uint8)
-        commands = [("quant", "quantize", (), ([1], 4 * k, k, m, [2]))]
+        runs = fmt in plan.RUNS
+        packed = np.zeros(plan.row_bytes(k, runs), np.uint8)
+        commands = [("quant", "quantize_runs" if runs else "quantize", (), ([1], 4 * k, k, m, [2]))]
         commands.append(("quant", "matvec", (fmt,), ([0], [2], [3], n, k, 0, m)))
     else:
         packed = np.zeros(plan.tiles_bytes(m, k, tokens, halves), np.uint8)

@@ -1,32 +1,79 @@
 """Products with quantised weights, on every CPU level that this machine has, against float64 and derived bounds."""
 
 import ctypes
+import pathlib
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlib import backend
 from tensorlib.device import Array
 from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.quant import decode, formats
 from tensorlib.quant.tensor import MATVEC_ROWS, QTensor, from_bytes
+from tests.quant.conftest import FLOATS, HALVES
 
-FORMATS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
-SCALES = {"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "q4_1": (0, 2), "q5_1": (0, 2)}  # where a block's halves lie
+# format -> byte offsets of f16 in a block, and where its integers begin and end
+FORMATS = {
+    "q4_0": ((0,), 2, 18),
+    "q4_1": ((0, 2), 4, 20),
+    "q5_0": ((0,), 2, 22),
+    "q5_1": ((0, 2), 4, 24),
+    "q8_0": ((0,), 2, 34),
+    "q8_1": ((0,), 4, 36),
+    "q1_0": ((0,), 2, 18),
+    "q2_0": ((0,), 2, 18),
+    "q2_k": ((80, 82), 16, 80),
+    "q3_k": ((108,), 0, 96),
+    "q4_k": ((0, 2), 16, 144),
+    "q5_k": ((0, 2), 16, 176),
+    "q6_k": ((208,), 0, 192),
+    "q8_k": ((), 4, 260),
+    "iq4_nl": ((0,), 2, 18),
+    "iq4_xs": ((0,), 8, 136),
+    "tq1_0": ((52,), 0, 52),
+    "tq2_0": ((64,), 0, 64),
+    "mxfp4": ((), 1, 17),
+    "nvfp4": ((), 4, 36),
+}
+# bytes of integers that make the least and the greatest weights
+EXTREMES = {"mxfp4": (0x77, 0xFF), "nvfp4": (0x77, 0xFF), **dict.fromkeys(("q8_0", "q8_1", "q8_k"), (0x80, 0x7F))}
 EPS = 2.0**-24
 
 
+def decoded(fmt, data, n, k):
+    """Their values as float64; test_dequant.py holds this reference to the gguf package and to llama.cpp."""
+    with np.errstate(all="ignore"):
+        return decode.dequantize(data.reshape(-1), formats.get(fmt)).reshape(n, k).astype(np.float64)
+
+
 def blocks(fmt, n, k, rng):
-    """Random blocks of an [n, k] weight, and their float32 values by the gguf package."""
-    kind = GGMLQuantizationType[fmt.upper()]
-    elements, nbytes = GGML_QUANT_SIZES[kind]
-    data = rng.integers(0, 256, (n * k // elements, nbytes), dtype=np.uint8)
-    for at in SCALES.get(fmt, (0,)):
+    """Random blocks of an [n, k] weight, and their values."""
+    row = formats.get(fmt)
+    data = rng.integers(0, 256, (n * k // row.elements, row.nbytes), dtype=np.uint8)
+    for at in FORMATS[fmt][0]:
         data[:, at : at + 2] = rng.uniform(-0.01, 0.01, len(data)).astype(np.float16).view(np.uint8).reshape(-1, 2)
-    return data.reshape(n, -1), dequantize(data, kind).reshape(n, k).astype(np.float64)
+    if fmt == "mxfp4":
+        data[:, 0] = rng.integers(110, 128, len(data))
+    if fmt == "q8_k":
+        data[:, :4] = rng.uniform(-0.01, 0.01, len(data)).astype(np.float32).view(np.uint8).reshape(-1, 4)
+    data = data.reshape(n, -1)
+    return data, decoded(fmt, data, n, k)
+
+
+def magnitudes(fmt, data, n, k):
+    """No less than |d| (u + bias) + |m| of each weight, the numbers that its product is summed from: with the greatest
+    and the least u a weight is d u - d bias + m, and the bias is at most the greatest u.
+    """
+    _, start, stop = FORMATS[fmt]
+    total = 0
+    for byte in EXTREMES.get(fmt, (0, 255)):
+        some = data.reshape(-1, formats.get(fmt).nbytes).copy()
+        some[:, start:stop] = byte
+        total = total + np.abs(decoded(fmt, some, n, k))
+    return 2 * total
 
 
 def array(x):
@@ -52,11 +99,9 @@ def check(fmt, n, k, m, seed):
     data, w = blocks(fmt, n, k, rng)
     x = (rng.standard_normal((m, k)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
     got = values(from_bytes(data, (n, k), fmt).linear(array(x)))
-    # Integer sums are exact; what rounds are the f32 scales (4 per block) and the sum over k / 32 terms per lane, then
-    # 16 lanes. Minima cancel against scales, so magnitudes are those of their own sums: at most 2 |w| + |w - d u| <= 64
-    # |d|.
-    spread = np.abs(w).reshape(n, -1, 32).max(2).repeat(32, 1) * 4
-    bound = (k / 32 + 24) * EPS * (np.abs(rounded(x)) @ spread.T) + 1e-30
+    # Integer sums are exact; what rounds are the f32 scales (5 per block) and the sum over k / 32 terms per lane, then
+    # 16 lanes.
+    bound = (k / 32 + 24) * EPS * (np.abs(rounded(x)) @ magnitudes(fmt, data, n, k).T) + 1e-30
     np.testing.assert_array_less(np.abs(got - rounded(x) @ w.T), bound)
     # against unrounded activations: each is off by at most half a step of its block, amax / 254 (and f32's rounding of
     # it)
@@ -67,14 +112,38 @@ def check(fmt, n, k, m, seed):
 @pytest.mark.parametrize("fmt", FORMATS)
 @given(st.data())
 def test_linear(fmt, data):
-    unit = 256 if fmt.endswith("k") else 32
+    unit = max(32, formats.get(fmt).elements)
     k = unit * data.draw(st.integers(1, 6 if unit == 256 else 20), label="blocks")
-    n = data.draw(st.sampled_from([1, 3, 4, 15, 16, 17, 40]), label="n")
+    n = data.draw(st.integers(1, 17) | st.just(40), label="n")
     m = data.draw(st.sampled_from([1, MATVEC_ROWS, MATVEC_ROWS + 1, 12, 13, 30]), label="m")
     check(fmt, n, k, m, data.draw(st.integers(0, 99), label="seed"))
 
 
-@pytest.mark.parametrize("fmt", ["q4_1", "q6_k"])
+@pytest.mark.parametrize("m", [1, MATVEC_ROWS + 1])
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_special_scales(fmt, m):
+    """NaN, infinities, zeros, denormals, the largest: each in a row of its own, where all blocks have it."""
+    row, k, special = formats.get(fmt), 512, HALVES.view(np.uint8).reshape(-1, 2)
+    if fmt == "q8_k":
+        special = np.delete(FLOATS, 5).view(np.uint8).reshape(-1, 4)  # without the largest: its weights are infinite
+    if fmt in ("mxfp4", "nvfp4"):  # exponents: denormal scales, and as large as sums of 512 allow; 127 is NVFP4's zero
+        special = np.array([[0], [1], [2], [100], [127], [128], [230 if fmt == "mxfp4" else 255]], np.uint8)
+    n, rng = len(special), np.random.default_rng(6)
+    data, _ = blocks(fmt, n, k, rng)
+    at = {"mxfp4": (0,), "q8_k": (0,), "nvfp4": range(4)}.get(fmt, FORMATS[fmt][0][:1])
+    for offset in at:
+        places = data.reshape(n, -1, row.nbytes)[:, :, offset : offset + special.shape[1]]
+        places[:] = special[:, None]
+    x = rng.uniform(0.5e-6, 1e-6, (m, k)).astype(np.float32)  # of one sign: nothing is 0 * inf but zero weights
+    got, w = values(from_bytes(data, (n, k), fmt).linear(array(x))), decoded(fmt, data, n, k)
+    finite = np.isfinite(w).all(1) & (magnitudes(fmt, data, n, k).max(1) < 1e38)
+    assert not np.isfinite(got[:, ~np.isfinite(w).all(1)]).any()
+    bound = (k / 32 + 24) * EPS * (np.abs(rounded(x)) @ magnitudes(fmt, data, n, k)[finite].T) + 1e-38
+    np.testing.assert_array_less(np.abs(got[:, finite] - rounded(x) @ w[finite].T), bound)
+    assert finite.sum() >= 5
+
+
+@pytest.mark.parametrize("fmt", ["q4_1", "q6_k", "q2_k", "q2_0", "q1_0"])
 def test_longer_than_a_panel(fmt):
     check(fmt, 20, 4096 + 512, 5, 0)
 
@@ -176,18 +245,17 @@ def test_errors():
 
 LEVEL = """
 import sys
-sys.path.insert(0, {tests!r})
-import test_linear
+sys.path.insert(0, {root!r})
+from tests.quant import test_linear
 from tensorlib import backend
 assert backend.backend().level == {level!r}
-for fmt in ("q4_1", "q5_0", "q8_0", "q4_k", "q6_k"):
-    for m in (1, 5):
-        test_linear.check(fmt, 5, 512, m, m)
+for fmt in test_linear.FORMATS:
+    for m in (1, test_linear.MATVEC_ROWS + 1):
+        test_linear.check(fmt, 5, 768, m, m)
 """
 
 
 @pytest.mark.parametrize("level", ["avx2", "portable"])
 def test_lower_levels_give_the_same(level, run_python):
-    import pathlib
-
-    run_python(LEVEL.format(tests=str(pathlib.Path(__file__).parent), level=level), TENSORLIB_CPU_LEVEL=level)
+    root = str(pathlib.Path(__file__).parents[2])
+    run_python(LEVEL.format(root=root, level=level), TENSORLIB_CPU_LEVEL=level)
