@@ -96,7 +96,10 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(nn.Module):
-    """`forward(ids, cache)`: logits of what follows each of the T tokens `ids` (i64), which are added to the cache."""
+    """`forward(ids, cache)`: logits of what follows each of the T tokens `ids` (i64), which are added to the cache.
+
+    `forward(ids)`, for training: ids [T] or [B, T] -> logits [..., T, V], with gradients.
+    """
 
     def __init__(self, config):
         self.config = config
@@ -116,11 +119,13 @@ class LlamaForCausalLM(nn.Module):
         c = self.config
         return nn.KVCache(c.num_hidden_layers, c.num_key_value_heads, max_len, c.head_dim, dtype, **options)
 
-    def forward(self, ids_T, cache, last_only=True):
+    def forward(self, ids_T, cache=None, last_only=True):
         """Logits [1, V] after the last token, or [T, V] after each. ContextError, before any work, if they do not
         fit.
         """
-        T = ids_T.shape[0]
+        if cache is None:
+            cache, last_only = nn.FullAttention(self.config.num_key_value_heads, self.config.head_dim), False
+        T = ids_T.shape[-1]
         cache.reserve(T)
         h_TD = self.model(ids_T, cache, self.rotary)
         cache.advance(T)

@@ -10,7 +10,7 @@ Linear(in_features=576, out_features=192, bias=True)
 import importlib
 
 from tensorlib.nn import init
-from tensorlib.nn.attention import KVCache, RotaryEmbedding, attention
+from tensorlib.nn.attention import FullAttention, KVCache, RotaryEmbedding, attention
 from tensorlib.nn.containers import ModuleDict, ModuleList, Sequential
 from tensorlib.nn.fused import add_norm, linears, swiglu_linear
 from tensorlib.nn.layers import Embedding, Flatten, Identity, Linear, Unflatten, swiglu
@@ -21,9 +21,9 @@ from tensorlib.nn.state_dict import load_state_dict
 from tensorlib.nn.var_builder import VarBuilder
 
 __all__ = [
-    "Buffer", "Embedding", "Flatten", "Identity", "KVCache", "LayerNorm", "Linear", "Module", "ModuleDict",
-    "ModuleList", "Parameter", "RMSNorm", "RotaryEmbedding", "Sampler", "Sequential", "Unflatten", "VarBuilder",
-    "add_norm", "attention", "init", "linears", "load_state_dict", "swiglu", "swiglu_linear",
+    "Buffer", "Embedding", "Flatten", "FullAttention", "Identity", "KVCache", "LayerNorm", "Linear", "Module",
+    "ModuleDict", "ModuleList", "Parameter", "RMSNorm", "RotaryEmbedding", "Sampler", "Sequential", "Unflatten",
+    "VarBuilder", "add_norm", "attention", "init", "linears", "load_state_dict", "swiglu", "swiglu_linear",
 ]  # fmt: skip
 
 # file -> the layers in it, found when first used

@@ -95,3 +95,37 @@ class KVCache:
         (groups, _, width), t = keys.shape, q.shape[0]
         q, k, v = q.reshape(t, -1, width), k.reshape(t, groups, width), v.reshape(t, groups, width)
         return decode.attend(q, k, v, keys, values, *rotary.tables(q.device), self.start, rotary.interleaved)
+
+
+class FullAttention:
+    """In a cache's place, for whole sequences and training: nothing is kept, gradients flow, sequences may be several.
+
+    `attend` has KVCache's arguments: q [..., T, heads * head_dim], k and v [..., T, kv_heads * head_dim], the leading
+    dims a batch; all positions begin at 0. Sequences of a batch are taken as more heads, so none is copied for another.
+    """
+
+    length = 0
+
+    def __init__(self, kv_heads, head_dim, window=0):
+        self.kv_heads, self.head_dim, self.window = kv_heads, head_dim, window
+
+    def reserve(self, n):
+        """Nothing: there is no limit."""
+
+    def advance(self, n):
+        """Nothing: no token is kept."""
+
+    def attend(self, layer, q, k, v, rotary):
+        """Causal attention within each sequence, q and k rotated first: q's shape. ShapeError."""
+        *batch, t, wide = q.shape
+        q, k, v = (self._heads(x, t) for x in (q, k, v))
+        if rotary is not None:
+            tables, pairs = rotary.tables(q.device), rotary.interleaved
+            q, k = (fused.rope(x, *tables, 0, interleaved=pairs) for x in (q, k))
+        found = fused.attention(q, k.transpose(0, 1), v.transpose(0, 1), window=self.window)
+        return found.reshape(t, -1, wide).transpose(0, 1).reshape(*batch, t, wide)
+
+    def _heads(self, x, t):
+        """[..., T, heads * head_dim] as [T, sequences * heads, head_dim], f32 (f64 stays)."""
+        x = x if x.dtype.name == "f64" else x.float()
+        return x.reshape(-1, t, x.shape[-1]).transpose(0, 1).reshape(t, -1, self.head_dim)

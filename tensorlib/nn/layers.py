@@ -57,6 +57,7 @@ class Embedding(Module):
             weight[self.padding_idx] = 0.0
 
     def forward(self, ids):
+        ids = ids if ids.is_contiguous() else ids.contiguous()
         if isinstance(self.weight, QTensor):
             return self.weight.embedding(ids)
         out = fused.embedding(ids, self.weight)

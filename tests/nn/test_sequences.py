@@ -1,0 +1,58 @@
+"""Attention over whole sequences, for training: equal to a cache's, and to torch's; gradients too."""
+
+import numpy as np
+import pytest
+
+import tensorlib
+from tensorlib import nn
+from zoo.llama import TINY, LlamaForCausalLM
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize(("window", "rotated"), [(0, False), (3, False), (0, True)])
+def test_full_attention_is_torchs(window, rotated):
+    B, T, H, K, D = 2, 7, 4, 2, 8
+    torch.manual_seed(0)
+    theirs = [torch.randn(B, T, n * D, dtype=torch.float64, requires_grad=True) for n in (H, K, K)]
+    mine = [tensorlib.from_torch(x.detach().clone()).requires_grad_() for x in theirs]
+    rotary = nn.RotaryEmbedding(D, 16) if rotated else None
+    out = nn.FullAttention(K, D, window).attend(0, *mine, rotary)
+    q, k, v = (x.reshape(B, T, -1, D).transpose(1, 2) for x in theirs)
+    if rotated:
+        angles = torch.arange(T, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(0, D, 2) / D)
+        cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
+        q, k = (x * cos + torch.cat([-x[..., D // 2 :], x[..., : D // 2]], -1) * sin for x in (q, k))
+    ahead = torch.arange(T)[:, None] - torch.arange(T)[None]
+    seen = (ahead >= 0) & ((ahead < window) if window else True)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+    expected = expected.transpose(1, 2).reshape(B, T, H * D)
+    g = torch.randn_like(expected)
+    expected.backward(g)
+    out.backward(tensorlib.from_torch(g))
+    # tables of cos and sin are f32
+    bound = {"rtol": 1e-5, "atol": 1e-6} if rotated else {"rtol": 1e-11, "atol": 1e-12}
+    for a, b in zip((out, *(x.grad for x in mine)), (expected, *(x.grad for x in theirs))):
+        np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), **bound)
+
+
+def test_llama_trains_on_batches_that_agree_with_its_cache():
+    tensorlib.manual_seed(0)
+    model = LlamaForCausalLM(TINY)
+    ids = tensorlib.randint(0, 256, (3, 12))
+    with tensorlib.no_grad():
+        batch = model(ids)
+        for i in range(3):
+            one = model(ids[i], model.new_cache(16, "f32"), last_only=False)
+            assert (batch[i] - one).abs().max().item() <= 1e-5
+            assert (model(ids[i]) - one).abs().max().item() <= 1e-5
+    optimizer = tensorlib.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = tensorlib.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(np.log(256), rel=0.15) and losses[-1] < losses[0] / 2
