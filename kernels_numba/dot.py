@@ -122,13 +122,13 @@ LOOK_UP = {
 }
 
 
+def _look_up(b, table, x):
+    name, width = LOOK_UP[levels.TARGET]
+    vector = ir.VectorType(_I8, width)
+    entries = _const(vector, list(table) * (width // 16))
+    return _join_halves(b, [_call(b, name, vector, [entries, part]) for part in _parts(b, x, width)])
+
+
 def look_up(table):
     """Intrinsic f(i8 vector): for each byte, below 16, that entry of `table`."""
-
-    def lower(b, t, x):
-        name, width = LOOK_UP[levels.TARGET]
-        vector = ir.VectorType(_I8, width)
-        entries = _const(vector, list(table) * (width // 16))
-        return _join_halves(b, [_call(b, name, vector, [entries, part]) for part in _parts(b, x, width)])
-
-    return _make("look_up", lambda x: x, lower, 1)
+    return _make("look_up", lambda x: x, lambda b, t, x: _look_up(b, table, x), 1)

@@ -45,7 +45,7 @@ from .simd import (
     zero_i32x16,
 )
 from .unpack import scales_of_group
-from .unpack_all import SCOPE, UNPACK
+from .unpack_all import SCOPE, UNPACK, of_source
 from .unpack_runs import RUNS
 
 ones_u8 = constant("i8", 64, 1)
@@ -270,19 +270,19 @@ def _compile(source, name, scope):
     return scope[name]
 
 
-def _matvec(fmt):
+def _matvec(fmt, source=None):
     row = UNPACK.get(fmt)
     if row is None:
         return None
-    scope = {**SCOPE, **globals()}
+    scope = {**SCOPE, **globals(), **of_source(fmt, source)}
     scope |= {name: scales_of_group(row.nbytes, at) for name, at in (("group_scales", 0), ("group_minima", 2))}
     made = {
         name: register_jitable(_compile(_matvec_source(fmt, tokens), "rows", dict(scope)))
         for name, tokens in (("one_token", 1), ("many_tokens", TOKENS))
     }
     size = f"blocks // 8 * {RUNS_BYTES}" if fmt in RUNS else f"(blocks + 3) // 4 * {GROUP_BYTES}"
-    source = _MATVEC.format(elements=row.elements, nbytes=row.nbytes, size=size, tokens=TOKENS)
-    return _compile(source, "matvec", scope | made)
+    text = _MATVEC.format(elements=row.elements, nbytes=row.nbytes, size=size, tokens=TOKENS)
+    return _compile(text, "matvec", scope | made)
 
 
 def build(name, *params, source=None):
@@ -292,5 +292,5 @@ def build(name, *params, source=None):
     if name in ("quantize", "quantize_runs"):
         return quantize if name == "quantize" else quantize_runs
     if name == "matvec":
-        return _matvec(*params)
-    return quant_matmul.build(name, *params)
+        return _matvec(*params, source)
+    return quant_matmul.build(name, *params, source=source)

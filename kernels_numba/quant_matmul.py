@@ -23,7 +23,7 @@ from .simd import (
     _make,
 )
 from .transpose import transpose16
-from .unpack_all import SCOPE, UNPACK
+from .unpack_all import SCOPE, UNPACK, of_source
 
 CHUNK_BYTES = 400 << 10  # packed activations that one pass over the weights uses: they stay in a 1 MB L2
 
@@ -181,7 +181,7 @@ def _pack_group(fmt, group):
     return lines
 
 
-def _pack_panel(fmt):
+def _pack_panel(fmt, source):
     """Function: blocks `first` to `first + count` of up to 16 rows at src into panel dp, scales ds, minima dn; tmp 5
     KiB.
     """
@@ -196,8 +196,8 @@ def _pack_panel(fmt):
         body = [line for g in range(row.elements // GROUP) for line in _pack_group(fmt, g)]
         body.append(f"src += {row.nbytes}")
     text = "\n        ".join(body)
-    source = f"def pack(src, stride, rows, first, count, dp, ds, dn, tmp):\n    {head}\n    {loop}\n        {text}\n"
-    return register_jitable(_compile(source, "pack", _scope()))
+    function = f"def pack(src, stride, rows, first, count, dp, ds, dn, tmp):\n    {head}\n    {loop}\n        {text}\n"
+    return register_jitable(_compile(function, "pack", _scope(**of_source(fmt, source))))
 
 
 # ---- the product ------------------------------------------------------------------------------------------------
@@ -274,15 +274,17 @@ def matmul(a, tid, nth):
                     {tokens}) '''
 
 
-def _matmul(fmt, tokens):
+def _matmul(fmt, tokens, source=None):
     row = UNPACK.get(fmt)
     if row is None:
         return None
     words = {"elements": row.elements, "nbytes": row.nbytes, "tokens": tokens, "panel": PANEL_BLOCKS}
     words |= {"chunk": CHUNK_BYTES, "block": block_bytes(tokens, row.halves)}
-    return _compile(_MATMUL.format(**words), "matmul", _scope(pack=_pack_panel(fmt), tile=_tile(fmt, tokens)))
+    return _compile(_MATMUL.format(**words), "matmul", _scope(pack=_pack_panel(fmt, source), tile=_tile(fmt, tokens)))
 
 
-def build(name, *params):
+def build(name, *params, source=None):
     """ "quantize_tiles" tokens halves, "matmul" fmt tokens; None for others."""
-    return {"quantize_tiles": _tiles, "matmul": _matmul}.get(name, lambda *p: None)(*params)
+    if name == "quantize_tiles":
+        return _tiles(*params)
+    return _matmul(*params, source) if name == "matmul" else None

@@ -170,7 +170,8 @@ class QTensor:
         y = x.derived("runs" if runs else "groups", pack)
         args = (self.ptr, y.ptr, out.ptr, n, k, residual.ptr if residual is not None else 0, rows)
         reads = (self, y) if residual is None else (self, y, residual)
-        backend.launch(backend.kernel("quant", "matvec", self.format.name), args, 2 * rows * n * k, reads, (out,))
+        kernel = backend.kernel("quant", "matvec", self.format.name, **self._source())
+        backend.launch(kernel, args, 2 * rows * n * k, reads, (out,))
 
     def _matmul(self, plan, x, out, residual, rows, n, k):
         tokens, halves = backend.backend().tokens, plan.HALVES.get(self.format.name, 0)
@@ -198,8 +199,14 @@ class QTensor:
             plan.SCRATCH,
         )
         reads = (self, y) if residual is None else (self, y, residual)
-        kernel = backend.kernel("quant", "matmul", self.format.name, tokens)
+        kernel = backend.kernel("quant", "matmul", self.format.name, tokens, **self._source())
         backend.launch(kernel, args, 2 * rows * n * k, reads, (out, scratch))
+
+    def _source(self):
+        """The decode source, for the kernels of formats with a grid: it brings that."""
+        if not isinstance(self.format.table, str):
+            return {}
+        return {"source": lambda: source.source(self.format), "source_key": source.key(self.format)}
 
     def _linear_dense(self, x, residual):
         name = self.format.name
