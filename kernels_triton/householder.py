@@ -18,7 +18,10 @@ import triton.language as tl
 from .functions import div, sqrt
 from .launch import Kernel, pointer
 
-PANEL, ROWS = 16, {"f32": 64, "f64": 32}  # with others, registers are spilled
+PANEL = 16
+TALL = 256  # rows of a panel above which many warps share it
+# rows at once and warps, of a short panel and of a tall one: as many as registers take
+TILES = {"f32": ((32, 4), (256, 16)), "f64": ((32, 4), (128, 16))}
 
 
 @triton.jit
@@ -93,24 +96,24 @@ def qr(a_ptr, t_ptr, m, n, a_0, a_i, t_0, t_i, N: tl.constexpr, R: tl.constexpr)
 
 
 @functools.cache
-def _kernel(dtype):
+def _kernel(dtype, tall):
     types = (pointer(dtype), pointer(dtype), "i32", "i32", *("i64",) * 4)
-    return Kernel(qr, types, ("a_0", "a_i"), loose=("t_ptr",), N=PANEL, R=ROWS[dtype])
+    rows, warps = TILES[dtype][tall]
+    return Kernel(qr, types, ("a_0", "a_i"), warps, loose=("t_ptr",), N=PANEL, R=rows)
 
 
 def build(name, dtype, source=None):
     """See kernels_triton/__init__.py; words as above."""
     if name != "qr":
         return None
-    kernel = _kernel(dtype)
 
     def plan(gpu, words):
-        a, t, batch, *rest = words
-        kernel(gpu, (batch, 1, 1), a, t, *rest)
+        a, t, batch, m, *rest = words
+        _kernel(dtype, m > TALL)(gpu, (batch, 1, 1), a, t, m, *rest)
 
     return plan
 
 
 def variants(arch):
-    """Both kernels, for the committed table of what the compiler makes of them."""
-    return {f"qr {dtype}": _kernel(dtype) for dtype in ("f32", "f64")}
+    """All kernels, for the committed table of what the compiler makes of them."""
+    return {f"qr {dtype}{', tall' * tall}": _kernel(dtype, tall) for dtype in TILES for tall in (False, True)}

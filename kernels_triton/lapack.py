@@ -14,7 +14,7 @@ whose updates are matrix products (recursive algorithms: F. Gustavson 1997; S. T
 * "swap" (dtype): a, pivots, batch, columns, first, last, strides of a: batch, rows, columns, of the pivots. Exchanges
   rows k and pivots[k] for first <= k < last.
 
-A block that is small enough stays in registers. A panel of any height is read and written in steps of ROWS rows,
+A block that is small enough stays in registers. A panel of any height is read and written in steps of some rows,
 once per column; the column after the one that is eliminated is searched for its pivot on the way.
 """
 
@@ -26,7 +26,10 @@ import triton.language as tl
 from .functions import div, sqrt
 from .launch import Kernel, blocks, pointer
 
-WIDTH, PANEL, ROWS = 32, 16, {"f32": 128, "f64": 64}  # with others, registers are spilled
+WIDTH, PANEL = 32, 16
+TALL = 256  # rows of a panel above which many warps share it
+# rows at once and warps, of a short panel and of a tall one: as many as registers take
+TILES = {"f32": ((128, 4), (512, 16)), "f64": ((64, 4), (256, 16))}
 BLOCK = {"substitute": 32, "swap": 128}  # columns of a program
 
 
@@ -186,17 +189,16 @@ def _substitute(dtype, unit):
 
 
 @functools.cache
-def _lu_kernel(dtype):
+def _lu_kernel(dtype, tall):
     types = (pointer(dtype), "*i32", "*i32", *("i32",) * 3, *("i64",) * 3)
-    return Kernel(lu, types, ("a_0", "a_i"), loose=("pivots_ptr", "info_ptr"), N=PANEL, R=ROWS[dtype])
+    rows, warps = TILES[dtype][tall]
+    return Kernel(lu, types, ("a_0", "a_i"), warps, loose=("pivots_ptr", "info_ptr"), N=PANEL, R=rows)
 
 
 def _lu(dtype):
-    kernel = _lu_kernel(dtype)
-
     def plan(gpu, words):
-        a, pivots, info, batch, *rest = words
-        kernel(gpu, (batch, 1, 1), a, pivots, info, *rest)
+        a, pivots, info, batch, m, *rest = words
+        _lu_kernel(dtype, m > TALL)(gpu, (batch, 1, 1), a, pivots, info, m, *rest)
 
     return plan
 
@@ -227,7 +229,8 @@ def variants(arch):
     """Kernels of every kind, for the committed table of what the compiler makes of them."""
     found = {}
     for dtype in ("f32", "f64"):
-        found |= {f"cholesky {dtype}": _cholesky_kernel(dtype), f"lu {dtype}": _lu_kernel(dtype)}
+        found |= {f"lu {dtype}": _lu_kernel(dtype, False), f"lu {dtype}, tall": _lu_kernel(dtype, True)}
+        found[f"cholesky {dtype}"] = _cholesky_kernel(dtype)
         found[f"substitute {dtype}"] = _substitute_kernel(dtype, False, "k")
     found |= {"substitute f32, unit, transposed": _substitute_kernel("f32", True, "i")}
     return found | {"swap f32": _swap_kernel("f32", True)}
