@@ -108,7 +108,10 @@ def _plan(path, name, value) -> Raw:
     if hasattr(value, "__array_interface__"):
         value = as_tensor(value)
     if isinstance(value, Raw):
-        raw = Raw(formats.get(getattr(value.format, "name", value.format)), tuple(value.shape), value.data)
+        try:
+            raw = Raw(formats.get(getattr(value.format, "name", value.format)), tuple(value.shape), value.data)
+        except DTypeError as error:
+            raise DTypeError(f"write {where}", error.got, error.expected, error.fix) from None
     else:
         format = getattr(value, "format", None) or formats.FORMATS.get(getattr(getattr(value, "dtype", 0), "name", ""))
         if not isinstance(format, formats.Format):

@@ -1,8 +1,10 @@
 """tensorlib convert, dequantize, quantize and diff."""
 
+import json
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -108,6 +110,25 @@ def test_checkpoints_of_pytorch(tmp_path, capsys):
     assert torch.equal(torch.load(tmp_path / "c.pt")["model.c"], x)
     run(capsys, "diff", tmp_path / "a.pt", tmp_path / "b.pth")
     assert "complex64" in run(capsys, "convert", tmp_path / "a.pt", tmp_path / "d.gguf", status=2)
+
+
+def test_dtypes_without_arithmetic(tmp_path, capsys):
+    """Elements of four and six bits are copied as they are, and refused where no such dtype is."""
+    header = {"q": {"dtype": "F4", "shape": [2, 4], "data_offsets": [0, 4]}}
+    header |= {"s": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [4, 7]}}
+    header |= {"e": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [7, 8]}}
+    text = json.dumps(header).encode()
+    path, out = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(range(8)))
+    run(capsys, "convert", path, out)
+    file = tensorlib.load(out)
+    assert [file.raw(name).tolist() for name in "qse"] == [[0, 1, 2, 3], [4, 5, 6], [7]]
+    assert [file.tensors[name].format for name in "qse"] == ["F4", "F6_E2M3", "F8_E8M0"]
+    run(capsys, "diff", path, out)
+    for ending in (".pth", ".gguf", ".npz"):
+        assert "'q'" in run(capsys, "convert", path, tmp_path / f"z{ending}", status=2)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x09")
+    assert cli.main(["diff", str(path), str(out)]) == 1
 
 
 def test_dequantize(tmp_path, capsys):
