@@ -11,6 +11,7 @@ tells whether code in a file ran.
 import argparse
 import collections
 import csv
+import faulthandler
 import importlib.metadata
 import io
 import os
@@ -116,6 +117,7 @@ def _child(load, path, pipe):
     """Runs in the forked process: limits, load, answer."""
     sys.stderr = sys.stdout = io.StringIO()  # what a library prints
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    faulthandler.disable()
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
