@@ -8,7 +8,9 @@ import inspect
 
 from tests.gpu.conftest import lacking
 
-ROOMS = "attention attention_vjp elementwise fuse index loss matmul moe norm quant random reduce scan sort".split()
+ROOMS = (
+    "attention attention_vjp elementwise fuse index lapack loss matmul moe norm quant random reduce scan sort".split()
+)
 
 for _room in () if lacking() else ROOMS:
     for _name, _test in vars(importlib.import_module(f"tests.sim.interpreted.test_{_room}")).items():

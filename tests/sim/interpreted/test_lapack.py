@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import tensorlib
-from tensorlib.errors import LinAlgError
+from tensorlib.errors import DeviceError, LinAlgError
 from tensorlib.ops import lapack
 
 UNIT = {"f4": 2.0**-24, "f8": 2.0**-53}
@@ -235,6 +235,11 @@ def test_what_has_no_result():
     assert sign.tolist() == [1, 0, 1] and log.tolist() == [0, -np.inf, 0]
     x = lapack.solve_triangular(on(np.zeros((2, 2), "f4")), on(np.ones((2, 1), "f4")), upper=False)
     assert off(x)[0, 0] == np.inf
+
+
+def test_operands_of_two_devices_are_refused():
+    with pytest.raises(DeviceError, match="solve: got operands on cuda:0 and cpu"):
+        lapack.solve(on(np.eye(3, dtype="f4")), tensorlib.ones(3))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
