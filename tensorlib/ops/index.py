@@ -65,6 +65,8 @@ def index_select(x, dim, index):
     tensor([[3, 1],
             [6, 4]])
     """
+    if hasattr(x, "format") and dim in (0, -x.ndim):
+        return x[index]
     ids = _ids("index_select", x, index)
     if ids.ndim > 1:
         raise ShapeError("index_select", f"an index of shape {ids.shape}", "at most 1 dim", "use x[index]")

@@ -50,6 +50,8 @@ def _rows(x):
 
 def _matmul_vjp_x(g, x_shape, y):
     """g y^T; the engine sums over y's batch where x has none."""
+    if hasattr(y, "product"):
+        return y.T.product(g)
     return matmul(_whole(g, len(x_shape), y.ndim), _matrix(y) if y.ndim == 1 else movement.transpose(y, -2, -1))
 
 
@@ -105,6 +107,8 @@ def matmul(x, y):
     >>> matmul(Array.empty((5, 2, 3)), Array.empty((3, 4), "f16")).shape
     (5, 2, 4)
     """
+    if hasattr(y, "product"):  # a weight in blocks, or its transpose
+        return y.product(x)
     _check("matmul", x, y)
     a, b = x.layout, y.layout
     if not a.shape or not b.shape:

@@ -39,10 +39,11 @@ def _domain(s, dtype):
 def moe(x, router_logits, w_gate_up, w_down, top_k, normalize=True):
     """Mixture of experts: the sum over a token's top_k experts of weight * down(silu(gate(x)) * up(x)).
 
-    x (..., D); router_logits (..., E); w_gate_up (E, 2 I, D), gate above up; w_down (E, D, I); result (..., D). Weights
-    are the softmax of the logits over all experts, in f32 or f64; `normalize` makes those of a token's experts sum to 1
-    (Mixtral, Qwen; Shazeer et al. 2017). On a GPU without a gradient it is six launches, and the same at every call.
-    Raises ShapeError, DTypeError.
+    x (..., D); router_logits (..., E); w_gate_up (E, 2 I, D), gate above up; w_down (E, D, I); result (..., D). Both
+    weights may be QTensors, which stay in blocks, one expert after the other. The experts' shares are the softmax of
+    the logits over all of them, in f32 or f64; `normalize` makes those of a token's experts sum to 1 (Mixtral, Qwen;
+    Shazeer et al. 2017). On a GPU without a gradient it is six launches, and the same at every call. Raises ShapeError,
+    DTypeError.
 
     >>> from tensorlib.device import Array
     >>> moe(Array.empty((3, 8)), Array.empty((3, 4)), Array.empty((4, 12, 8)), Array.empty((4, 8, 6)), 2).shape
@@ -56,7 +57,7 @@ def moe(x, router_logits, w_gate_up, w_down, top_k, normalize=True):
         weights = elementwise.div(weights, reduce.sum(weights, -1, keepdim=True))
     operands = (tokens, weights, w_gate_up, w_down)
     recorded = tape.used and tape.mode.recording and any(map(tape.live, operands))
-    same = {a.dtype.name for a in (x, w_gate_up, w_down)}
+    same = {"blocks" if hasattr(a, "format") else a.dtype.name for a in (x, w_gate_up, w_down)}
     fused = x.device.type != "cpu" and not recorded and len(same) == 1 and same <= {"f16", "bf16", "f32"}
     fused = fused and weights.dtype.name == "f32"
     if fused and tokens.shape[0] and w_down.shape[0] <= MOST_EXPERTS:
@@ -78,9 +79,15 @@ def _check(x, router_logits, w_gate_up, w_down, top_k):
         raise ShapeError("moe", got, "(..., D), (..., E), (E, 2 I, D), (E, D, I)", "transpose or reshape them")
     if not 1 <= top_k <= experts:
         raise ShapeError("moe", f"top_k {top_k}", f"1 to {experts}", "choose as many experts as there are, or fewer")
-    if any(a.dtype.kind != "f" for a in (x, router_logits, w_gate_up, w_down)):
-        dtypes = ", ".join(a.dtype.name for a in (x, router_logits, w_gate_up, w_down))
+    plain = [a for a in (x, router_logits, w_gate_up, w_down) if not hasattr(a, "format")]
+    if any(a.dtype.kind != "f" for a in plain):
+        dtypes = ", ".join(a.dtype.name for a in plain)
         raise DTypeError("moe", dtypes, "floats", "convert them with .to(dtype)")
+
+
+def _matrix(weights, e):
+    """Expert e's."""
+    return weights[e] if hasattr(weights, "format") else movement.select(weights, 0, e)
 
 
 def _by_expert(x, weights, experts, w_gate_up, w_down):
@@ -91,9 +98,9 @@ def _by_expert(x, weights, experts, w_gate_up, w_down):
         token, place = index.nonzero(elementwise.eq(experts, e), as_tuple=True)
         if not token.shape[0]:
             continue
-        hidden = linalg.linear(index.index_select(x, 0, token), movement.select(w_gate_up, 0, e))
+        hidden = linalg.linear(index.index_select(x, 0, token), _matrix(w_gate_up, e))
         gated = norm.swiglu(movement.narrow(hidden, 1, 0, inner), movement.narrow(hidden, 1, inner, inner))
-        y = elementwise.cast(linalg.linear(gated, movement.select(w_down, 0, e)), out.dtype)
+        y = elementwise.cast(linalg.linear(gated, _matrix(w_down, e)), out.dtype)
         at = elementwise.add(elementwise.mul(token, weights.shape[1]), place)
         share = index.index_select(movement.reshape(weights, (-1,)), 0, at)
         out = index.index_add(out, 0, token, elementwise.mul(y, movement.unsqueeze(share, 1)))

@@ -332,6 +332,8 @@ def embedding(ids, weight):
 
     Raises ShapeError, DTypeError.
     """
+    if hasattr(weight, "format"):
+        return weight.embedding(ids)
     if ids.dtype.name != "i64":
         raise DTypeError("embedding", f"ids of {ids.dtype}", "i64", "convert them with .to('i64')")
     if weight.ndim != 2 or not ids.is_contiguous():

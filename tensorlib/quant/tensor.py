@@ -17,6 +17,7 @@ from tensorlib.errors import DeviceError, DTypeError, GradError, ShapeError
 from tensorlib.ops import elementwise, linalg, movement
 from tensorlib.ops._launch import fill
 from tensorlib.quant import formats, gpu, source
+from tensorlib.quant.like import Like
 from tensorlib.registry import FLOAT_ONLY, Op
 
 MATVEC_ROWS = 16  # up to so many rows packing panels of weights costs more than it saves (measured: equal at 24)
@@ -24,7 +25,7 @@ DENSE_BYTES = 4 << 20  # of weights that a product with the blocks themselves (n
 _told = set()
 
 
-class QTensor:
+class QTensor(Like):
     """Blocks of `format` (a row of `tensorlib.quant.formats`) at byte `offset` of `buffer`; `shape` counts weights.
 
     On GPUs `planes` says where in the buffer the planes of the blocks' bits begin; None: blocks as in the file.
