@@ -31,6 +31,54 @@ or.b32 ${i}, x{i}, r{i};
 """ for i, selector in enumerate(("0x1404", "0x3424"))) + "}")  # fmt: skip
 
 
+# four f32 to four bytes of e4m3, and their signs: the highest bits of the highest bytes
+SIGNS = """
+prmt.b32 x0, $1, $2, 0x0073;
+prmt.b32 x1, $3, $4, 0x0073;
+prmt.b32 x0, x0, x1, 0x5410;
+and.b32 x0, x0, 0x80808080;
+or.b32 $0, c0, x0;
+}"""
+# what `narrowed` does, see there
+NARROW = tl.constexpr("""{
+.reg .b32 x<2>, c<4>, u;
+.reg .f32 a, p, d;
+""" + "".join(f"""
+mov.b32 a, ${i + 1};
+abs.f32 a, a;
+min.f32 a, a, 0f43F00000;
+max.f32 p, a, 0f3C800000;
+mov.b32 u, p;
+and.b32 u, u, 0x7F800000;
+mov.b32 p, u;
+fma.rn.f32 d, p, 0f49800038, a;
+mov.b32 c{i}, d;
+shr.u32 u, u, 20;
+add.u32 c{i}, c{i}, u;
+""" for i in range(4)) + """
+prmt.b32 c0, c0, c1, 0x0040;
+prmt.b32 c2, c2, c3, 0x0040;
+prmt.b32 c0, c0, c2, 0x5410;
+""" + SIGNS)  # fmt: skip
+# by what GPUs have from sm_89 on: it saturates, where NaN is due, and drops NaN's sign
+NARROW_89 = tl.constexpr("""{
+.reg .b32 x<2>, c0;
+.reg .b16 h<2>;
+.reg .f32 a, y<4>;
+.reg .pred p;
+""" + "".join(f"""
+mov.b32 y{i}, ${i + 1};
+abs.f32 a, y{i};
+setp.le.f32 p, a, 0f43E80000;
+selp.f32 y{i}, y{i}, 0f7FFFFFFF, p;
+""" for i in range(4)) + """
+cvt.rn.satfinite.e4m3x2.f32 h0, y1, y0;
+cvt.rn.satfinite.e4m3x2.f32 h1, y3, y2;
+mov.b32 c0, {h0, h1};
+""" + SIGNS)  # fmt: skip
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # which knows no assembly
+
+
 def reading(dtype, arch, interpreted=False):
     """(EIGHT, dtype of the memory) for reading a dtype on an architecture."""
     if dtype not in KINDS:
@@ -61,19 +109,20 @@ def widened(x, EIGHT: tl.constexpr):
 
 @triton.jit
 def narrowed(x, EIGHT: tl.constexpr):
-    """f32 as the bits of float8, rounded to nearest even; above the largest: NaN (e4m3), infinity. NATIVE: e4m3 by what
-    GPUs have from sm_89 on.
+    """f32 as the bits of float8, rounded to nearest even; above the largest: NaN (e4m3), infinity. NATIVE and ASSEMBLY:
+    e4m3, four at a time, in assembly for sm_89 on and for older ones.
     """
-    u = x.to(tl.uint32, bitcast=True)
-    if EIGHT == NATIVE:
-        code = tl.where(tl.abs(x) <= 464.0, x, float("nan")).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
-        code = code | ((u >> 24) & 0x80).to(tl.uint8)
+    if EIGHT == NATIVE and not INTERPRETED:
+        code = tl.inline_asm_elementwise(NARROW_89, "=r,r,r,r,r", [x], dtype=tl.uint8, is_pure=True, pack=4)
+    elif EIGHT == ASSEMBLY and not INTERPRETED:
+        code = tl.inline_asm_elementwise(NARROW, "=r,r,r,r,r", [x], dtype=tl.uint8, is_pure=True, pack=4)
     else:
-        MANTISSA: tl.constexpr = 3 if EIGHT == 4 else 2
+        u = x.to(tl.uint32, bitcast=True)
+        MANTISSA: tl.constexpr = 2 if EIGHT == 5 else 3
         DROP: tl.constexpr = 23 - MANTISSA
-        LEAST: tl.constexpr = 2.0**-6 if EIGHT == 4 else 2.0**-14  # the least normal number
-        OVER: tl.constexpr = 480.0 if EIGHT == 4 else 65536.0  # its code is that of NaN, or of infinity
-        LACK: tl.constexpr = 56 if EIGHT == 4 else 60  # to a multiple of 256, of f32's exponent for code 0
+        LEAST: tl.constexpr = 2.0**-14 if EIGHT == 5 else 2.0**-6  # the least normal number
+        OVER: tl.constexpr = 65536.0 if EIGHT == 5 else 480.0  # its code is that of NaN, or of infinity
+        LACK: tl.constexpr = 60 if EIGHT == 5 else 56  # to a multiple of 256, of f32's exponent for code 0
         FACTOR: tl.constexpr = 2.0**DROP + LACK * 2.0 ** (DROP - 23)
         a = tl.minimum(tl.abs(x), OVER)  # of NaN as well
         # x's power of 2, DROP places higher: adding x to it rounds, and leaves x's digits in the lowest bits
@@ -88,4 +137,6 @@ def narrowed(x, EIGHT: tl.constexpr):
 
 def writing(dtype, arch):
     """EIGHT for writing a dtype on an architecture."""
-    return NATIVE.value if dtype == "f8e4m3" and isinstance(arch, int) and arch >= 89 else KINDS.get(dtype, 0)
+    if dtype != "f8e4m3" or isinstance(arch, str):
+        return KINDS.get(dtype, 0)
+    return NATIVE.value if arch >= 89 else ASSEMBLY.value
