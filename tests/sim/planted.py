@@ -164,7 +164,7 @@ def convolutions():
 
 # (name, files, text, another text, check); BOTH: also compiled, in the simulator
 BOTH = (
-    Fault("a mask up to n", "elementwise", '"at < rest")', '"at <= rest")', sums_of_pairs),
+    Fault("a mask up to n", "elementwise", '"start + some < rest")', '"start + some <= rest")', sums_of_pairs),
     Fault("tiles out of order", "matmul", "high = tl.minimum(rows - first, GROUP)", "high = GROUP", matrices),
     Fault("an index outside", "index dims", "((at < -size) | (at >= size)) & mask", "(at < -size) & mask", gathers),
     Fault("NaN is no maximum", "tiles", "tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)", "tl.maximum(a, b)",
@@ -173,7 +173,7 @@ BOTH = (
 FAULTS = (
     *BOTH,
     Fault("no mask of the tail", "reduce", "(full + r < end)[None, :]", "(full + r >= 0)[None, :]", row_sums),
-    Fault("a wrong stride", "elementwise", 'f" + i * {k}_i"', 'f" + i"', turned_sums),
+    Fault("a wrong stride", "elementwise", 'f" + I * {k}_i"', 'f" + I"', turned_sums),
     Fault("a wrong stride of A", "matmul", "m_at[:, None] * a_m +", "m_at[:, None] * a_k +", matrices),
     Fault("sums in f16", "matmul", "PRECISION, out_dtype=SUM)", "PRECISION, out_dtype=SUM).to(tl.float16).to(SUM)",
           matrices),
@@ -191,7 +191,7 @@ FAULTS = (
           "mask=known, other=LOWEST) * 0)", decoding),
     Fault("a scan's carry is lost", "scan", "carry = step(carry, over(v, 1, OP), OP)", "carry = over(v, 1, OP)",
           running_sums),
-    Fault("softmax keeps old scales", "softmax", "total * exponential(top - shift, ACCURATE) +", "total +", softmaxes),
+    Fault("softmax keeps old scales", "softmax", "total * decay(top - shift, ACCURATE, ASM) +", "total +", softmaxes),
     Fault("a norm without eps", "norm", "* share + eps)", "* share)", norms),
     Fault("the neighbour's scale", "quant", "tl.max_contiguous(at, [1, 1]), super_at", "at ^ 1, super_at", quantised),
     Fault("negative indices", "index dims", "tl.where(at < 0, at + size, at)", "tl.maximum(at, 0)", gathers),
