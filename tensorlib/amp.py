@@ -23,6 +23,7 @@ LOW = frozenset(
     "matmul linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d attention"
     " scaled_dot_product_attention".split()
 )
+ON_GPUS = frozenset({"attention"})  # of these; its kernels for CPUs take queries of f32
 # ops whose results need the range or the digits of f32
 HIGH = frozenset(
     "exp expm1 log log2 log10 log1p pow sum prod mean cumsum cumprod softmax log_softmax logsumexp norm vector_norm"
@@ -62,6 +63,8 @@ class autocast:
         """The arguments of an op in the dtype that it is to compute in."""
         name = op.name.strip("_")
         wanted = self.dtype if name in LOW else _dtype.f32 if name in HIGH else None
+        if name in ON_GPUS and args[0].device.type == "cpu":
+            wanted = _dtype.f32
         if wanted is None or kwargs.get("out") is not None:
             return args, kwargs
         return [_in(x, wanted) for x in args], {key: _in(x, wanted) for key, x in kwargs.items()}

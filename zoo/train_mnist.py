@@ -7,10 +7,11 @@ Prints the accuracy on digits that it was not trained on.
 """
 
 import argparse
+import contextlib
 import os
 
 import tensorlib
-from tensorlib import data, nn, optim, train
+from tensorlib import autograd, data, nn, optim, train
 
 
 class MLP(nn.Module):
@@ -60,7 +61,9 @@ def accuracy(model, loader):
     return right / len(loader.dataset)
 
 
-def fit(model, training, epochs=12, batch_size=64, lr=3e-3, seed=0, checkpoints=None, show=None):
+def fit(
+    model, training, epochs=12, batch_size=64, lr=3e-3, seed=0, checkpoints=None, show=None, augment=shifted
+):  # fmt: skip
     """Trains by AdamW and one cycle; returns the losses. Goes on from the last checkpoint, if there is one."""
     loader = data.DataLoader(training, batch_size, shuffle=True, drop_last=True, seed=seed)
     total = epochs * len(loader)
@@ -74,7 +77,7 @@ def fit(model, training, epochs=12, batch_size=64, lr=3e-3, seed=0, checkpoints=
         for x, y in loader:
             next(steps)
             optimizer.zero_grad()
-            loss = tensorlib.cross_entropy(model(shifted(x)), y)
+            loss = tensorlib.cross_entropy(model(augment(x)), y)
             loss.backward()
             optimizer.step(), schedule.step()
             losses.append(loss.item())
@@ -103,12 +106,14 @@ def main(arguments=None):
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoints", metavar="FOLDER", help="save there after each epoch, and go on from there")
+    parser.add_argument("--detect-anomaly", action="store_true", help="name the op that gives the first NaN; slow")
     args = parser.parse_args(arguments)
     training, testing = datasets(args.data, seed=args.seed)
     tensorlib.manual_seed(args.seed)
     model = CNN() if args.model == "cnn" else MLP()
     checkpoints = train.Checkpoints(args.checkpoints) if args.checkpoints else None
-    fit(model, training, args.epochs, args.batch_size, args.lr, args.seed, checkpoints)
+    with autograd.detect_anomaly() if args.detect_anomaly else contextlib.nullcontext():
+        fit(model, training, args.epochs, args.batch_size, args.lr, args.seed, checkpoints)
     print(f"{accuracy(model, data.DataLoader(testing, 500)):.4f} of {len(testing)} held-out images right")
 
 

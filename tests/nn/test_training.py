@@ -86,6 +86,17 @@ def test_autocast_is_torchs_within_bf16():
         assert np.abs(p.grad.numpy() - q.grad.numpy()).max() <= 2 * 3 * 2.0**-9 * max(1.0, q.grad.abs().max().item())
 
 
+def test_autocast_with_attention_over_whole_sequences():
+    """The CPU's kernel for it takes f32."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 5, 8).bfloat16() for _ in range(3))
+    with amp.autocast():
+        got = nn.FullAttention(2, 4).attend(0, *map(tensorlib.from_torch, (q, k, v)), None)
+    heads = [x.double().reshape(2, 5, 2, 4).transpose(1, 2) for x in (q, k, v)]
+    want = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(2, 5, 8)
+    assert got.dtype is tensorlib.f32 and np.abs(got.numpy() - want.numpy()).max() < 1e-5
+
+
 def test_loss_scaling_keeps_small_gradients_and_leaves_out_infinite_ones():
     w = tensorlib.ones(4, requires_grad=True)
     scaler, optimizer = amp.GradScaler(init_scale=2.0**12, growth_interval=2), optim.SGD([w], lr=1.0)
