@@ -76,6 +76,7 @@ class Worker:
         self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 def differ(digest, other):
