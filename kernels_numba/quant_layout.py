@@ -13,7 +13,7 @@ SCRATCH = PANEL_BLOCKS * (512 + 128 + 128) + 5120  # bytes per thread for matmul
 # format -> what is subtracted from its unsigned values; K-quants' and _1 formats' minima make that 0
 BIAS = {"q4_0": 8, "q4_1": 0, "q5_0": 16, "q5_1": 0, "q8_0": 128, "q4_k": 0, "q5_k": 0, "q6_k": 32}
 BIAS |= {"q2_k": 0, "q3_k": 4, "iq4_nl": 128, "iq4_xs": 128, "mxfp4": 16, "nvfp4": 16, "q8_1": 128, "q8_k": 128}
-BIAS |= {"iq2_xxs": 64, "iq2_xs": 64, "iq2_s": 64, "iq3_xxs": 64, "iq3_s": 16, "iq1_s": 0, "iq1_m": 16}
+BIAS |= {"iq2_xxs": 64, "iq2_xs": 64, "iq2_s": 64, "iq3_xxs": 64, "iq3_s": 16, "iq1_s": 16, "iq1_m": 16}
 BIAS |= {"tq1_0": 1, "tq2_0": 1, "q1_0": 1, "q2_0": 1}
 BIAS |= {f"a{bits}_32{wide}": 0 for bits in (8, 4, 3, 2, 1) for wide in ("", "w")} | {"bnb8": 128}
 # formats with a scale for each half of 32; 2: and a minimum

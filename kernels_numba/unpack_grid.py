@@ -61,6 +61,13 @@ def _pairs(b, p, k):
     return _shuffle(b, x, x, range(k, 16, 2))
 
 
+def _iq1_s_high(b, p):
+    """Three bits more, and the top bit of the word that they come from, which shifts all entries there down."""
+    shift = _at(b, p, 34, _v(8, _I16))
+    shift = _and(b, _shr(b, _shuffle(b, shift, shift, [i // 4 for i in range(32)]), 4), 0x800)
+    return b.or_(_high(b, p, 34, _I16, (9, 6, 3, 0), 32, 0x700), shift)
+
+
 # format: f(b, p): the numbers of the entries of a block, in order, as words
 NUMBERS = {
     "iq2_xxs": lambda b, p: b.zext(b.bitcast(_pairs(b, p, 0), _v(32, _I8)), _v(32, _I16)),
@@ -68,7 +75,7 @@ NUMBERS = {
     "iq2_s": lambda b, p: b.or_(_low(b, p, 2, 32), _high(b, p, 66, _I8, (9, 7, 5, 3), 32, 0x300)),
     "iq3_xxs": lambda b, p: _low(b, p, 2, 64),
     "iq3_s": lambda b, p: b.or_(_low(b, p, 2, 64), _high(b, p, 66, _I8, (9, 8, 7, 6, 5, 4, 3, 2), 64, 0x100)),
-    "iq1_s": lambda b, p: b.or_(_low(b, p, 2, 32), _high(b, p, 34, _I16, (9, 6, 3, 0), 32, 0x700)),
+    "iq1_s": lambda b, p: b.or_(_low(b, p, 2, 32), _iq1_s_high(b, p)),
     "iq1_m": lambda b, p: b.or_(_low(b, p, 0, 32), _high(b, p, 32, _I8, (9, 5), 32, 0xF00)),
 }
 # where the numbers are bytes of the block: the offset of number i
@@ -147,9 +154,7 @@ def _order(x, size):
 def _entries(fmt, table):
     """The grid as lists of bytes, all of them from 0 to 127."""
     table, size = [v - (v >> 7 << 8) for v in table], 8
-    if fmt == "iq1_s":
-        values = [v + 1 for v in table]
-    elif fmt == "iq1_m":  # in eighths; after all entries shifted up all those shifted down
+    if fmt.startswith("iq1"):  # in eighths; after all entries shifted up all those shifted down
         values = [8 * v + BIAS[fmt] + shift for shift in (1, -1) for v in table]
     else:
         values, size = [v + BIAS[fmt] for v in table], 4 if fmt.startswith("iq3") else 8
@@ -269,10 +274,6 @@ def _iq1_m_scales(b, p):
     return _and(b, b.lshr(x, _const(x.type, [0, 3, 6, 9] * 4)), 7)
 
 
-def _iq1_s_words(b, p):
-    return _at(b, p, 34, _v(8, _I16))
-
-
 # format: codes of the scales of a block, what they are multiplied with, what is added, d as f16
 SCALES = {
     "iq2_xxs": (lambda b, p: _shr(b, _pairs(b, p, 1), 28), 0.25, 0.125, _d),
@@ -280,7 +281,7 @@ SCALES = {
     "iq2_s": (lambda b, p: _nibbles(b, p, 74, 8), 0.25, 0.125, _d),
     "iq3_xxs": (lambda b, p: _shr(b, _at(b, p, 66, _v(8, _I32)), 28), 0.5, 0.25, _d),
     "iq3_s": (lambda b, p: _nibbles(b, p, 106, 4), 2.0, 1.0, _d),
-    "iq1_s": (lambda b, p: _and(b, _shr(b, _iq1_s_words(b, p), 12), 7), 2.0, 1.0, _d),
+    "iq1_s": (lambda b, p: _and(b, _shr(b, _at(b, p, 34, _v(8, _I16)), 12), 7), 0.25, 0.125, _d),
     "iq1_m": (_iq1_m_scales, 0.25, 0.125, _iq1_m_d),
 }
 
@@ -300,19 +301,6 @@ def _scales(fmt):
 
 for _fmt in SCALES:
     _globals[f"scales_{_fmt}"] = _scales(_fmt)
-
-
-# ---- IQ1_S: a shift of an eighth, up or down -----------------------------------------------------------------------
-
-
-def _iq1_s_minima(b, t, p, scales):
-    """For each 32 weights: times the scale, what is added to entries (from 0 on) in order that they are right."""
-    down = b.icmp_signed("<", _iq1_s_words(b, p), _const(_v(8, _I16), 0))
-    down = _shuffle(b, down, down, [i % 8 for i in range(16)])
-    return b.fmul(b.select(down, _const(F32x16.ll, -1.125), _const(F32x16.ll, -0.875)), scales)
-
-
-minima_iq1_s = _make("minima_iq1_s", lambda p, scales: F32x16, _iq1_s_minima, 2)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
@@ -336,13 +324,6 @@ UNPACK = {
     "iq2_s": _row("iq2_s", 82, halves=True),
     "iq3_xxs": _row("iq3_xxs", 98),
     "iq3_s": _row("iq3_s", 110),
-    "iq1_s": Unpack(
-        256,
-        50,
-        0,
-        (*_VALUES, *_WHOLE, "m = spread{g}(mm, mm)"),
-        (_GRID, "dm = scales_iq1_s({p})", "mm = minima_iq1_s({p}, dm)"),
-        minimum=True,
-    ),
+    "iq1_s": Unpack(256, 50, BIAS["iq1_s"], (*_VALUES, *_WHOLE), (_GRID, "dm = scales_iq1_s({p})")),
     "iq1_m": Unpack(256, 56, BIAS["iq1_m"], (*_VALUES, *_HALVES), (_GRID, "dm = scales_iq1_m({p})"), halves=True),
 }
