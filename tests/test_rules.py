@@ -32,8 +32,10 @@ TOOLS = {"kernels_numba": {"numba", "llvmlite"}, "kernels_triton": {"triton"}, "
 ZOO_PROGRAMS = (
     "__init__",
     "__main__",
+    "auto",
     "cli",
     "commands",
+    "config",
     "convert",
     "diff",
     "generate",

@@ -32,6 +32,25 @@ class LlamaConfig(NamedTuple):
     attention_bias: bool = False
     rope_interleaved: bool = False
 
+    @classmethod
+    def from_hf(cls, c):
+        """Out of the fields of a config.json (zoo/config.py)."""
+        heads, hidden = c("num_attention_heads", int), c("hidden_size", int)
+        return cls(
+            vocab_size=c("vocab_size", int),
+            hidden_size=hidden,
+            intermediate_size=c("intermediate_size", int),
+            num_hidden_layers=c("num_hidden_layers", int),
+            num_attention_heads=heads,
+            num_key_value_heads=c("num_key_value_heads", int, heads),
+            head_dim=c("head_dim", int, hidden // heads),
+            rms_norm_eps=c("rms_norm_eps", float, 1e-6),
+            rope_theta=c.rope_theta(),
+            max_position_embeddings=c("max_position_embeddings", int, 2048),
+            tie_word_embeddings=c("tie_word_embeddings", bool, False),
+            attention_bias=c("attention_bias", bool, False),
+        )
+
 
 TINY = LlamaConfig(256, 64, 128, 2, 4, 2, 16, max_position_embeddings=64)
 
@@ -124,7 +143,7 @@ class LlamaForCausalLM(nn.Module):
         fit.
         """
         if cache is None:
-            cache, last_only = nn.FullAttention(self.config.num_key_value_heads, self.config.head_dim), False
+            cache, last_only = nn.FullAttention(self.config.head_dim), False
         T = ids_T.shape[-1]
         cache.reserve(T)
         h_TD = self.model(ids_T, cache, self.rotary)

@@ -17,7 +17,7 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + MLP(norm(x)): GPT-2's pre-norm block, GELU within."""
 
     def __init__(self, width, heads, dropout):
-        self._attention = nn.FullAttention(heads, width // heads)
+        self._attention = nn.FullAttention(width // heads)
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.fc, self.out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)

@@ -17,7 +17,7 @@ def test_full_attention_is_torchs(window, rotated):
     theirs = [torch.randn(B, T, n * D, dtype=torch.float64, requires_grad=True) for n in (H, K, K)]
     mine = [tensorlib.from_torch(x.detach().clone()).requires_grad_() for x in theirs]
     rotary = nn.RotaryEmbedding(D, 16) if rotated else None
-    out = nn.FullAttention(K, D, window).attend(0, *mine, rotary)
+    out = nn.FullAttention(D).attend(0, *mine, rotary, window=window)
     q, k, v = (x.reshape(B, T, -1, D).transpose(1, 2) for x in theirs)
     if rotated:
         angles = torch.arange(T, dtype=torch.float64)[:, None] * 10000.0 ** (-torch.arange(0, D, 2) / D)

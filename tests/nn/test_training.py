@@ -91,7 +91,7 @@ def test_autocast_with_attention_over_whole_sequences():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 5, 8).bfloat16() for _ in range(3))
     with amp.autocast():
-        got = nn.FullAttention(2, 4).attend(0, *map(tensorlib.from_torch, (q, k, v)), None)
+        got = nn.FullAttention(4).attend(0, *map(tensorlib.from_torch, (q, k, v)), None)
     heads = [x.double().reshape(2, 5, 2, 4).transpose(1, 2) for x in (q, k, v)]
     want = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(2, 5, 8)
     assert got.dtype is tensorlib.f32 and np.abs(got.numpy() - want.numpy()).max() < 1e-5

@@ -1,0 +1,79 @@
+"""`config.json` as a model's config class reads it: typed fields, each error with the file and the field's name."""
+
+import json
+import os
+
+from tensorlib.errors import FormatError
+
+REQUIRED = object()
+NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", dict: "an object", list: "a list"}
+
+
+class Fields:
+    """The fields of a config, by `fields(name, kind, default)`; what is null counts as missing.
+
+    >>> fields = Fields({"hidden_size": 64, "eps": 1}, "config.json")
+    >>> fields("hidden_size", int), fields("eps", float), fields("bias", bool, False)
+    (64, 1.0, False)
+    >>> fields("vocab_size", int)
+    Traceback (most recent call last):
+    tensorlib.errors.FormatError: config.json: vocab_size: got no such field; expected an integer; ...
+    """
+
+    def __init__(self, values, path):
+        self.values, self.path = values, path
+
+    def __call__(self, name, kind, default=REQUIRED):
+        value = self.values.get(name)
+        if value is None:
+            if default is REQUIRED:
+                raise FormatError(self.path, name, "no such field", NAMES[kind], "is this the model's own config?")
+            return default
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise FormatError(self.path, name, repr(value)[:80], NAMES[kind])
+        return value
+
+    def __contains__(self, name):
+        return self.values.get(name) is not None
+
+    def one_of(self, name, choices, default=REQUIRED):
+        """The value of `choices` (a dict) that a text field names. FormatError lists them."""
+        value = self(name, str, default)
+        if value not in choices:
+            known = ", ".join(map(str, choices))
+            raise FormatError(self.path, name, repr(value)[:80], f"one of {known}", "this is not here yet")
+        return choices[value]
+
+    def sub(self, name):
+        """The fields of an object inside; of an empty one if it is missing."""
+        return Fields(self(name, dict, {}), f"{self.path}: {name}")
+
+    def rope_scaling(self):
+        """What `nn.rope_frequencies` takes: `rope_parameters` or `rope_scaling`, or None."""
+        for name in ("rope_parameters", "rope_scaling"):
+            found = self(name, dict, None)
+            if found and found.get("rope_type", found.get("type", "default")) != "default":
+                return found
+        return None
+
+    def rope_theta(self, default=10000.0):
+        """The base of the rotary frequencies, from where it stands."""
+        inside = self.sub("rope_parameters")
+        return inside("rope_theta", float, self("rope_theta", float, default))
+
+
+def read(folder):
+    """The Fields of `config.json` in a folder. FormatError for none, or what is no JSON object."""
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = json.load(file)
+    except OSError as error:
+        raise FormatError(path, "file", error.strerror, "a config.json", "name a model's folder") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(path, "file", str(error)[:200], "JSON") from None
+    if not isinstance(values, dict):
+        raise FormatError(path, "file", f"a JSON {type(values).__name__}", "a JSON object")
+    return Fields(values, path)
