@@ -32,6 +32,9 @@ LATER = {
     + " ".join(f"{kind}Pad{n}d" for kind in "Zero Constant Reflection Replication Circular".split() for n in (1, 2, 3)),
     "dropout": "AlphaDropout Dropout Dropout1d Dropout2d Dropout3d",
     "more_layers": "Bilinear EmbeddingBag PReLU",
+    "multihead": "MultiheadAttention",
+    "transformer": "Transformer TransformerDecoder TransformerDecoderLayer TransformerEncoder TransformerEncoderLayer",
+    "rope": "rope_frequencies",
     "rnn": "GRU GRUCell LSTM LSTMCell RNN RNNCell",
     "norm": "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d",
 }

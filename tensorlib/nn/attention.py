@@ -7,8 +7,7 @@ from tensorlib.device import Device
 from tensorlib.errors import ContextError, ShapeError
 from tensorlib.nn.module import Module
 from tensorlib.ops import decode, elementwise, fused, index, movement
-from tensorlib.tensor import empty
-from tensorlib.tensor import tensor as list_tensor
+from tensorlib.tensor import arange, empty
 
 attention = fused.attention
 
@@ -52,7 +51,7 @@ class RotaryEmbedding(Module):
             expected = f"[{max(axes) + 1}, T]" if self._axes else "[T]"
             raise ShapeError("RotaryEmbedding", f"positions of shape {positions.shape}", expected, "see sections")
         rows = movement.transpose(index.index_select(positions, 0, list(axes)), 0, 1)
-        places = elementwise.add(elementwise.mul(rows, half), list_tensor(range(half), device=positions.device))
+        places = elementwise.add(elementwise.mul(rows, half), arange(half, device=positions.device))
         flat = movement.reshape(places, -1)
         tables = (movement.reshape(table, -1) for table in self.tables(positions.device))
         return tuple(movement.reshape(index.index_select(table, 0, flat), places.shape) for table in tables)

@@ -1,7 +1,7 @@
 """`scaled_dot_product_attention` with torch.nn.functional's arguments and shapes.
 
 Flash attention (kernels_numba/attention.py; attention_decode.py for few queries) where it applies: floats of up to 32
-bits, heads of one width up to 256, no dropout, no gradient (on GPUs: no mask and gradient). The rest is composed of
+bits, heads of one width up to 256, no dropout, no mask together with a gradient. The rest is composed of
 products and a softmax.
 """
 
@@ -47,7 +47,7 @@ def scaled_dot_product_attention(
     same = query.ndim > 2 and query.shape[:-3] == key.shape[:-3] and key.shape[:-2] == value.shape[:-2]
     same = same and query.shape[:-2] == shape[:-2]
     composed = not (narrow and same) or dropout_p or 0 in (*shape, key.shape[-2], *query.shape)
-    if recording and not composed and attn_mask is None and query.device.type != "cpu":
+    if recording and not composed and attn_mask is None:
         return _differentiated(query, key, value, is_causal, float(scale))
     if composed or recording:
         return _composed(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
@@ -97,9 +97,9 @@ def _adjacent(x):
     return x if x.strides[-1] == 1 or x.shape[-1] == 1 else cast(x, x.dtype, copy=True)
 
 
-def _additive(mask):
+def _additive(mask, dtype="f32"):
     """A bool mask as numbers to add: log of 1 and of 0."""
-    return elementwise.log(cast(mask, "f32")) if mask.dtype.kind == "b" else cast(mask, "f32")
+    return elementwise.log(cast(mask, dtype)) if mask.dtype.kind == "b" else cast(mask, dtype)
 
 
 def _expanded(mask, shape):
@@ -112,10 +112,11 @@ def _expanded(mask, shape):
 
 def _differentiated(query, key, value, causal, scale):
     """`fused.attention`, which has a gradient of its own, of batches among the heads."""
-    q, k, v = (movement.reshape(x, (-1, *x.shape[-2:])) for x in (query, key, value))
+    q = cast(query, "f32") if query.device.type == "cpu" else query
+    q, k, v = (movement.reshape(x, (-1, *x.shape[-2:])) for x in (q, key, value))
     q, k, v = (x if x.strides[-1] == 1 else movement.contiguous(x) for x in (movement.permute(q, 1, 0, 2), k, v))
     found = attention(q, k, v, 0, scale, causal, length=k.shape[1])
-    return movement.reshape(movement.permute(found, 1, 0, 2), query.shape)
+    return cast(movement.reshape(movement.permute(found, 1, 0, 2), query.shape), query.dtype)
 
 
 # ---- the kernels ----------------------------------------------------------------------------------------------------
@@ -159,15 +160,25 @@ def _composed(q, k, v, mask, dropout, causal, scale, gqa):
     q, k, v = (cast(x, compute) for x in (q, k, v))
     if gqa and q.ndim > 2:
         k, v = (movement.repeat_interleave(x, q.shape[-3] // x.shape[-3], -3) for x in (k, v))
-    scores = linalg.matmul(elementwise.mul(q, scale), movement.transpose(k, -2, -1))
-    if causal:
-        mask = index.tril(create.ones(type(q), scores.shape[-2:], dtype="bool", device=q.device))
-    if mask is not None:
-        scores = elementwise.add(scores, cast(_additive(mask), compute))
-    masked = mask is not None and scores.shape[-1]
-    if masked:  # rows that see nothing: 0, and no NaN in their gradient
-        hidden = elementwise.le(reduce.amax(scores.handle(), -1, keepdim=True), HIDDEN)
-        scores = elementwise.masked_fill(scores, hidden, 0.0)
-    weights = softmax.softmax(scores, -1) if scores.shape[-1] else scores
-    weights = elementwise.masked_fill(weights, hidden, 0.0) if masked else weights
+    weights = attention_weights(q, k, mask, causal, scale)
     return cast(linalg.matmul(random.dropout(weights, dropout), v), dtype)
+
+
+def attention_weights(query, key, attn_mask=None, is_causal=False, scale=None):
+    """What `scaled_dot_product_attention` weighs values with: (..., H, T, D) and (..., H, S, D) of f32 or f64 give
+    (..., H, T, S). Rows of queries that see nothing are 0. Raises as matmul does.
+    """
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    scores = linalg.matmul(elementwise.mul(query, scale), movement.transpose(key, -2, -1))
+    if is_causal:
+        attn_mask = index.tril(create.ones(type(query), scores.shape[-2:], dtype="bool", device=query.device))
+    if attn_mask is not None:
+        scores = elementwise.add(scores, _additive(attn_mask, scores.dtype))
+    if not scores.shape[-1]:
+        return scores
+    if attn_mask is None:
+        return softmax.softmax(scores, -1)
+    # rows that see nothing: 0, and no NaN in their gradient
+    hidden = elementwise.le(reduce.amax(scores.handle(), -1, keepdim=True), HIDDEN)
+    weights = softmax.softmax(elementwise.masked_fill(scores, hidden, 0.0), -1)
+    return elementwise.masked_fill(weights, hidden, 0.0)
