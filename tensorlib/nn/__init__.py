@@ -30,6 +30,9 @@ __all__ = [
 LATER = {
     "conv": "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d "
     + " ".join(f"{kind}Pad{n}d" for kind in "Zero Constant Reflection Replication Circular".split() for n in (1, 2, 3)),
+    "caches": "AppendCache ConcatCache RotatingCache ScatteredCache",
+    "paged_cache": "PagedCache",
+    "activations": "activation",
     "dropout": "AlphaDropout Dropout Dropout1d Dropout2d Dropout3d",
     "more_layers": "Bilinear EmbeddingBag PReLU",
     "multihead": "MultiheadAttention",
