@@ -35,6 +35,7 @@ LATER = {
     "activations": "activation",
     "dropout": "AlphaDropout Dropout Dropout1d Dropout2d Dropout3d",
     "more_layers": "Bilinear EmbeddingBag PReLU",
+    "moe": "MoE",
     "multihead": "MultiheadAttention",
     "transformer": "Transformer TransformerDecoder TransformerDecoderLayer TransformerEncoder TransformerEncoderLayer",
     "rope": "rope_frequencies",

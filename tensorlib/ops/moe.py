@@ -50,11 +50,16 @@ def moe(x, router_logits, w_gate_up, w_down, top_k, normalize=True):
     (3, 8)
     """
     _check(x, router_logits, w_gate_up, w_down, top_k)
-    tokens, d = movement.reshape(x, (-1, x.shape[-1])), x.shape[-1]
     logits = movement.reshape(router_logits, (-1, router_logits.shape[-1]))
     weights, experts = sort.topk(softmax.softmax(elementwise.cast(logits, logits.dtype.compute), -1), top_k)
     if normalize:
         weights = elementwise.div(weights, reduce.sum(weights, -1, keepdim=True))
+    return mix(x, weights, experts, w_gate_up, w_down)
+
+
+def mix(x, weights, experts, w_gate_up, w_down):
+    """`moe` of experts that were chosen before: x (..., D); weights and experts (T, top_k), a row per row of x."""
+    tokens = movement.reshape(x, (-1, x.shape[-1]))
     operands = (tokens, weights, w_gate_up, w_down)
     recorded = tape.used and tape.mode.recording and any(map(tape.live, operands))
     same = {"blocks" if hasattr(a, "format") else a.dtype.name for a in (x, w_gate_up, w_down)}
@@ -64,7 +69,7 @@ def moe(x, router_logits, w_gate_up, w_down, top_k, normalize=True):
         out = _grouped(tokens, weights, experts, w_gate_up, w_down)
     else:
         out = _by_expert(tokens, weights, experts, w_gate_up, w_down)
-    return movement.reshape(out, (*x.shape[:-1], d))
+    return movement.reshape(out, x.shape)
 
 
 def _check(x, router_logits, w_gate_up, w_down, top_k):
