@@ -11,6 +11,7 @@ from zoo import config
 # Hugging Face's model_type -> (module of this package, class of the model, class of its config)
 MODELS = {
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
+    "mistral": ("mistral", "MistralForCausalLM", "MistralConfig"),
 }
 
 

@@ -50,13 +50,16 @@ class Fields:
         """The fields of an object inside; of an empty one if it is missing."""
         return Fields(self(name, dict, {}), f"{self.path}: {name}")
 
-    def rope_scaling(self):
-        """What `nn.rope_frequencies` takes: `rope_parameters` or `rope_scaling`, or None."""
-        for name in ("rope_parameters", "rope_scaling"):
-            found = self(name, dict, None)
-            if found and found.get("rope_type", found.get("type", "default")) != "default":
-                return found
-        return None
+    def rope_scaling(self, part=1.0):
+        """What `nn.rope_frequencies` takes, or None for nothing special: `rope_parameters` or `rope_scaling`, with what
+        stands beside them: the context, and the part of a head that turns (`part` if nothing says so).
+        """
+        found = self("rope_parameters", dict, None) or self("rope_scaling", dict, {})
+        part = found.get("partial_rotary_factor") or self("partial_rotary_factor", float, part)
+        if found.get("rope_type", found.get("type", "default")) == "default" and part == 1.0:
+            return None
+        beside = ("original_max_position_embeddings", "max_position_embeddings")
+        return {name: self.values.get(name) for name in beside} | found | {"partial_rotary_factor": part}
 
     def rope_theta(self, default=10000.0):
         """The base of the rotary frequencies, from where it stands."""

@@ -1,12 +1,14 @@
 """Llama (arXiv:2302.13971; 2: arXiv:2307.09288; 3: arXiv:2407.21783), and what shares its shape: SmolLM2, TinyLlama.
 
 A pre-norm decoder (section 2.2): RMSNorm before each sub-layer, SwiGLU instead of ReLU, rotary positions instead of
-absolute ones; from Llama 2 on, groups of query heads share a key-value head (arXiv:2305.13245).
+absolute ones; from Llama 2 on, groups of query heads share a key-value head (arXiv:2305.13245). Other models are what
+they change of these classes: a class names the classes of its parts (`Model`, `Layer`, `Attention`, `MLP`).
 
 Shapes: T tokens, D hidden, H query heads, K key-value heads, h head dim, F feed-forward, V vocabulary; Q = H h,
 G = K h.
 """
 
+from collections import namedtuple
 from typing import NamedTuple
 
 from tensorlib import nn
@@ -14,7 +16,7 @@ from tensorlib import nn
 
 class LlamaConfig(NamedTuple):
     """Hugging Face's names. `rope_interleaved` is a property of the file: GGUF's rows are permuted, safetensors' are
-    not.
+    not. `rope_scaling`: what `nn.rope_frequencies` takes. `max_position_embeddings`: so many positions are prepared.
     """
 
     vocab_size: int
@@ -31,6 +33,16 @@ class LlamaConfig(NamedTuple):
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     rope_interleaved: bool = False
+    mlp_bias: bool = False
+    hidden_act: str = "silu"
+    rope_scaling: dict | None = None
+
+    @classmethod
+    def plus(cls, **defaults):
+        """A class of these fields and of more, for the config of a model that begins with this one's."""
+        fields, values = (*cls._fields, *defaults), (*cls._field_defaults.values(), *defaults.values())
+        made = namedtuple(cls.__name__, fields, defaults=values)
+        return type(cls.__name__, (made,), {"from_hf": vars(LlamaConfig)["from_hf"]})
 
     @classmethod
     def from_hf(cls, c):
@@ -49,6 +61,9 @@ class LlamaConfig(NamedTuple):
             max_position_embeddings=c("max_position_embeddings", int, 2048),
             tie_word_embeddings=c("tie_word_embeddings", bool, False),
             attention_bias=c("attention_bias", bool, False),
+            mlp_bias=c("mlp_bias", bool, False),
+            hidden_act=c("hidden_activation" if "hidden_activation" in c else "hidden_act", str, "silu"),
+            rope_scaling=c.rope_scaling(),
         )
 
 
@@ -56,10 +71,13 @@ TINY = LlamaConfig(256, 64, 128, 2, 4, 2, 16, max_position_embeddings=64)
 
 
 class LlamaAttention(nn.Module):
-    """softmax(q k^T / sqrt(h)) v, causal, over all tokens in the cache; W_o is applied by the layer."""
+    """softmax(q k^T / sqrt(h)) v, causal, over all tokens in the cache; W_o is applied by the layer.
 
-    def __init__(self, config, layer):
-        D, self._layer = config.hidden_size, layer
+    `options`: what is not so: `nn.attention`'s scale, window, softcap.
+    """
+
+    def __init__(self, config, layer, **options):
+        D, self._layer, self._options = config.hidden_size, layer, options
         q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
         self.q_proj = nn.Linear(D, q, bias=config.attention_bias)
         self.k_proj = nn.Linear(D, kv, bias=config.attention_bias)
@@ -68,27 +86,39 @@ class LlamaAttention(nn.Module):
 
     def forward(self, x_TD, cache, rotary):
         q_TQ, k_TG, v_TG = nn.linears(x_TD, self.q_proj, self.k_proj, self.v_proj)
-        return cache.attend(self._layer, q_TQ, k_TG, v_TG, rotary)
+        return cache.attend(self._layer, q_TQ, k_TG, v_TG, rotary, **self._options)
 
 
 class LlamaMLP(nn.Module):
-    """silu(W_gate x) * W_up x (arXiv:2002.05202); W_down is applied by the layer."""
+    """silu(W_gate x) * W_up x (arXiv:2002.05202), or another activation's; W_down is applied by the layer."""
 
     def __init__(self, config):
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        D, F, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(D, F, bias=bias)
+        self.up_proj = nn.Linear(D, F, bias=bias)
+        self.down_proj = nn.Linear(F, D, bias=bias)
+        self._act = None if config.hidden_act == "silu" else nn.activation(config.hidden_act)
 
     def forward(self, x_TD):
-        return nn.swiglu_linear(x_TD, self.gate_proj, self.up_proj)
+        if self._act is None:
+            return nn.swiglu_linear(x_TD, self.gate_proj, self.up_proj)
+        gate_TF, up_TF = nn.linears(x_TD, self.gate_proj, self.up_proj)
+        return self._act(gate_TF) * up_TF
 
 
 class LlamaDecoderLayer(nn.Module):
+    Attention, MLP = LlamaAttention, LlamaMLP
+
     def __init__(self, config, layer):
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = LlamaAttention(config, layer)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = LlamaMLP(config)
+        self.input_layernorm = self.norm(config)
+        self.self_attn = self.Attention(config, layer)
+        self.post_attention_layernorm = self.norm(config)
+        self.mlp = self.MLP(config)
+
+    @staticmethod
+    def norm(config):
+        """A norm of the residual stream."""
+        return nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x_TD, h_TD, cache, rotary, next_norm):
         """h is the norm of x, as of what is returned: sums and norms are taken together."""
@@ -99,15 +129,21 @@ class LlamaDecoderLayer(nn.Module):
 
 
 class LlamaModel(nn.Module):
+    Layer = LlamaDecoderLayer
+
     def __init__(self, config):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList([LlamaDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList([self.Layer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = self.Layer.norm(config)
+
+    def embed(self, ids_T):
+        """What the layers begin with."""
+        return self.embed_tokens(ids_T)
 
     def forward(self, ids_T, cache, rotary):
         layers = list(self.layers)
         norms = [*(layer.input_layernorm for layer in layers), self.norm]
-        x_TD = self.embed_tokens(ids_T)
+        x_TD = self.embed(ids_T)
         h_TD = norms[0](x_TD)
         for layer, next_norm in zip(layers, norms[1:]):
             x_TD, h_TD = layer(x_TD, h_TD, cache, rotary, next_norm)
@@ -120,23 +156,30 @@ class LlamaForCausalLM(nn.Module):
     `forward(ids)`, for training: ids [T] or [B, T] -> logits [..., T, V], with gradients.
     """
 
+    Model = LlamaModel
+
     def __init__(self, config):
         self.config = config
-        self.model = LlamaModel(config)
+        self.model = self.Model(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.rotary = nn.RotaryEmbedding(
-            config.head_dim,
-            config.max_position_embeddings,
-            config.rope_theta,
-            config.rope_interleaved,
-            config.rope_factors,
-        )
+        self.rotary = self.new_rotary(config.rope_theta, config.rope_scaling)
+
+    def new_rotary(self, theta, scaling=None):
+        """Rotary positions of all that are prepared; these decide which of two sets of factors a model takes."""
+        c, n = self.config, self.config.max_position_embeddings
+        if scaling is not None:
+            scaling = nn.rope_frequencies(scaling, c.head_dim, theta, scaling.get("max_position_embeddings"), n)
+        return nn.RotaryEmbedding(c.head_dim, n, theta, c.rope_interleaved, c.rope_factors, scaling)
 
     def new_cache(self, max_len, dtype="f16", **options):
         """An empty cache for `max_len` tokens."""
         c = self.config
         return nn.KVCache(c.num_hidden_layers, c.num_key_value_heads, max_len, c.head_dim, dtype, **options)
+
+    def logits(self, h_TD):
+        """Scores [..., V] of what follows."""
+        return self.model.embed_tokens.as_linear(h_TD) if self.config.tie_word_embeddings else self.lm_head(h_TD)
 
     def forward(self, ids_T, cache=None, last_only=True):
         """Logits [1, V] after the last token, or [T, V] after each. ContextError, before any work, if they do not
@@ -148,5 +191,4 @@ class LlamaForCausalLM(nn.Module):
         cache.reserve(T)
         h_TD = self.model(ids_T, cache, self.rotary)
         cache.advance(T)
-        h_TD = h_TD[-1:] if last_only and T > 1 else h_TD
-        return self.model.embed_tokens.as_linear(h_TD) if self.config.tie_word_embeddings else self.lm_head(h_TD)
+        return self.logits(h_TD[-1:] if last_only and T > 1 else h_TD)

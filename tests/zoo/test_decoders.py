@@ -1,0 +1,114 @@
+"""Every decoder against `transformers`: its own weights, random and tiny, saved and loaded here."""
+
+import numpy as np
+import pytest
+
+import tensorlib
+from tests.zoo.decoders import CASES, SIZES
+from zoo import auto
+from zoo.generate import TextModel
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+IDS = [3, 71, 17, 17, 98, 4, 25, 1, 2, 77, 31, 5, 42, 8, 55, 23]  # twice a sliding window of 8
+OTHER = [9, 8, 7, 60, 1, 33, 34, 35, 36, 37, 90, 91, 92, 12, 2, 5]
+TOLERANCE = 1e-4  # of the largest logit
+
+
+def randomise(model):
+    """Weights that matter: products keep the size of what they get, norms and biases are all different."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if p.ndim == 1:
+                p.copy_(p + 0.1 * noise)
+            else:
+                p.copy_(noise if "embed" in name else 1.5 * noise / p.shape[-1] ** 0.5)
+
+
+def torch_model(case):
+    config = transformers.AutoConfig.for_model(case.model_type, **{**SIZES, **case.fields})
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    randomise(model)
+    return model
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.id)
+def pair(request, tmp_path_factory):
+    """(transformers' model, ours) of a case, from one folder."""
+    case = request.param
+    theirs = torch_model(case)
+    folder = tmp_path_factory.mktemp("model")
+    theirs.save_pretrained(folder)
+    return theirs, auto.load(folder, context=case.context)[1]
+
+
+def logits(theirs, ids):
+    with torch.no_grad():
+        return theirs(torch.tensor(ids), use_cache=False).logits.numpy()
+
+
+def close(got, want, tolerance=TOLERANCE):
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
+
+
+def tensor(ids):
+    return tensorlib.tensor(ids, dtype="i64")
+
+
+def test_prefill(pair):
+    theirs, ours = pair
+    cache = ours.new_cache(32, "f32")
+    got = ours(tensor(IDS), cache, last_only=False).numpy()
+    close(got, logits(theirs, [IDS])[0])
+
+
+def test_cached_steps(pair):
+    theirs, ours = pair
+    cache = ours.new_cache(32, "f32")
+    found = [ours(tensor(IDS[:5]), cache, last_only=False).numpy().copy()]
+    found += [ours(tensor([i]), cache).numpy().copy() for i in IDS[5:]]
+    close(np.concatenate(found), logits(theirs, [IDS])[0])
+
+
+def test_recorded_steps(pair):
+    """Greedy generation replays one recorded step; each token is the likeliest of transformers', ties aside."""
+    theirs, ours = pair
+    got = list(TextModel(None, ours, "f32").generate(IDS[:4], 16))
+    rows = logits(theirs, [IDS[:4] + got])[0][3:-1]
+    chosen = rows[np.arange(len(got)), got]
+    assert (rows.max(-1) - chosen <= 2 * TOLERANCE * np.abs(rows).max()).all()
+    assert len(set(got)) > 2
+
+
+def test_batch(pair):
+    """Two sequences at once; the second has padding behind it, which nothing before it sees."""
+    theirs, ours = pair
+    padded = [*OTHER[:11], 0, 0, 0, 0, 0]
+    got = ours(tensor([IDS, padded])).numpy()
+    close(got[:1], logits(theirs, [IDS]))
+    close(got[1:, :11], logits(theirs, [OTHER[:11]]))
+
+
+def test_training_step(pair):
+    """Loss and the gradient of every weight."""
+    theirs, ours = pair
+    theirs.zero_grad()
+    ids = torch.tensor([IDS, OTHER])
+    want = theirs(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    want = torch.nn.functional.cross_entropy(want, ids[:, 1:].flatten())
+    want.backward()
+    ours.requires_grad_(True)
+    got = ours(tensor([IDS, OTHER]))[:, :-1].flatten(0, 1)
+    loss = tensorlib.cross_entropy(got, tensor([*IDS[1:], *OTHER[1:]]))
+    loss.backward()
+    assert abs(loss.item() - want.item()) <= 1e-5 * abs(want.item())
+    found = {name: p.grad for name, p in ours.named_parameters()}
+    expected = {name: p.grad for name, p in theirs.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        close(found[name].numpy(), gradient.numpy(), 1e-3)
+    ours.requires_grad_(False)
