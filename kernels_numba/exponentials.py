@@ -96,6 +96,23 @@ def sigmoid(x):
 
 
 @both
+def silu_slope(x):
+    """The derivative of x sigmoid(x)."""
+    near = select(fabs(x) > 800.0, copysign(800.0, x), x)
+    s = sigmoid(near)
+    return s * (1.0 + near * (1.0 - s))
+
+
+@both
+def gelu_tanh_slope(x):
+    """The derivative of x sigmoid(a x + b x^3), GELU's tanh form."""
+    near = select(fabs(x) > 100.0, copysign(100.0, x), x)
+    square = near * near
+    s = sigmoid(near * (1.5957691216057308 + 0.07135481627260025 * square))
+    return s * (1.0 + near * (1.0 - s) * (1.5957691216057308 + 0.21406444881780075 * square))
+
+
+@both
 def tanh(x):
     t = expm1(-2.0 * fabs(x))
     return copysign(-t / (t + 2.0), x)
@@ -253,6 +270,13 @@ def erfc(x):
     z = erfc_range(fabs(x))
     t = gauss(z, 1.0) * erfcx_poly(z)
     return select(x < 0.0, 2.0 - t, t)
+
+
+@both
+def gelu_slope(x):
+    """The derivative of gelu: P(X < x) + x times the density."""
+    near = select(fabs(x) > 40.0, copysign(40.0, x), x)
+    return 0.5 * erfc(-0.7071067811865476 * near) + near * (0.3989422804014327 * gauss(near, 0.5))
 
 
 @f32

@@ -97,6 +97,10 @@ BINARY = {
     "leaky_relu": {"f": "select(x > 0, x, x * y)"},
     "elu": {"f": "select(x > 0, x, y * expm1(x))"},
     "celu": {"f": "select(x > 0, x, y * expm1(x / y))"},
+    "relu_backward": {"f": "select(y <= 0, 0, x)"},
+    "silu_backward": {"f": "x * silu_slope(y)"},
+    "gelu_backward": {"f": "x * gelu_slope(y)"},
+    "gelu_tanh_backward": {"f": "x * gelu_tanh_slope(y)"},
     "hypot": {"f": "hypot(x, y)"},
     "logaddexp": {"f": "logaddexp(x, y)"},
     "logaddexp2": {"f": "logaddexp2(x, y)"},
@@ -157,6 +161,7 @@ _CALLS |= {name: f"libdevice.{name}" for name in functions.LIBRARY}
 _CALLS |= {
     name: name
     for name in "div sqrt maximum minimum relu sign sigmoid softplus gelu remainder floor_divide sinc logaddexp"
+    " silu_slope gelu_slope gelu_tanh_slope"
     " logaddexp2 nextafter lgamma digamma erfinv iabs idiv imod imod_trunc shl shr ipow igcd ilcm".split()
 }
 _CALLS |= {"inot": "inverted", "isign": "sign", "imax": "tl.maximum", "imin": "tl.minimum"}

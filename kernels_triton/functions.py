@@ -92,6 +92,31 @@ def gelu(x):
 
 
 @triton.jit
+def silu_slope(x):
+    """The derivative of x sigmoid(x)."""
+    near = maximum(minimum(x, 800.0), -800.0)
+    s = sigmoid(near)
+    return s * (1.0 + near * (1.0 - s))
+
+
+@triton.jit
+def gelu_slope(x):
+    """The derivative of gelu: P(X < x) + x times the density."""
+    near = maximum(minimum(x, 40.0), -40.0)
+    density = 0.3989422804014327 * libdevice.exp(-0.5 * near * near)
+    return 0.5 * libdevice.erfc(-0.7071067811865476 * near) + near * density
+
+
+@triton.jit
+def gelu_tanh_slope(x):
+    """The derivative of x sigmoid(a x + b x^3), GELU's tanh form."""
+    near = maximum(minimum(x, 100.0), -100.0)
+    square = near * near
+    s = sigmoid(near * (1.5957691216057308 + 0.07135481627260025 * square))
+    return s * (1.0 + near * (1.0 - s) * (1.5957691216057308 + 0.21406444881780075 * square))
+
+
+@triton.jit
 def remainder(x, y):
     """fmod with the sign of y, as Python's %."""
     r = libdevice.fmod(x, y)

@@ -1,4 +1,5 @@
-"""`fused.attention` composed of other ops, for f64, and its gradients, which recompute the weights block by block.
+"""`fused.attention` composed of other ops, for f64, and its gradients, which recompute the weights block by block: by
+a kernel, or composed, for f64 and softcaps and to be differentiated again.
 
 Shapes: q [T, H, D], k and v [G, rows, D]. The H / G heads of a group stand below one another in products, so that what
 belongs to a key is summed over them by the product itself.
@@ -6,6 +7,7 @@ belongs to a key is summed over them by the product itself.
 
 from functools import reduce as fold
 
+from tensorlib import backend
 from tensorlib.device import Array
 from tensorlib.ops import create, elementwise, movement, reduce
 from tensorlib.ops.elementwise import add, cast, logical_and, mul, sub, where
@@ -94,6 +96,24 @@ def vjp(g, q, k, v, out, start, scale, causal, window, softcap, length):
         found.append((dq, *(_padded(x, k.shape[1]) for x in parts)))
     dq, dk, dv = zip(*found, strict=True)
     return movement.cat(dq, 0), fold(add, dk), fold(add, dv)
+
+
+def by_kernel(g, q, k, v, words, reads):
+    """The same on CPUs without a softcap, k and v of any float dtype of up to 32 bits: one kernel, which keeps nothing.
+
+    words: the 13 that the kernels of attention begin with.
+    """
+    found = [type(g).empty(x.shape, x.dtype, x.device) for x in (q, k, v)]
+    rows, threads = -(-k.shape[1] // 64) * 64, backend.threads(q.device.type)
+    row = 4 * (-(-q.shape[2] // 16) * 16)
+    per_thread = 5 * rows * row + 48 * (3 * row + 2 * 4 * rows)
+    scratch = Array.empty((threads * per_thread,), "u8", q.device)
+    for x in (q, k, v, g):
+        words = [*words, x.ptr, x.strides[0] * x.dtype.itemsize, x.strides[1] * x.dtype.itemsize]
+    words = [*words, *(x.ptr for x in found), scratch.ptr, per_thread, threads]
+    kernel = backend.kernel("attention_vjp", "vjp", k.dtype.name, device=q.device.type)
+    backend.launch(kernel, words, q.numel() * rows, [*reads, g], [*found, scratch])
+    return tuple(found)
 
 
 def _padded(x, rows):

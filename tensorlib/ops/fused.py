@@ -241,10 +241,11 @@ def _attention_vjp(g, q, k, v, out, start, scale, causal, window, softcap, lengt
         return (create.zeros(type(g), x.shape, dtype=g.dtype, device=g.device) for x in (q, k, v))
     start, length = _positions(start, length, q.shape[0], k.shape[1], causal or window)
     scale = q.shape[2] ** -0.5 if scale is None else scale
-    if hasattr(out.buffer, "sums") and not tape.mode.recording:
-        g = movement.contiguous(elementwise.cast(g, q.dtype))
+    on_gpu, on_cpu = hasattr(out.buffer, "sums"), q.device.type == "cpu" and q.dtype.name == "f32" and not softcap
+    if (on_gpu or on_cpu) and not tape.mode.recording:
         words = _attention_words(q, k, start, length, scale, causal, window, softcap)
-        return flash.vjp(g, q, k, v, out, words, _reads(q, k, v, start, length))
+        g, reads = movement.contiguous(elementwise.cast(g, q.dtype)), _reads(q, k, v, start, length)
+        return flash.vjp(g, q, k, v, out, words, reads) if on_gpu else attention_vjp.by_kernel(g, q, k, v, words, reads)
     return attention_vjp.vjp(g, q, k, v, out, start, scale, causal, window, softcap, length)
 
 
