@@ -33,6 +33,7 @@ LATER = {
     "caches": "AppendCache ConcatCache RotatingCache ScatteredCache",
     "paged_cache": "PagedCache",
     "activations": "activation",
+    "sequences": "Sequences",
     "dropout": "AlphaDropout Dropout Dropout1d Dropout2d Dropout3d",
     "more_layers": "Bilinear EmbeddingBag PReLU",
     "moe": "MoE",
@@ -48,7 +49,7 @@ _FILES = {name: file for file, names in LATER.items() for name in names.split()}
 def __getattr__(name):
     if name in _FILES:
         found = getattr(importlib.import_module(f"tensorlib.nn.{_FILES[name]}"), name)
-    elif name in ("functional", "utils"):
+    elif name in ("functional", "lora", "utils"):
         return importlib.import_module(f"tensorlib.nn.{name}")
     elif name[:1].isupper():
         found = getattr(importlib.import_module("tensorlib.nn.functions"), name, None)
