@@ -10,8 +10,17 @@ from zoo import config
 
 # Hugging Face's model_type -> (module of this package, class of the model, class of its config)
 MODELS = {
+    "bert": ("bert", "BertModel", "BertConfig"),
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
     "mistral": ("mistral", "MistralForCausalLM", "MistralConfig"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM", "Qwen3Config"),
+    "phi3": ("phi3", "Phi3ForCausalLM", "Phi3Config"),
+    "gemma": ("gemma", "GemmaForCausalLM", "GemmaConfig"),
+    "gemma2": ("gemma2", "Gemma2ForCausalLM", "Gemma2Config"),
+    "gemma3_text": ("gemma3", "Gemma3ForCausalLM", "Gemma3Config"),
+    "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
+    "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
 }
 
 
@@ -25,7 +34,7 @@ def classes(model_type, path, where):
     return getattr(module, model), getattr(module, made)
 
 
-def load(folder, context=None, device="cpu", dtype=None):
+def load(folder, context=None, device="cpu", dtype=None, head=None):
     """(file of weights, model) of a folder as Hugging Face has them: config.json and safetensors, or PyTorch's files.
 
     `context`: how many positions the model is prepared for, at most its own; `dtype`: what weights of floats are cast
@@ -36,8 +45,10 @@ def load(folder, context=None, device="cpu", dtype=None):
     values = made.from_hf(fields)
     if context is not None and hasattr(values, "max_position_embeddings"):
         values = values._replace(max_position_embeddings=min(context, values.max_position_embeddings))
-    file = tensorlib.load(folder)
-    return file, VarBuilder(file, dtype=dtype, device=device).load(model(values))
+    file, model = tensorlib.load(folder), getattr(importlib.import_module(model.__module__), head or model.__name__)
+    prefix = f"{getattr(model, 'prefix', '')}."  # of an encoder whose file has a head, too
+    prefix = prefix if any(name.startswith(prefix) for name in file.tensors) else ""
+    return file, VarBuilder(file, dtype=dtype, device=device, prefix=prefix).load(model(values))
 
 
 def is_folder(path):

@@ -6,6 +6,7 @@ import os
 from tensorlib.errors import FormatError
 
 REQUIRED = object()
+KINDS = ("sliding_attention", "full_attention")
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "text", dict: "an object", list: "a list"}
 
 
@@ -60,6 +61,15 @@ class Fields:
             return None
         beside = ("original_max_position_embeddings", "max_position_embeddings")
         return {name: self.values.get(name) for name in beside} | found | {"partial_rotary_factor": part}
+
+    def windows(self, slides=lambda i: True):
+        """A window per layer, 0 for attention to all tokens: `layer_types` says which have one, or else slides(i)."""
+        layers, window = self("num_hidden_layers", int), self("sliding_window", int, 0)
+        default = [KINDS[not slides(i)] for i in range(layers)]
+        kinds = self("layer_types", list, default)
+        if len(kinds) != layers or not {*kinds} <= {*KINDS}:
+            raise FormatError(self.path, "layer_types", repr(kinds)[:80], f"{layers} of {' or '.join(KINDS)}")
+        return tuple(window if kind == KINDS[0] else 0 for kind in kinds)
 
     def rope_theta(self, default=10000.0):
         """The base of the rotary frequencies, from where it stands."""

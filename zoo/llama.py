@@ -41,8 +41,7 @@ class LlamaConfig(NamedTuple):
     def plus(cls, **defaults):
         """A class of these fields and of more, for the config of a model that begins with this one's."""
         fields, values = (*cls._fields, *defaults), (*cls._field_defaults.values(), *defaults.values())
-        made = namedtuple(cls.__name__, fields, defaults=values)
-        return type(cls.__name__, (made,), {"from_hf": vars(LlamaConfig)["from_hf"]})
+        return type(cls.__name__, (cls,), dict(vars(namedtuple(cls.__name__, fields, defaults=values))))
 
     @classmethod
     def from_hf(cls, c):
@@ -85,8 +84,17 @@ class LlamaAttention(nn.Module):
         self.o_proj = nn.Linear(q, D, bias=config.attention_bias)
 
     def forward(self, x_TD, cache, rotary):
-        q_TQ, k_TG, v_TG = nn.linears(x_TD, self.q_proj, self.k_proj, self.v_proj)
+        q_TQ, k_TG, v_TG = self.prepared(*nn.linears(x_TD, self.q_proj, self.k_proj, self.v_proj))
         return cache.attend(self._layer, q_TQ, k_TG, v_TG, rotary, **self._options)
+
+    def prepared(self, q_TQ, k_TG, v_TG):
+        """What is done to them before they are turned: nothing."""
+        return q_TQ, k_TG, v_TG
+
+    @staticmethod
+    def per_head(norm, x):
+        """A norm over the channels of each head of x [..., H h]."""
+        return norm(x.unflatten(-1, (-1, norm.dim))).flatten(-2)
 
 
 class LlamaMLP(nn.Module):
@@ -94,8 +102,7 @@ class LlamaMLP(nn.Module):
 
     def __init__(self, config):
         D, F, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(D, F, bias=bias)
-        self.up_proj = nn.Linear(D, F, bias=bias)
+        self.gate_proj, self.up_proj = nn.Linear(D, F, bias=bias), nn.Linear(D, F, bias=bias)
         self.down_proj = nn.Linear(F, D, bias=bias)
         self._act = None if config.hidden_act == "silu" else nn.activation(config.hidden_act)
 
@@ -182,9 +189,7 @@ class LlamaForCausalLM(nn.Module):
         return self.model.embed_tokens.as_linear(h_TD) if self.config.tie_word_embeddings else self.lm_head(h_TD)
 
     def forward(self, ids_T, cache=None, last_only=True):
-        """Logits [1, V] after the last token, or [T, V] after each. ContextError, before any work, if they do not
-        fit.
-        """
+        """Logits [1, V] after the last token, or [T, V] after each. ContextError, before any work, for too many."""
         if cache is None:
             cache, last_only = nn.FullAttention(self.config.head_dim), False
         T = ids_T.shape[-1]

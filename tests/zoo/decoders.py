@@ -17,6 +17,21 @@ LLAMA3["original_max_position_embeddings"] = 16
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
+def longrope(original):
+    """LongRoPE of half of each head: short factors up to the original context, long ones beyond."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "factor": 4.0}
+    rope |= {"short_factor": [1.0, 1.25], "long_factor": [1.5, 4.0], "original_max_position_embeddings": original}
+    return {"rope_parameters": rope, "original_max_position_embeddings": original}
+
+
+GEMMA3 = {"layer_types": ["sliding_attention", "full_attention"]}
+GEMMA3["rope_parameters"] = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.4, "residual_multiplier": 0.7, "logits_scaling": 5.0}
+
+
 class Case(NamedTuple):
     """`model_type` of Hugging Face; what its config has beside SIZES; `variant` tells rows of one type apart.
 
@@ -41,4 +56,14 @@ CASES = [
     Case("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 5e4}}, "llama3"),
     Case("llama", {"rope_parameters": {**YARN, "rope_theta": 1e4}, "head_dim": 16}, "yarn"),
     Case("mistral", {"sliding_window": 8}),
+    Case("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    Case("qwen3", {"head_dim": 16}),
+    Case("phi3", {"sliding_window": 8}),
+    Case("phi3", longrope(8), "longrope"),
+    Case("phi3", longrope(32), "longrope-short", context=32),
+    Case("gemma", {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}),
+    Case("gemma2", {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 8}),
+    Case("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 8, **GEMMA3}),
+    Case("granite", GRANITE),
+    Case("smollm3", {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8}),
 ]

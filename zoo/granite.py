@@ -1,0 +1,63 @@
+"""Granite 3 (Granite 3.0 Language Models, 2024, section 2): Llama with four multipliers, of embeddings, scores, what
+sub-layers add, and logits (muP, arXiv:2203.03466).
+"""
+
+from zoo import llama
+
+
+class GraniteConfig(
+    llama.LlamaConfig.plus(
+        embedding_multiplier=1.0, attention_multiplier=1.0, residual_multiplier=1.0, logits_scaling=1.0
+    )
+):
+    """`attention_multiplier` is in place of 1 / sqrt(h); logits are divided by `logits_scaling`."""
+
+    @classmethod
+    def from_hf(cls, c):
+        """Out of the fields of a config.json (zoo/config.py)."""
+        names = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+        return super().from_hf(c)._replace(**{name: c(name, float, 1.0) for name in names})
+
+
+TINY = GraniteConfig(*llama.TINY, 12.0, 0.25, 0.22, 8.0)
+
+
+class GraniteAttention(llama.LlamaAttention):
+    def __init__(self, config, layer):
+        super().__init__(config, layer, scale=config.attention_multiplier)
+
+
+class GraniteDecoderLayer(llama.LlamaDecoderLayer):
+    Attention = GraniteAttention
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self._times = config.residual_multiplier
+
+    def forward(self, x_TD, h_TD, cache, rotary, next_norm):
+        """h is the norm of x, as of what is returned."""
+        o_TQ = self.self_attn(h_TD, cache, rotary)
+        x_TD = x_TD + self.self_attn.o_proj(o_TQ) * self._times
+        h_TF = self.mlp(self.post_attention_layernorm(x_TD))
+        x_TD = x_TD + self.mlp.down_proj(h_TF) * self._times
+        return x_TD, next_norm(x_TD)
+
+
+class GraniteModel(llama.LlamaModel):
+    Layer = GraniteDecoderLayer
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._times = config.embedding_multiplier
+
+    def embed(self, ids_T):
+        """Embeddings times their multiplier."""
+        return self.embed_tokens(ids_T) * self._times
+
+
+class GraniteForCausalLM(llama.LlamaForCausalLM):
+    Model = GraniteModel
+
+    def logits(self, h_TD):
+        """Scores [..., V] of what follows."""
+        return super().logits(h_TD) / self.config.logits_scaling

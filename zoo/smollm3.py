@@ -1,0 +1,40 @@
+"""SmolLM3 (the SmolLM3 report, 2025): Llama of which every fourth layer has no positions (NoPE, arXiv:2501.18795)."""
+
+from zoo import mistral
+
+
+class SmolLM3Config(mistral.MistralConfig.plus(no_rope_layers=())):
+    """`no_rope_layers`: whether a layer turns q and k, despite the name."""
+
+    @classmethod
+    def from_hf(cls, c):
+        """Out of the fields of a config.json (zoo/config.py)."""
+        layers, every = c("num_hidden_layers", int), c("no_rope_layer_interval", int, 4)
+        turns = tuple(map(bool, c("no_rope_layers", list, [(i + 1) % every for i in range(layers)])))
+        windows = c.windows(lambda i: not turns[i]) if c("use_sliding_window", bool, False) else (0,) * layers
+        found = super().from_hf(c)
+        return found._replace(no_rope_layers=turns, windows=windows, rope_theta=c.rope_theta(2000000.0))
+
+
+TINY = SmolLM3Config(*mistral.TINY, no_rope_layers=(True, False))._replace(windows=(0, 0))
+
+
+class SmolLM3Attention(mistral.MistralAttention):
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self._turns = config.no_rope_layers[layer]
+
+    def forward(self, x_TD, cache, rotary):
+        return super().forward(x_TD, cache, rotary if self._turns else None)
+
+
+class SmolLM3DecoderLayer(mistral.MistralDecoderLayer):
+    Attention = SmolLM3Attention
+
+
+class SmolLM3Model(mistral.MistralModel):
+    Layer = SmolLM3DecoderLayer
+
+
+class SmolLM3ForCausalLM(mistral.MistralForCausalLM):
+    Model = SmolLM3Model
