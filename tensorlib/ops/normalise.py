@@ -12,6 +12,7 @@ from math import prod
 
 from tensorlib.errors import ShapeError
 from tensorlib.ops import create, fused, movement, reduce
+from tensorlib.ops.channels import channel_norm
 from tensorlib.ops.elementwise import add, div, lerp, mul, pow, rsqrt, square, sub
 from tensorlib.ops.getitem import setitem
 from tensorlib.registry import FLOAT_ONLY, define
@@ -65,14 +66,14 @@ def batch_norm(x, running_mean=None, running_var=None, weight=None, bias=None, t
     count = prod(x.shape[d] for d in dims)
     if count <= 1:
         raise ShapeError("batch_norm", f"shape {x.shape}", "more than 1 value per channel", "use a larger batch")
-    mean = reduce.mean(x, dims, True)
-    centred = sub(x, mean)
-    var = reduce.mean(square(centred), dims, True)
+    for name, v in (("weight", weight), ("bias", bias)):
+        _per_channel("batch_norm", name, v, x)
+    out, mean, var = channel_norm(x, weight, bias, eps)
     if running_mean is not None:
-        _blend(running_mean, movement.reshape(mean.handle(), -1), momentum)
+        _blend(running_mean, mean.handle(), momentum)
     if running_var is not None:
-        _blend(running_var, mul(movement.reshape(var.handle(), -1), count / (count - 1)), momentum)
-    return _affine("batch_norm", mul(centred, rsqrt(add(var, eps))), weight, bias)
+        _blend(running_var, mul(var.handle(), count / (count - 1)), momentum)
+    return out
 
 
 def _normalised(x, eps):
