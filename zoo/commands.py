@@ -6,6 +6,7 @@ import sys
 import time
 
 DEFAULT_TOKENS = 256
+LINES = 256  # texts that are embedded before the first is written
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
@@ -39,19 +40,42 @@ def run_chat(arguments):
         started = time.perf_counter()
 
 
+def run_embed(arguments):
+    """Vectors of the texts, in their order: JSON line by line, or one array in NumPy's format."""
+    texts = arguments.text
+    if texts in ([], ["-"]):
+        texts = _prompt("-" if texts else None, "embed").splitlines()
+    from zoo.embed import load
+
+    model = load(arguments.model, arguments.threads, arguments.device, arguments.quantize)
+    if arguments.format == "npy":
+        import io
+
+        import numpy
+
+        out = io.BytesIO()
+        numpy.save(out, model.encode(texts, arguments.normalize).cpu().numpy())
+        sys.stdout.flush()
+        sys.stdout.buffer.write(out.getvalue())
+        return
+    for start in range(0, len(texts), LINES):
+        for row in model.encode(texts[start : start + LINES], arguments.normalize).cpu().tolist():
+            sys.stdout.write("[" + ", ".join(f"{value:.8g}" for value in row) + "]\n")
+
+
 def _load(arguments):
     from zoo.generate import load
 
     return load(arguments.model, arguments.threads, arguments.context, arguments.device)
 
 
-def _prompt(given):
+def _prompt(given, command="generate"):
     """The prompt: the argument, or standard input, less the newline that a shell's echo ends it with."""
     from tensorlib.errors import FormatError
 
     if given is None and (sys.stdin is None or sys.stdin.isatty()):
-        fix = 'write: tensorlib generate "Once upon a time"'
-        raise FormatError("generate", "prompt", "nothing", "a text, or standard input", fix)
+        fix = f'write: tensorlib {command} "Once upon a time"'
+        raise FormatError(command, "prompt", "nothing", "a text, or standard input", fix)
     if given is None or given == "-":
         given = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n").removesuffix("\r")
     return given

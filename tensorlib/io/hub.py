@@ -100,6 +100,20 @@ class WheelFile:
     def path(self) -> str:
         return os.path.join(self.folder(), "snapshots", self.version, *self.file.split("/"))
 
+    def note(self) -> str:
+        """A file with the names of all files of a folder that was fetched whole."""
+        return os.path.join(self.folder(), "tensorlib", f"{self.version}@{self.file.replace('/', '--')}")
+
+    def noted(self) -> bool:
+        """Whether the folder was fetched, and all its files are still there."""
+        try:
+            with open(self.note(), encoding="utf-8") as file:
+                names = file.read().removesuffix("\n").split("\n")
+        except (OSError, ValueError):
+            return False
+        folder = os.path.join(self.folder(), "snapshots", self.version)
+        return all(os.path.isfile(os.path.join(folder, *name.split("/"))) for name in names)
+
 
 def _from_wheel(wanted: WheelFile, offline) -> str:
     found = cached(wanted)

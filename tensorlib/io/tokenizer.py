@@ -80,6 +80,14 @@ class Tokenizer:
             ids = [*([self.bos_id] if self.add_bos else []), *ids, *([self.eos_id] if self.add_eos else [])]
         return ids
 
+    def limit(self, length: int):
+        """From now on `encode` cuts texts so that there are at most `length` ids, special ones included. FormatError
+        for a tokenizer out of a GGUF file.
+        """
+        if not hasattr(self._codec, "limit"):
+            raise FormatError(self.file, "tokenizer", "a GGUF file", "a tokenizer.json", "cut the ids")
+        self._codec.limit(length)
+
     def decode(self, ids, skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens are left out unless told otherwise."""
         return self._codec.decode(list(map(self._check, ids)), skip_special)

@@ -39,6 +39,8 @@ class Codec:
         self._path = path
         with refused(path, "a tokenizer.json"):  # for a missing file too
             self._library = Library.from_file(path)
+        self._library.no_padding()  # files of sentence-transformers pad to a length of their own, and cut
+        self._library.no_truncation()
         self.n_vocab = 1 + max(self._library.get_vocab().values(), default=0)
         added = self._library.get_added_tokens_decoder()
         self.literal, self.hidden = set(added), {id for id, token in added.items() if token.special}
@@ -48,6 +50,10 @@ class Codec:
         self._library.encode_special_tokens = not parse_special
         with refused(self._path, "a tokenizer that can encode any text"):
             return self._library.encode(text, add_special_tokens=add_special).ids
+
+    def limit(self, length):
+        with refused(self._path, f"a tokenizer that can cut texts to {length} tokens"):
+            self._library.enable_truncation(length)
 
     def id_of(self, token):
         return self._library.token_to_id(token)

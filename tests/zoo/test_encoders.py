@@ -1,0 +1,102 @@
+"""Encoders against transformers' own, of tiny random configs: hidden states, padding, one training step."""
+
+import numpy as np
+import pytest
+
+import tensorlib
+from tensorlib import nn
+from zoo import auto
+
+transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
+
+SIZES = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+# model_type -> (transformers' names of config and model, options); of each, one row
+CASES = {
+    "bert": ("BertConfig", "BertModel", {**SIZES, "max_position_embeddings": 64}),
+}
+HEADS = {"bert": ("BertForMaskedLM", "BertForMaskedLM")}
+LENGTHS = (11, 5, 16)
+
+
+def made(name, folder, cls=None):
+    """transformers' model with weights of a seed that move every output, saved to `folder`."""
+    config, model, options = CASES[name]
+    torch.manual_seed(0)
+    theirs = getattr(transformers, cls or model)(getattr(transformers, config)(**options)).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight += torch.randn_like(weight) / (4 if weight.ndim == 1 else weight.shape[-1] ** 0.5)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+def batch():
+    """(ids, mask) of three sequences, padded behind."""
+    rng = np.random.default_rng(1)
+    ids = rng.integers(3, 99, (len(LENGTHS), max(LENGTHS)))
+    mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
+    return np.where(mask, ids, 1), mask
+
+
+def close(got, want, tolerance=1e-4):
+    assert np.abs(got - want).max() < tolerance * np.abs(want).max()
+
+
+@pytest.fixture(scope="module")
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return made(request.param, folder), auto.load(folder)[1]
+
+
+@pytest.mark.parametrize("pair", CASES, indirect=True)
+def test_hidden_states(pair):
+    """A batch with padding, the same as lists, and one sequence alone."""
+    theirs, ours = pair
+    ids, mask = batch()
+    with torch.no_grad():
+        want = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    want = want * mask[..., None]
+    with tensorlib.no_grad():
+        close(ours(tensorlib.tensor(ids), tensorlib.tensor(mask)).numpy(), want)
+        rows = [row[:n].tolist() for row, n in zip(ids, LENGTHS)]
+        close(ours(nn.Sequences(rows)).numpy(), np.concatenate([w[:n] for w, n in zip(want, LENGTHS)]))
+        close(ours(tensorlib.tensor(rows[0])).numpy(), want[0, : LENGTHS[0]])
+
+
+@pytest.mark.parametrize("pair", CASES, indirect=True)
+def test_training_step(pair):
+    """Loss and gradients of all weights after one backward pass."""
+    theirs, ours = pair
+    ids, mask = batch()
+    want = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state
+    want = (want * torch.tensor(mask)[..., None]).square().mean()
+    theirs.zero_grad()
+    want.backward()
+    ours.requires_grad_()
+    found = ours(tensorlib.tensor(ids), tensorlib.tensor(mask)).square().mean()
+    assert abs(found.item() - want.item()) < 1e-5 * abs(want.item())
+    found.backward()
+    grads = {name: p.grad for name, p in ours.named_parameters()}
+    for name, weight in theirs.named_parameters():
+        if weight.grad is not None and name in grads:
+            difference = np.abs(grads[name].numpy() - weight.grad.numpy()).max()
+            assert difference < 1e-3 * max(weight.grad.abs().max().item(), 1e-4), name
+    untouched = [name for name, p in theirs.named_parameters() if p.grad is None]
+    assert [name for name, grad in grads.items() if grad is None] == [n for n in untouched if n in grads]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_heads(name, tmp_path):
+    """Logits of a model with a head, and the encoder alone out of its file."""
+    cls, head = HEADS[name]
+    theirs = made(name, tmp_path, cls)
+    ids, mask = batch()
+    with torch.no_grad():
+        want = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask), output_hidden_states=True)
+    seen = mask[..., None].astype(bool)
+    with tensorlib.no_grad():
+        found = auto.load(tmp_path, head=head)[1](tensorlib.tensor(ids), tensorlib.tensor(mask)).numpy()
+        hidden = auto.load(tmp_path)[1](tensorlib.tensor(ids), tensorlib.tensor(mask)).numpy()
+    close(np.where(seen, found, 0), np.where(seen, want.logits.numpy(), 0))
+    close(hidden, np.where(seen, want.hidden_states[-1].numpy(), 0))
