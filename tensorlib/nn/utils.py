@@ -13,6 +13,8 @@ from math import isfinite
 from tensorlib.autograd import no_grad
 from tensorlib.device import Array
 from tensorlib.errors import AnomalyError, ShapeError
+from tensorlib.nn import parametrizations
+from tensorlib.nn.parametrizations import SpectralNorm, WeightNorm
 from tensorlib.ops import movement
 
 
@@ -72,3 +74,24 @@ def vector_to_parameters(vec, parameters):
     for p in parameters:
         p.copy_(vec[at : at + p.numel()].reshape(p.shape))
         at += p.numel()
+
+
+def weight_norm(module, name="weight", dim=0):
+    """`parametrizations.weight_norm` with the weights NAME_g and NAME_v."""
+    return parametrizations.attach(module, name, WeightNorm(f"{name}_g", f"{name}_v", dim))
+
+
+def remove_weight_norm(module, name="weight"):
+    """The weight as it is now, as one of its own again; the module. ShapeError if it is not computed by that."""
+    return parametrizations.detach(module, name, WeightNorm)
+
+
+def spectral_norm(module, name="weight", n_power_iterations=1, eps=1e-12, dim=None):
+    """`parametrizations.spectral_norm` with the weight NAME_orig and the buffers NAME_u and NAME_v; no iteration now."""
+    paths = (f"{name}_orig", f"{name}_u", f"{name}_v")
+    return parametrizations.attach(module, name, SpectralNorm(*paths, n_power_iterations, eps, dim, u_first=False))
+
+
+def remove_spectral_norm(module, name="weight"):
+    """The weight as it is now, as one of its own again; the module. ShapeError if it is not computed by that."""
+    return parametrizations.detach(module, name, SpectralNorm)
