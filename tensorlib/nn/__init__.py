@@ -35,7 +35,7 @@ LATER = {
     "activations": "activation",
     "sequences": "Sequences",
     "dropout": "AlphaDropout Dropout Dropout1d Dropout2d Dropout3d",
-    "more_layers": "Bilinear EmbeddingBag PReLU",
+    "more_layers": "Bilinear EmbeddingBag LinearCrossEntropyLoss PReLU",
     "moe": "MoE",
     "multihead": "MultiheadAttention",
     "transformer": "Transformer TransformerDecoder TransformerDecoderLayer TransformerEncoder TransformerEncoderLayer",

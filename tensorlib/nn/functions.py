@@ -36,7 +36,8 @@ OF_TWO = """
 CosineSimilarity cosine_similarity | PairwiseDistance pairwise_distance | MSELoss mse_loss | L1Loss l1_loss
 SmoothL1Loss smooth_l1_loss | HuberLoss huber_loss | CrossEntropyLoss cross_entropy | NLLLoss nll_loss
 KLDivLoss kl_div | BCELoss binary_cross_entropy | BCEWithLogitsLoss binary_cross_entropy_with_logits
-PoissonNLLLoss poisson_nll_loss | HingeEmbeddingLoss hinge_embedding_loss
+PoissonNLLLoss poisson_nll_loss | InfoNCELoss info_nce
+HingeEmbeddingLoss hinge_embedding_loss
 """
 OF_THREE = """
 GaussianNLLLoss gaussian_nll_loss | MarginRankingLoss margin_ranking_loss | CosineEmbeddingLoss cosine_embedding_loss

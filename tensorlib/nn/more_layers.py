@@ -1,4 +1,4 @@
-"""Layers of few models: PReLU, Bilinear, EmbeddingBag.
+"""Layers of few models: PReLU, Bilinear, EmbeddingBag, LinearCrossEntropyLoss.
 
 >>> import tensorlib
 >>> from tensorlib import nn
@@ -7,8 +7,9 @@
 """
 
 from tensorlib.nn import init
+from tensorlib.nn.layers import Linear
 from tensorlib.nn.module import Module, Parameter
-from tensorlib.ops import contract, lookup, special
+from tensorlib.ops import contract, lookup, loss, special
 
 
 class PReLU(Module):
@@ -68,3 +69,26 @@ class EmbeddingBag(Module):
 
     def extra_repr(self):
         return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}"
+
+
+class LinearCrossEntropyLoss(Module):
+    """`tensorlib.linear_cross_entropy` with a Linear of its own: input (N, D) or (..., D), target (N) or (...).
+
+    The logits of all rows never exist at once. Names of weights are torch's: linear.weight, linear.bias.
+    """
+
+    def __init__(
+        self, in_features, num_classes, *, bias=False, dtype="f32", reduction="mean", weight=None, ignore_index=-100,
+        label_smoothing=0.0,
+    ):  # fmt: skip
+        self.linear = Linear(in_features, num_classes, bias, dtype)
+        self.options = {"reduction": reduction, "weight": weight, "label_smoothing": label_smoothing}
+        self.options["ignore_index"] = -100 if ignore_index is None else ignore_index
+
+    def forward(self, input, target):
+        rows, classes = input.reshape((-1, input.shape[-1])), target.reshape((-1,))
+        found = loss.linear_cross_entropy(rows, self.linear.weight, classes, self.linear.bias, **self.options)
+        return found.reshape(target.shape) if found.ndim else found
+
+    def extra_repr(self):
+        return f"reduction={self.options['reduction']!r}"

@@ -87,7 +87,7 @@ def remove_weight_norm(module, name="weight"):
 
 
 def spectral_norm(module, name="weight", n_power_iterations=1, eps=1e-12, dim=None):
-    """`parametrizations.spectral_norm` with the weight NAME_orig and the buffers NAME_u and NAME_v; no iteration now."""
+    """`parametrizations.spectral_norm` of a weight NAME_orig, buffers NAME_u and NAME_v; no iteration now."""
     paths = (f"{name}_orig", f"{name}_u", f"{name}_v")
     return parametrizations.attach(module, name, SpectralNorm(*paths, n_power_iterations, eps, dim, u_first=False))
 

@@ -11,9 +11,10 @@ from math import pi
 
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import broadcast_shapes
-from tensorlib.ops import elementwise, loss_rows, movement, reduce
+from tensorlib.ops import create, elementwise, loss_rows, movement, reduce
 from tensorlib.ops.elementwise import abs, add, cast, clamp, div, exp, log, mul, neg, softplus, square, sub, where
 from tensorlib.ops.index import gather, index_select
+from tensorlib.ops.linalg import linear, matmul
 from tensorlib.ops.loss_rows import linear_cross_entropy as linear_cross_entropy
 from tensorlib.ops.softmax import log_softmax
 from tensorlib.ops.special import xlogy
@@ -299,3 +300,35 @@ def cosine_embedding_loss(input1, input2, target, margin=0.0, reduction="mean"):
     cos = div(reduce.sum(mul(input1, input2), -1), elementwise.sqrt(mul(*squares)))
     loss = where(elementwise.eq(target, 1), sub(1, cos), elementwise.relu(sub(cos, margin)))
     return _reduced("cosine_embedding_loss", loss, reduction)
+
+
+@_composite()
+def info_nce(query, positive_key, negative_keys=None, temperature=0.1, reduction="mean"):
+    """-log of the share of exp(cos(query, its positive) / temperature) among that of all keys (arXiv:1807.03748).
+
+    query and positive_key (N, D), row by row. negative_keys: (M, D) for all queries, (N, M, D) of their own, or None:
+    the other rows' positives. cos along the last dim. Raises ShapeError, DTypeError.
+
+    >>> import tensorlib
+    >>> x = tensorlib.eye(2)
+    >>> info_nce(x, x, temperature=1.0).item() == cross_entropy(x, tensorlib.arange(2)).item()
+    True
+    """
+    _pair("info_nce", query, positive_key)
+    negative = None if negative_keys is None else negative_keys.shape
+    fits = query.ndim == 2 and (negative is None or negative[-1:] == query.shape[1:])
+    if not fits or (negative is not None and negative[:-2] not in ((), query.shape[:1])) or len(negative or (1, 1)) < 2:
+        got = f"query {query.shape}, negative_keys {negative}"
+        raise ShapeError("info_nce", got, "(N, D); (M, D) or (N, M, D)", "flatten the other dims")
+    query, positive = (normalize(x, dim=-1) for x in (query, positive_key))
+    if negative_keys is None:
+        logits, target = linear(query, positive), create.arange(type(query), query.shape[0], device=query.device)
+    else:
+        keys, own = normalize(negative_keys, dim=-1), reduce.sum(mul(query, positive), 1, True)
+        if keys.ndim == 2:
+            others = linear(query, keys)
+        else:
+            others = movement.squeeze(matmul(keys, movement.unsqueeze(query, -1)), -1)
+        logits = movement.cat([own, others], 1)
+        target = create.zeros(type(query), query.shape[:1], dtype="i64", device=query.device)
+    return cross_entropy(div(logits, temperature), target, reduction=reduction)

@@ -50,6 +50,13 @@ def _vectors(count):
 cosine_similarity, pairwise_distance, triplet_margin_loss, normalize = map(_vectors, (2, 2, 3, 1))
 
 
+def info_nce(s, dtype):
+    pair, _ = _vectors(2)(s, dtype)
+    n, width = pair[0].shape
+    options = {"temperature": s.pick([0.5, 1.0])}
+    return (*pair, s.pick([None, s.array((n, s.integer(1, 3), width), None, 0.5, 3)])), options
+
+
 def cosine_embedding_loss(s, dtype):
     (a, b), _ = _vectors(2)(s, dtype)
     return (a, b, _signs(s, a.shape[:1])), {"margin": s.pick([0.0, 0.5])}

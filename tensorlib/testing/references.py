@@ -333,6 +333,14 @@ def normalize(np, x, p=2.0, dim=1, eps=1e-12):
     return x / np.sqrt(np.sum(x * x, dim, keepdims=True))
 
 
+def info_nce(np, q, k, negatives=None, temperature=0.1):
+    q, k = (normalize(np, x, dim=-1) for x in (q, k))
+    own = np.sum(q * k, -1)
+    others = q @ k.T if negatives is None else (normalize(np, negatives, dim=-1) @ q[..., None])[..., 0]
+    every = others if negatives is None else np.concatenate([own[:, None], others], 1)
+    return np.mean(np.log(np.sum(np.exp(every / temperature), 1)) - own / temperature)
+
+
 def nll_loss(np, x, target, reduction="mean"):
     return _reduced(np, -x[np.arange(len(target)), target], reduction)
 
