@@ -59,7 +59,8 @@ class Ggml:
     def __init__(self, path):
         self.lib = ctypes.CDLL(path)
         self.lib.ggml_quantize_init.argtypes = [ctypes.c_int]
-        for name in ("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"):  # their grids, before the clock runs
+        for name in ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"):
+            # their grids, before the clock runs
             self.lib.ggml_quantize_init(formats.get(name).ggml_id)
         self.lib.ggml_version.restype = ctypes.c_char_p
         self.lib.ggml_quantize_chunk.restype = ctypes.c_size_t

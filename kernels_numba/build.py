@@ -44,10 +44,14 @@ def assembly(room, name, params, level, source=None):
 
 def _compile(room, name, params, level, source):
     levels.TARGET = level
-    function = importlib.import_module(f"{__package__}.{room}").build(name, *params, source=source)
+    module = importlib.import_module(f"{__package__}.{room}")
+    function = module.build(name, *params, source=source)
     if function is None:
         return None
-    return _optimise(_wrap(*_numba_ir(function), "kernel"), levels.LEVELS[level])
+    text = _wrap(*_numba_ir(function), "kernel")
+    if getattr(module, "SAME_ON_ALL_LEVELS", False):  # then no product may be fused with a sum
+        text = text.replace(" contract ", " ")
+    return _optimise(text, levels.LEVELS[level])
 
 
 def _numba_ir(function):

@@ -21,7 +21,6 @@ from .simd import (
     F32x16,
     _const,
     _make,
-    fma,
     ld_f32x16,
     shuffle,
     splat_f32x16,
@@ -50,6 +49,12 @@ def _half(b, t, x):
 
 less = _make("less", lambda x, y, then, other: then, _less, 4)
 half = _make("half", lambda x: x, _half, 1)
+
+
+@inline
+def mad(x, y, z):
+    """x y + z, rounded twice: blocks must be the same on a CPU without FMA"""
+    return x * y + z
 
 
 @inline
@@ -134,8 +139,8 @@ def error(n, weighted, level):
         total, inv, minus = zero_f32x16(), inverse(s), zero_f32x16() - s
         for j in range(n):
             v = ld_f32x16(x + 64 * j)
-            e = fma(level(v * inv), minus, v)
-            total = fma(e, weigh(w, j, e), total)
+            e = mad(level(v * inv), minus, v)
+            total = mad(e, weigh(w, j, e), total)
         return total
 
     return error
@@ -152,7 +157,7 @@ def products(n, weighted, level):
             v = ld_f32x16(x + 64 * j)
             q = level(v * inv)
             wq = weigh(w, j, q)
-            xq, qq = fma(v, wq, xq), fma(q, wq, qq)
+            xq, qq = mad(v, wq, xq), mad(q, wq, qq)
         return xq, qq
 
     return products
@@ -194,8 +199,8 @@ def affine_error(n, weighted, high):
         total, inv, minus = zero_f32x16(), inverse(s), zero_f32x16() - s
         for j in range(n):
             v = ld_f32x16(x + 64 * j) - b
-            e = fma(clamp(vround(v * inv), 0.0, high), minus, v)
-            total = fma(e, weigh(w, j, e), total)
+            e = mad(clamp(vround(v * inv), 0.0, high), minus, v)
+            total = mad(e, weigh(w, j, e), total)
         return total
 
     return error
@@ -210,9 +215,9 @@ def affine_products(n, weighted, high):
         xq, qq, q1, c = zero_f32x16(), zero_f32x16(), zero_f32x16(), zero_f32x16() - b * inv
         for j in range(n):
             v = ld_f32x16(x + 64 * j)
-            q = clamp(vround(fma(v, inv, c)), 0.0, high)
+            q = clamp(vround(mad(v, inv, c)), 0.0, high)
             wq = weigh(w, j, q)
-            xq, qq, q1 = fma(v, wq, xq), fma(q, wq, qq), q1 + wq
+            xq, qq, q1 = mad(v, wq, xq), mad(q, wq, qq), q1 + wq
         return xq, qq, q1
 
     return products

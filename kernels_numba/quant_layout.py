@@ -23,7 +23,7 @@ HALVES = {"q6_k": 1, "q3_k": 1, "nvfp4": 1, "q2_k": 2, "iq2_xs": 1, "iq2_s": 1, 
 ENCODED = dict.fromkeys(["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q8_k"], True)
 ENCODED |= dict.fromkeys(["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "nvfp4"], False)
 ENCODED |= dict.fromkeys(["tq1_0", "tq2_0", "q1_0", "q2_0"], False)
-ENCODED |= dict.fromkeys(["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"], False)
+ENCODED |= dict.fromkeys(["iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"], False)
 
 
 def row_bytes(k, runs=False):

@@ -18,8 +18,9 @@ MIXES = {  # name: (type of most weights, general.file_type, rows of MORE)
 }
 FILE_TYPES = {  # 1024: it has no number, guess
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 11, "q4_k": 14,
-    "q5_k": 16, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28,
-    "iq4_xs": 30, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 1024,
+    "q5_k": 16, "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26,
+    "iq2_s": 28, "iq4_xs": 30, "iq1_m": 31, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38, "nvfp4": 39, "q1_0": 40,
+    "q2_0": 1024,
 }  # fmt: skip
 WHEN = {  # which of the n weights of a kind, counted by i
     "first2": lambda i, n: i < 2,
@@ -45,7 +46,7 @@ KEPT = re.compile(
 )
 FALLBACK = {
     **dict.fromkeys(("tq1_0", "tq2_0"), "q4_0"),
-    **dict.fromkeys("iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s q2_k q3_k iq4_xs".split(), "iq4_nl"),
+    **dict.fromkeys("iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s q2_k q3_k iq4_xs".split(), "iq4_nl"),
     "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "q1_0": "q4_0", "q2_0": "q4_0", "nvfp4": "mxfp4",
 }  # fmt: skip
 

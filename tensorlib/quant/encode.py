@@ -9,8 +9,8 @@ column, as collected from activations (mean squares). Without one all columns co
     q1_0                                  the mean absolute value, which is best
     mxfp4 nvfp4                           the best of the powers of two, or small floats, about the largest element
     f32 f16 bf16 f64                      rounded
-    iq2_* iq3_*                           the best of all entries of the grid, for several scales; then as q6_k
-    iq1_s iq1_m, integers                 no encoder yet: NoKernel
+    iq1_* iq2_* iq3_*                     the best of all entries of the grid, for several scales; then as q6_k
+    integers                              no encoder: NoKernel
 
 Everything is computed in f32 on the CPU by all threads; the same numbers come from any number of threads.
 """
@@ -30,6 +30,7 @@ _LIMITS = {
     "q2_k": 15 * _HALF, "q3_k": 93 * _HALF, "q4_k": 63 * _HALF, "q5_k": 63 * _HALF, "q6_k": 31 * 127 * _HALF,
     "q8_k": _FLOAT, "iq4_nl": 113 * _HALF, "iq4_xs": 31 * 113 * _HALF, "mxfp4": _FLOAT, "nvfp4": 12 * 224.0,
     "tq1_0": _HALF, "tq2_0": _HALF, "q1_0": _HALF, "q2_0": _HALF,
+    "iq1_s": 15 * _HALF, "iq1_m": 15 * _HALF,
     "iq2_xxs": 31 / 8 * 43 * _HALF, "iq2_xs": 31 / 8 * 43 * _HALF, "iq2_s": 31 / 8 * 43 * _HALF,
     "iq3_xxs": 31 / 4 * 62 * _HALF, "iq3_s": 31 * 15 * _HALF,
 }  # fmt: skip
