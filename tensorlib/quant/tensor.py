@@ -56,6 +56,10 @@ class QTensor(Like):
     def ndim(self):
         return len(self.shape)
 
+    def numel(self):
+        """Number of weights."""
+        return prod(self.shape)
+
     @property
     def device(self):
         return self.buffer.device

@@ -102,6 +102,7 @@ def test_over_blocks(dora):
     z = layer(x)
     z.square().sum().backward()
     assert layer.lora_A.weight.grad.any() and layer.lora_B.weight.grad.any() and x.grad.any()
+    assert f"{64 * 32 + 32 + 4 * 96 + 32 * dora:,} parameters" in repr(layer)
     with pytest.raises(DTypeError, match="blocks of q8_0"):
         layer.merge()
     dense = lora.LoRALinear(base, 4, 8, dora=dora)
