@@ -17,10 +17,19 @@ MODELS = {
     "qwen3": ("qwen3", "Qwen3ForCausalLM", "Qwen3Config"),
     "phi3": ("phi3", "Phi3ForCausalLM", "Phi3Config"),
     "gemma": ("gemma", "GemmaForCausalLM", "GemmaConfig"),
-    "gemma2": ("gemma2", "Gemma2ForCausalLM", "Gemma2Config"),
-    "gemma3_text": ("gemma3", "Gemma3ForCausalLM", "Gemma3Config"),
+    "gemma2": ("gemma", "Gemma2ForCausalLM", "Gemma2Config"),
+    "gemma3_text": ("gemma", "Gemma3ForCausalLM", "Gemma3Config"),
     "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
+    "olmo": ("olmo", "OlmoForCausalLM", "OlmoConfig"),
+    "olmo2": ("olmo2", "Olmo2ForCausalLM", "Olmo2Config"),
+    "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config"),
+    "stablelm": ("stablelm", "StableLmForCausalLM", "StableLmConfig"),
+    "phi": ("phi", "PhiForCausalLM", "PhiConfig"),
+    "persimmon": ("persimmon", "PersimmonForCausalLM", "PersimmonConfig"),
+    "glm": ("glm", "GlmForCausalLM", "GlmConfig"),
+    "glm4": ("glm", "Glm4ForCausalLM", "GlmConfig"),
+    "helium": ("helium", "HeliumForCausalLM", "HeliumConfig"),
 }
 
 

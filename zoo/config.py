@@ -62,9 +62,13 @@ class Fields:
         beside = ("original_max_position_embeddings", "max_position_embeddings")
         return {name: self.values.get(name) for name in beside} | found | {"partial_rotary_factor": part}
 
-    def windows(self, slides=lambda i: True):
-        """A window per layer, 0 for attention to all tokens: `layer_types` says which have one, or else slides(i)."""
-        layers, window = self("num_hidden_layers", int), self("sliding_window", int, 0)
+    def windows(self, slides=lambda i: True, used=True):
+        """A window per layer, 0 for attention to all tokens: `layer_types` says which have one, or else slides(i).
+
+        `used`: whether windows are, if `use_sliding_window` does not say so.
+        """
+        layers = self("num_hidden_layers", int)
+        window = self("sliding_window", int, 0) if self("use_sliding_window", bool, used) else 0
         default = [KINDS[not slides(i)] for i in range(layers)]
         kinds = self("layer_types", list, default)
         if len(kinds) != layers or not {*kinds} <= {*KINDS}:

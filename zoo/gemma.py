@@ -1,13 +1,17 @@
 """Gemma (arXiv:2403.08295): Llama with GeGLU, embeddings times sqrt(D) that are the output layer too, and norms whose
 weights are stored less 1.
+
+Gemma 2 (arXiv:2408.00118, section 2): a window in every second layer, norms behind sub-layers as well as before them,
+and soft caps c tanh(x / c) of scores and logits. Gemma 3, its text part (arXiv:2503.19786, section 2): norms of q and k
+in place of the caps, five layers with a window for one without, and frequencies of their own for each of the two kinds.
 """
 
 import tensorlib
 from tensorlib import nn
-from zoo import mistral
+from zoo import llama
 
 
-class GemmaConfig(mistral.MistralConfig.plus(norm_offset=1.0)):
+class GemmaConfig(llama.LlamaConfig.plus(norm_offset=1.0)):
     """`norm_offset`, a property of the file: what is added to weights of norms. GGUF has them with it."""
 
     @classmethod
@@ -19,7 +23,7 @@ class GemmaConfig(mistral.MistralConfig.plus(norm_offset=1.0)):
         return found._replace(hidden_act=hidden_act, tie_word_embeddings=tied)
 
 
-TINY = GemmaConfig(*mistral.TINY)._replace(hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True)
+TINY = GemmaConfig(*llama.TINY)._replace(hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True)
 
 
 class GemmaRMSNorm(nn.RMSNorm):
@@ -31,14 +35,14 @@ class GemmaRMSNorm(nn.RMSNorm):
         return tensorlib.rms_norm(x, self.weight, self.eps, offset=self._offset)
 
 
-class GemmaDecoderLayer(mistral.MistralDecoderLayer):
+class GemmaDecoderLayer(llama.LlamaDecoderLayer):
     @staticmethod
     def norm(config):
         """A norm of the residual stream."""
         return GemmaRMSNorm(config.hidden_size, config)
 
 
-class GemmaModel(mistral.MistralModel):
+class GemmaModel(llama.LlamaModel):
     Layer = GemmaDecoderLayer
 
     def embed(self, ids_T):
@@ -47,5 +51,127 @@ class GemmaModel(mistral.MistralModel):
         return x_TD * x_TD.shape[-1] ** 0.5
 
 
-class GemmaForCausalLM(mistral.MistralForCausalLM):
+class GemmaForCausalLM(llama.LlamaForCausalLM):
     Model = GemmaModel
+
+
+# ---- Gemma 2 ---------------------------------------------------------------------------------------------------------
+
+
+class Gemma2Config(
+    GemmaConfig.plus(query_pre_attn_scalar=256.0, attn_logit_softcapping=0.0, final_logit_softcapping=0.0)
+):
+    """Soft caps of 0 are none."""
+
+    every = 2  # of so many layers the last sees all tokens
+
+    @classmethod
+    def from_hf(cls, c):
+        """Out of the fields of a config.json (zoo/config.py)."""
+        return (
+            super()
+            .from_hf(c)
+            ._replace(
+                windows=c.windows(lambda i: (i + 1) % cls.every),
+                query_pre_attn_scalar=c("query_pre_attn_scalar", float, 256.0),
+                attn_logit_softcapping=c("attn_logit_softcapping", float, 0.0),
+                final_logit_softcapping=c("final_logit_softcapping", float, 0.0),
+            )
+        )
+
+
+TINY_2 = Gemma2Config(*TINY, 16.0, 50.0, 30.0)._replace(windows=(8, 0))
+
+
+class Gemma2Attention(llama.LlamaAttention):
+    def __init__(self, config, layer, **options):
+        options["scale"] = config.query_pre_attn_scalar**-0.5
+        if config.attn_logit_softcapping:
+            options["softcap"] = config.attn_logit_softcapping
+        super().__init__(config, layer, **options)
+
+
+class Gemma2DecoderLayer(GemmaDecoderLayer):
+    Attention = Gemma2Attention
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.pre_feedforward_layernorm = self.norm(config)
+        self.post_feedforward_layernorm = self.norm(config)
+
+    def forward(self, x_TD, h_TD, cache, rotary, next_norm):
+        """h is the norm of x, as of what is returned."""
+        o_TQ = self.self_attn(h_TD, cache, rotary)
+        x_TD = x_TD + self.post_attention_layernorm(self.self_attn.o_proj(o_TQ))
+        h_TF = self.mlp(self.pre_feedforward_layernorm(x_TD))
+        x_TD = x_TD + self.post_feedforward_layernorm(self.mlp.down_proj(h_TF))
+        return x_TD, next_norm(x_TD)
+
+
+class Gemma2Model(GemmaModel):
+    Layer = Gemma2DecoderLayer
+
+
+class Gemma2ForCausalLM(GemmaForCausalLM):
+    Model = Gemma2Model
+
+    def logits(self, h_TD):
+        """Scores [..., V] of what follows, less than the cap."""
+        cap, found = self.config.final_logit_softcapping, super().logits(h_TD)
+        return (found / cap).tanh() * cap if cap else found
+
+
+# ---- Gemma 3 ---------------------------------------------------------------------------------------------------------
+
+
+class Gemma3Config(Gemma2Config.plus(rope_local_base_freq=10000.0)):
+    """`rope_theta` and `rope_scaling`: of layers that see all tokens."""
+
+    every = 6
+
+    @classmethod
+    def from_hf(cls, c):
+        """Out of the fields of a config.json (zoo/config.py)."""
+        every, both = c("sliding_window_pattern", int, cls.every), c.sub("rope_parameters")
+        found = super().from_hf(c)._replace(windows=c.windows(lambda i: (i + 1) % every))
+        full = both.sub("full_attention") if "full_attention" in both else c
+        local = c("rope_local_base_freq", float, 10000.0)
+        return found._replace(
+            rope_theta=full("rope_theta", float, c("rope_theta", float, 1e6)),
+            rope_scaling=full.values if "factor" in full else c.rope_scaling() if full is c else None,
+            rope_local_base_freq=both.sub("sliding_attention")("rope_theta", float, local),
+        )
+
+
+TINY_3 = Gemma3Config(*TINY_2)._replace(attn_logit_softcapping=0.0, final_logit_softcapping=0.0)
+
+
+class Gemma3Attention(Gemma2Attention):
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.q_norm = GemmaRMSNorm(config.head_dim, config)
+        self.k_norm = GemmaRMSNorm(config.head_dim, config)
+
+    def forward(self, x_TD, cache, rotary):
+        everywhere, local = rotary
+        return super().forward(x_TD, cache, local if "window" in self._options else everywhere)
+
+    def prepared(self, q_TQ, k_TG, v_TG):
+        """Norms over the channels of a head."""
+        return self.per_head(self.q_norm, q_TQ), self.per_head(self.k_norm, k_TG), v_TG
+
+
+class Gemma3DecoderLayer(Gemma2DecoderLayer):
+    Attention = Gemma3Attention
+
+
+class Gemma3Model(Gemma2Model):
+    Layer = Gemma3DecoderLayer
+
+
+class Gemma3ForCausalLM(Gemma2ForCausalLM):
+    Model = Gemma3Model
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.rotary = self.rotary, self.new_rotary(config.rope_local_base_freq)

@@ -17,6 +17,7 @@ from tensorlib import nn
 class LlamaConfig(NamedTuple):
     """Hugging Face's names. `rope_interleaved` is a property of the file: GGUF's rows are permuted, safetensors' are
     not. `rope_scaling`: what `nn.rope_frequencies` takes. `max_position_embeddings`: so many positions are prepared.
+    `windows`: of how many tokens the attention of a layer sees the last, 0 for all.
     """
 
     vocab_size: int
@@ -36,6 +37,7 @@ class LlamaConfig(NamedTuple):
     mlp_bias: bool = False
     hidden_act: str = "silu"
     rope_scaling: dict | None = None
+    windows: tuple = ()
 
     @classmethod
     def plus(cls, **defaults):
@@ -72,16 +74,18 @@ TINY = LlamaConfig(256, 64, 128, 2, 4, 2, 16, max_position_embeddings=64)
 class LlamaAttention(nn.Module):
     """softmax(q k^T / sqrt(h)) v, causal, over all tokens in the cache; W_o is applied by the layer.
 
-    `options`: what is not so: `nn.attention`'s scale, window, softcap.
+    `options`: what is not so: `nn.attention`'s scale, window, softcap. `out_bias`: whether W_o has one as q, k, v have.
     """
 
+    out_bias = True
+
     def __init__(self, config, layer, **options):
-        D, self._layer, self._options = config.hidden_size, layer, options
+        D, self._layer, self._head_dim = config.hidden_size, layer, config.head_dim
+        bias, window = config.attention_bias, config.windows[layer] if config.windows else 0
+        self._options = options | {"window": window} if window else options
         q, kv = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-        self.q_proj = nn.Linear(D, q, bias=config.attention_bias)
-        self.k_proj = nn.Linear(D, kv, bias=config.attention_bias)
-        self.v_proj = nn.Linear(D, kv, bias=config.attention_bias)
-        self.o_proj = nn.Linear(q, D, bias=config.attention_bias)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(D, n, bias) for n in (q, kv, kv))
+        self.o_proj = nn.Linear(q, D, bias=bias and self.out_bias)
 
     def forward(self, x_TD, cache, rotary):
         q_TQ, k_TG, v_TG = self.prepared(*nn.linears(x_TD, self.q_proj, self.k_proj, self.v_proj))
@@ -91,10 +95,9 @@ class LlamaAttention(nn.Module):
         """What is done to them before they are turned: nothing."""
         return q_TQ, k_TG, v_TG
 
-    @staticmethod
-    def per_head(norm, x):
+    def per_head(self, norm, x):
         """A norm over the channels of each head of x [..., H h]."""
-        return norm(x.unflatten(-1, (-1, norm.dim))).flatten(-2)
+        return norm(x.unflatten(-1, (-1, self._head_dim))).flatten(-2)
 
 
 class LlamaMLP(nn.Module):
@@ -102,15 +105,13 @@ class LlamaMLP(nn.Module):
 
     def __init__(self, config):
         D, F, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj, self.up_proj = nn.Linear(D, F, bias=bias), nn.Linear(D, F, bias=bias)
-        self.down_proj = nn.Linear(F, D, bias=bias)
+        self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(*n, bias) for n in ((D, F), (D, F), (F, D)))
         self._act = None if config.hidden_act == "silu" else nn.activation(config.hidden_act)
 
     def forward(self, x_TD):
         if self._act is None:
             return nn.swiglu_linear(x_TD, self.gate_proj, self.up_proj)
-        gate_TF, up_TF = nn.linears(x_TD, self.gate_proj, self.up_proj)
-        return self._act(gate_TF) * up_TF
+        return self._act(self.gate_proj(x_TD)) * self.up_proj(x_TD)
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -159,7 +160,6 @@ class LlamaModel(nn.Module):
 
 class LlamaForCausalLM(nn.Module):
     """`forward(ids, cache)`: logits of what follows each of the T tokens `ids` (i64), which are added to the cache.
-
     `forward(ids)`, for training: ids [T] or [B, T] -> logits [..., T, V], with gradients.
     """
 
@@ -175,8 +175,8 @@ class LlamaForCausalLM(nn.Module):
     def new_rotary(self, theta, scaling=None):
         """Rotary positions of all that are prepared; these decide which of two sets of factors a model takes."""
         c, n = self.config, self.config.max_position_embeddings
-        if scaling is not None:
-            scaling = nn.rope_frequencies(scaling, c.head_dim, theta, scaling.get("max_position_embeddings"), n)
+        limit = scaling and scaling.get("max_position_embeddings")
+        scaling = scaling and nn.rope_frequencies(scaling, c.head_dim, theta, limit, n)
         return nn.RotaryEmbedding(c.head_dim, n, theta, c.rope_interleaved, c.rope_factors, scaling)
 
     def new_cache(self, max_len, dtype="f16", **options):

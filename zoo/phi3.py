@@ -5,18 +5,24 @@ of training, another beyond; which, the number of prepared positions decides. Ph
 """
 
 from tensorlib import nn
-from zoo import mistral
-
-Phi3Config, TINY = mistral.MistralConfig, mistral.TINY
+from zoo import llama
 
 
-class Phi3Attention(nn.Module):
+class Phi3Config(llama.LlamaConfig):
+    @classmethod
+    def from_hf(cls, c):
+        """Out of the fields of a config.json (zoo/config.py)."""
+        return super().from_hf(c)._replace(windows=c.windows())
+
+
+TINY = Phi3Config(*llama.TINY)._replace(windows=(8, 8))
+
+
+class Phi3Attention(llama.LlamaAttention):
     def __init__(self, config, layer):
-        D, h, window = config.hidden_size, config.head_dim, config.windows[layer]
-        self._layer, self._options = layer, {"window": window} if window else {}
-        self._sizes = [config.num_attention_heads * h, *[config.num_key_value_heads * h] * 2]
-        self.qkv_proj = nn.Linear(D, sum(self._sizes), bias=False)
-        self.o_proj = nn.Linear(self._sizes[0], D, bias=False)
+        super().__init__(config, layer)
+        self._sizes = [vars(self).pop(name).out_features for name in ("q_proj", "k_proj", "v_proj")]
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self._sizes), bias=False)
 
     def forward(self, x_TD, cache, rotary):
         q_TQ, k_TG, v_TG = self.qkv_proj(x_TD).split(self._sizes, -1)
@@ -32,13 +38,13 @@ class Phi3MLP(nn.Module):
         return nn.swiglu(*self.gate_up_proj(x_TD).chunk(2, -1))
 
 
-class Phi3DecoderLayer(mistral.MistralDecoderLayer):
+class Phi3DecoderLayer(llama.LlamaDecoderLayer):
     Attention, MLP = Phi3Attention, Phi3MLP
 
 
-class Phi3Model(mistral.MistralModel):
+class Phi3Model(llama.LlamaModel):
     Layer = Phi3DecoderLayer
 
 
-class Phi3ForCausalLM(mistral.MistralForCausalLM):
+class Phi3ForCausalLM(llama.LlamaForCausalLM):
     Model = Phi3Model

@@ -2,36 +2,31 @@
 first), and, if the config says so, a window in the upper layers.
 """
 
-from tensorlib import nn
-from zoo import mistral
+from zoo import llama
 
 
-class Qwen2Config(mistral.MistralConfig):
+class Qwen2Config(llama.LlamaConfig):
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
         below = c("max_window_layers", int, 28)
-        found = super().from_hf(c)
-        windows = c.windows(lambda i: i >= below) if c("use_sliding_window", bool, False) else (0,) * len(found.windows)
-        return found._replace(windows=windows)
+        return super().from_hf(c)._replace(windows=c.windows(lambda i: i >= below, used=False), attention_bias=True)
 
 
-TINY = Qwen2Config(*mistral.TINY[:-1], windows=(0, 8))
+TINY = Qwen2Config(*llama.TINY)._replace(attention_bias=True, windows=(0, 8))
 
 
-class Qwen2Attention(mistral.MistralAttention):
-    def __init__(self, config, layer):
-        super().__init__(config._replace(attention_bias=True), layer)
-        self.o_proj = nn.Linear(self.o_proj.in_features, config.hidden_size, bias=False)
+class Qwen2Attention(llama.LlamaAttention):
+    out_bias = False
 
 
-class Qwen2DecoderLayer(mistral.MistralDecoderLayer):
+class Qwen2DecoderLayer(llama.LlamaDecoderLayer):
     Attention = Qwen2Attention
 
 
-class Qwen2Model(mistral.MistralModel):
+class Qwen2Model(llama.LlamaModel):
     Layer = Qwen2DecoderLayer
 
 
-class Qwen2ForCausalLM(mistral.MistralForCausalLM):
+class Qwen2ForCausalLM(llama.LlamaForCausalLM):
     Model = Qwen2Model

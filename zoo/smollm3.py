@@ -1,9 +1,9 @@
 """SmolLM3 (the SmolLM3 report, 2025): Llama of which every fourth layer has no positions (NoPE, arXiv:2501.18795)."""
 
-from zoo import mistral
+from zoo import llama
 
 
-class SmolLM3Config(mistral.MistralConfig.plus(no_rope_layers=())):
+class SmolLM3Config(llama.LlamaConfig.plus(no_rope_layers=())):
     """`no_rope_layers`: whether a layer turns q and k, despite the name."""
 
     @classmethod
@@ -11,15 +11,15 @@ class SmolLM3Config(mistral.MistralConfig.plus(no_rope_layers=())):
         """Out of the fields of a config.json (zoo/config.py)."""
         layers, every = c("num_hidden_layers", int), c("no_rope_layer_interval", int, 4)
         turns = tuple(map(bool, c("no_rope_layers", list, [(i + 1) % every for i in range(layers)])))
-        windows = c.windows(lambda i: not turns[i]) if c("use_sliding_window", bool, False) else (0,) * layers
+        windows = c.windows(lambda i: not turns[i], used=False)
         found = super().from_hf(c)
         return found._replace(no_rope_layers=turns, windows=windows, rope_theta=c.rope_theta(2000000.0))
 
 
-TINY = SmolLM3Config(*mistral.TINY, no_rope_layers=(True, False))._replace(windows=(0, 0))
+TINY = SmolLM3Config(*llama.TINY, no_rope_layers=(True, False))
 
 
-class SmolLM3Attention(mistral.MistralAttention):
+class SmolLM3Attention(llama.LlamaAttention):
     def __init__(self, config, layer):
         super().__init__(config, layer)
         self._turns = config.no_rope_layers[layer]
@@ -28,13 +28,13 @@ class SmolLM3Attention(mistral.MistralAttention):
         return super().forward(x_TD, cache, rotary if self._turns else None)
 
 
-class SmolLM3DecoderLayer(mistral.MistralDecoderLayer):
+class SmolLM3DecoderLayer(llama.LlamaDecoderLayer):
     Attention = SmolLM3Attention
 
 
-class SmolLM3Model(mistral.MistralModel):
+class SmolLM3Model(llama.LlamaModel):
     Layer = SmolLM3DecoderLayer
 
 
-class SmolLM3ForCausalLM(mistral.MistralForCausalLM):
+class SmolLM3ForCausalLM(llama.LlamaForCausalLM):
     Model = SmolLM3Model

@@ -24,6 +24,7 @@ def longrope(original):
     return {"rope_parameters": rope, "original_max_position_embeddings": original}
 
 
+HALF = {"partial_rotary_factor": 0.5}
 GEMMA3 = {"layer_types": ["sliding_attention", "full_attention"]}
 GEMMA3["rope_parameters"] = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -66,4 +67,15 @@ CASES = [
     Case("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 8, **GEMMA3}),
     Case("granite", GRANITE),
     Case("smollm3", {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8}),
+    Case("olmo", {"clip_qkv": 1.0}),
+    Case("olmo2"),
+    Case("starcoder2", {"sliding_window": 8}),
+    Case("stablelm", {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True, **HALF}),
+    Case("stablelm", {"hidden_size": 64}, "plain"),
+    Case("phi", {"num_key_value_heads": 4, **HALF}),
+    Case("phi", {"qk_layernorm": True}, "norms"),
+    Case("persimmon", {"hidden_act": "relu2"}),
+    Case("glm", {"attention_bias": True}),
+    Case("glm4", {"attention_bias": True}),
+    Case("helium", {"head_dim": 8}),
 ]
