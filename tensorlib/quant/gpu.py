@@ -4,6 +4,8 @@
 without planes stay blocks; their products dequantise some rows at a time.
 """
 
+from math import prod
+
 from tensorlib import backend
 from tensorlib.device import Array, Device, transfer
 from tensorlib.ops import decode, elementwise, linalg, movement
@@ -43,7 +45,7 @@ def moved(weight, device):
 def rows_of(weight, start):
     """Where the planes of the rows from `start` on begin."""
     wide = backend.backend(weight.device.type).quant.widths(weight.format.name)
-    first = start * (weight.shape[-1] // weight.format.elements)
+    first = start * (prod(weight.shape[1:]) // weight.format.elements)
     return tuple(plane + first * width for plane, width in zip(weight.planes, wide, strict=True))
 
 

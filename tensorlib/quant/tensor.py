@@ -156,11 +156,11 @@ class QTensor(Like):
             raise DeviceError(op, got, "both on one device", "move one of them with .to(device)")
 
     def rows(self, start, count):
-        """Some of the rows of a matrix, over the same memory."""
+        """Some of the rows of a matrix, or of several matrices, over the same memory."""
         shape = (count, *self.shape[1:])
         if self.planes is not None:
             return QTensor(self.buffer, 0, shape, self.format, gpu.rows_of(self, start))
-        offset = self.offset + start * self.format.row_bytes(self.shape[-1])
+        offset = self.offset + start * prod(self.shape[1:-1]) * self.format.row_bytes(self.shape[-1])
         return QTensor(self.buffer, offset, shape, self.format)
 
     def _matvec(self, plan, x, out, residual, rows, n, k):

@@ -95,3 +95,13 @@ def test_experts(tokens):
     dense = [tensorlib.from_numpy(v.astype(np.float32)) for v in (dense_up, dense_down)]
     want = tensorlib.moe(x, logits, *dense, 2).numpy()
     assert got.shape == want.shape and np.linalg.norm(got - want) < 0.02 * np.linalg.norm(want)
+
+
+def test_rows_of_more_dims():
+    dense = np.random.default_rng(3).standard_normal((4, 3, 64)).astype(np.float32)
+    w = tensorlib.quantize(tensorlib.from_numpy(dense), "q4_0")
+    whole = w.dequantize(cls=tensorlib.Tensor).numpy()
+    for start, count in ((0, 4), (1, 2), (3, 1), (4, 0)):
+        some = w.rows(start, count)
+        assert some.shape == (count, 3, 64)
+        np.testing.assert_array_equal(some.dequantize(cls=tensorlib.Tensor).numpy(), whole[start : start + count])

@@ -50,6 +50,16 @@ def test_every_format_bit_for_bit_there_and_back(row, samples, device):  # noqa:
     device.check()
 
 
+@pytest.mark.parametrize("name", ["q4_1", "iq1_m"])  # planes, and blocks as they are where a format has none
+def test_rows_of_more_dims(name, samples, device):  # noqa: F811
+    data = samples(formats.get(name), 4 * 3)
+    w = quant.from_bytes(data.tobytes(), (4, 3, formats.get(name).elements), name)
+    some, those = w.to("cuda:0").rows(1, 2), w.rows(1, 2)
+    assert some.shape == those.shape == (2, 3, w.shape[-1]) and bytes_of(those) == data[3:9].tobytes()
+    same(some.dequantize(cls=tensorlib.Tensor), those.dequantize(cls=tensorlib.Tensor))
+    device.check()
+
+
 @pytest.mark.parametrize("name", ["q4_1", "q6_k", "iq3_s"])
 def test_half_outputs(name):
     w = weight(name, 5, 256)
