@@ -56,12 +56,14 @@ TENSORLIB = Peer("tensorlib", (), "tensorlib_worker.py", TENSORLIB_START)
 LLAMA = Peer("llama.cpp", ("llama-cpp-python==0.3.36",), "llama_worker.py", LLAMA_START)
 RAYON = {"RAYON_NUM_THREADS": "{threads}"}
 MISTRAL = Peer("mistral.rs", ("mistralrs==0.9.5",), "mistral_worker.py", MISTRAL_START, RAYON)
-PEERS = {peer.name: peer for peer in (LLAMA, MISTRAL)}
+ONNX = Peer("onnxruntime", ("onnxruntime==1.32.0", "onnx==1.23.2", "safetensors==0.8.0"), "embed_worker.py", "")
+TORCH = Peer("torch", (), "embed_worker.py", "")  # with transformers, of the environment that the tests run in
+PEERS = {peer.name: peer for peer in (LLAMA, MISTRAL, ONNX, TORCH)}
 
 
 def find(name, overrides=()):
     """The peer's Python: the override if there is one, else the one that `install` made."""
-    if name == TENSORLIB.name:
+    if name in (TENSORLIB.name, TORCH.name):
         return sys.executable
     python = dict(overrides).get(name) or str(CACHE / "peers" / name / "bin" / "python")
     if not os.path.exists(python):
@@ -73,7 +75,7 @@ def find(name, overrides=()):
 def version(name, python):
     """`package version` of the peer's first requirement as installed, or tensorlib's own version."""
     peer = PEERS.get(name)
-    package = peer.requires[0].split("==")[0] if peer else "tensorlib"
+    package = peer.requires[0].split("==")[0] if peer and peer.requires else name
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     return done.stdout.strip() or "checkout"

@@ -52,6 +52,7 @@ def load(ref=None, threads=None, device="cpu", quantize=None):
         for layer in model.modules():
             if type(layer) is nn.Linear:
                 layer.weight = encode.quantize(layer.weight, quantize)
+    nn.prepack(model)  # those that are floats, on the CPU
     tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     return TextEncoder(model, tokenizer, *_modules(folder), device=device)
 

