@@ -164,7 +164,7 @@ class Llama(nn.Module):
         x, half = self.model.embed_tokens(ids), self.c.head_dim // 2
         frequencies = self.c.rope_theta ** (-torch.arange(half, dtype=torch.float64) / half)
         angles = torch.arange(ids.shape[-1])[:, None] * frequencies
-        cos, sin = (part.to(self.model.embed_tokens.weight.dtype) for part in (angles.cos(), angles.sin()))
+        cos, sin = (part.float().to(self.model.embed_tokens.weight.dtype) for part in (angles.cos(), angles.sin()))
         for layer in self.model.layers:
             x = layer(x, cos, sin)
         return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
