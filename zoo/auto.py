@@ -11,6 +11,10 @@ from zoo import config
 # Hugging Face's model_type -> (module of this package, class of the model, class of its config)
 MODELS = {
     "bert": ("bert", "BertModel", "BertConfig"),
+    "distilbert": ("distilbert", "DistilBertModel", "DistilBertConfig"),
+    "modernbert": ("modernbert", "ModernBertModel", "ModernBertConfig"),
+    "roberta": ("roberta", "RobertaModel", "RobertaConfig"),
+    "xlm-roberta": ("roberta", "RobertaModel", "RobertaConfig"),
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
     "mistral": ("mistral", "MistralForCausalLM", "MistralConfig"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),

@@ -14,6 +14,18 @@ SIZES = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidd
 # model_type -> (transformers' names of config and model, options); of each, one row
 CASES = {
     "bert": ("BertConfig", "BertModel", {**SIZES, "max_position_embeddings": 64}),
+    "distilbert": (
+        "DistilBertConfig",
+        "DistilBertModel",
+        {"vocab_size": 99, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
+    ),
+    "modernbert": (
+        "ModernBertConfig",
+        "ModernBertModel",
+        {**SIZES, "num_hidden_layers": 4, "local_attention": 8, "pad_token_id": 0, "max_position_embeddings": 64},
+    ),
+    "roberta": ("RobertaConfig", "RobertaModel", {**SIZES, "max_position_embeddings": 64, "type_vocab_size": 1}),
+    "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", {**SIZES, "max_position_embeddings": 64}),
 }
 HEADS = {"bert": ("BertForMaskedLM", "BertForMaskedLM")}
 LENGTHS = (11, 5, 16)
