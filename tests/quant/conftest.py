@@ -13,6 +13,8 @@ HALVES = np.array(
     [0, 0x8000, 1, 0x8001, 0x03FF, 0x0400, 0x3C00, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E00, 0xFE01, 0x7C01], np.uint16
 )
 FLOATS = np.array([0, 1 << 31, 1, 0x007FFFFF, 0x00800000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000], np.uint32)
+# scales of one byte (E8M0, UE4M3): zeros, denormals, the largest, NaN, what sets the unused bit; then all others
+BYTES = np.array(list(dict.fromkeys([0, 1, 2, 7, 8, 126, 127, 128, 254, 255, *range(256)])), np.uint8)
 
 
 def _loads(row):
@@ -53,7 +55,12 @@ def samples():
             special = (HALVES if name == "f16" else FLOATS)[:n].view(np.uint8).reshape(-1, 2 if name == "f16" else 4)
             data[: len(special), offset : offset + special.shape[1]] = special
         if row.name in ("mxfp4", "nvfp4"):  # their scales are bytes: all of them
-            data[:256, 0] = np.arange(min(n, 256))
+            data[:256, 0] = BYTES[:n]
+        if row.name == "iq1_m":  # its scale lies in the high nibbles of four words
+            special = HALVES[:n]
+            for i in range(4):
+                low, high = data[: len(special), 49 + 2 * i] & 15, special >> 4 * i & 15
+                data[: len(special), 49 + 2 * i] = low | high << 4
         return data
 
     return make

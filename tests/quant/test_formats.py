@@ -75,6 +75,21 @@ def test_equal_to_llama_cpp(name, digest):
     assert hashlib.sha256(dequantize(data, row).tobytes()).hexdigest()[:16] == digest
 
 
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("q1_0", "54779f98569d5d0b"),
+        ("q2_0", "f694845ffb935bad"),
+        ("q8_k", "c6af51b7fa2f4cb4"),
+    ],
+)
+def test_special_scales_as_llama_cpp(name, digest, samples):
+    """The same of zeros, denormals, infinities and NaN for scales; every NaN counts as one."""
+    values = dequantize(samples(formats.get(name), 64), name)
+    values[np.isnan(values)] = np.nan
+    assert hashlib.sha256(values.tobytes()).hexdigest()[:16] == digest
+
+
 @each_row
 def test_stays_inside_its_block_and_table(row, loads):
     sizes = {"8": 1, "16": 2, "32": 4, "64": 8}
