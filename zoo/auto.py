@@ -11,8 +11,10 @@ from zoo import config
 # Hugging Face's model_type -> (module of this package, class of the model, class of its config)
 MODELS = {
     "bert": ("bert", "BertModel", "BertConfig"),
+    "deberta-v2": ("deberta_v2", "DebertaV2Model", "DebertaV2Config"),
     "distilbert": ("distilbert", "DistilBertModel", "DistilBertConfig"),
     "modernbert": ("modernbert", "ModernBertModel", "ModernBertConfig"),
+    "nomic_bert": ("nomic_bert", "NomicBertModel", "NomicBertConfig"),
     "roberta": ("roberta", "RobertaModel", "RobertaConfig"),
     "xlm-roberta": ("roberta", "RobertaModel", "RobertaConfig"),
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),

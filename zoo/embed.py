@@ -52,7 +52,6 @@ def load(ref=None, threads=None, device="cpu", quantize=None):
         for layer in model.modules():
             if type(layer) is nn.Linear:
                 layer.weight = encode.quantize(layer.weight, quantize)
-    nn.prepack(model)  # those that are floats, on the CPU
     tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     return TextEncoder(model, tokenizer, *_modules(folder), device=device)
 
@@ -155,6 +154,8 @@ class TextEncoder:
         if key not in self._seen:  # what comes once is not worth memory of its own
             self._seen.add(key)
             return self.forward(tokens)
+        nn.prepack(self.model)  # not before: a process that embeds one text should not wait for it
+        self.forward(tokens)  # compiles what is missing: a recording is kept only once it is whole
         with Capture() as step:
             x = self.forward(tokens)
         if len(self._graphs) == GRAPHS:

@@ -12,7 +12,7 @@ from tensorlib import nn
 
 
 class ModernBertConfig(NamedTuple):
-    """Hugging Face's names. `full`: whether each layer sees all; `thetas`: rotary bases of those that do, and do not."""
+    """Hugging Face's names. `full`: whether each layer sees all; `thetas`: rotary bases of those, and of the others."""
 
     vocab_size: int
     hidden_size: int

@@ -109,8 +109,8 @@ class Sequences:
     def attend(self, q, k, v, heads, rotary=None, bias=None, memory=None, **options):
         """Attention of each sequence to all of itself, or of `memory` (Sequences that k and v are of): q's shape.
 
-        q [N, heads * D], k and v likewise. `rotary` turns q and k first. `bias`: f(queries, keys) gives what is added
-        to the scores, [heads, queries, keys]; `options`: scale, window (without bias) and so on, of `nn.attention`.
+        q [N, heads * D], k and v likewise. `rotary` turns q and k first. `bias`: f(q, k) of one sequence's [T, heads, D]
+        gives what is added to the scores, [heads, T, T of k]; `options`: scale, window (without bias) and so on, of `nn.attention`.
         """
         q, k, v = (x.reshape(x.shape[0], heads, -1) for x in (q, k, v))
         if rotary is not None:
@@ -126,5 +126,5 @@ class Sequences:
         if bias is None:
             start = None if causal else 0
             return fused.attention(q, k, v, start, causal=causal, length=k.shape[1], **options)
-        mask = bias(q.shape[0], k.shape[1])
+        mask = bias(q, k.transpose(0, 1))
         return scaled_dot_product_attention(q.transpose(0, 1), k, v, mask, **options).transpose(0, 1)

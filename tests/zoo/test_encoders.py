@@ -11,9 +11,25 @@ transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
 SIZES = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+DEBERTA = {**SIZES, "relative_attention": True, "max_relative_positions": -1, "position_buckets": 4}
+DEBERTA |= {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_biased_input": False}
+DEBERTA |= {"norm_rel_ebd": "layer_norm", "max_position_embeddings": 20}
 # model_type -> (transformers' names of config and model, options); of each, one row
 CASES = {
     "bert": ("BertConfig", "BertModel", {**SIZES, "max_position_embeddings": 64}),
+    "deberta-v2": ("DebertaV2Config", "DebertaV2Model", DEBERTA),
+    "deberta-v2 plain": (
+        "DebertaV2Config",
+        "DebertaV2Model",
+        {
+            **DEBERTA,
+            "position_buckets": -1,
+            "share_att_key": False,
+            "position_biased_input": True,
+            "norm_rel_ebd": "none",
+        }
+        | {"type_vocab_size": 2, "conv_kernel_size": 3, "pos_att_type": ["c2p"]},
+    ),
     "distilbert": (
         "DistilBertConfig",
         "DistilBertModel",
@@ -24,6 +40,7 @@ CASES = {
         "ModernBertModel",
         {**SIZES, "num_hidden_layers": 4, "local_attention": 8, "pad_token_id": 0, "max_position_embeddings": 64},
     ),
+    "nomic_bert": ("NomicBertConfig", "NomicBertModel", {**SIZES, "max_position_embeddings": 64}),
     "roberta": ("RobertaConfig", "RobertaModel", {**SIZES, "max_position_embeddings": 64, "type_vocab_size": 1}),
     "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", {**SIZES, "max_position_embeddings": 64}),
 }
