@@ -8,7 +8,7 @@ rounded to its dtype.
 
 from collections.abc import Callable
 from itertools import product
-from math import gcd, prod
+from math import prod
 from typing import NamedTuple
 
 from tensorlib import backend
@@ -17,27 +17,19 @@ from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout
 from tensorlib.ops import conv_rows
 from tensorlib.ops._launch import copy_into, fill
+from tensorlib.ops.conv_shape import Window, deep, folds, padding_of, per_dim, phases
 from tensorlib.ops.movement import contiguous
 from tensorlib.registry import FLOAT_ONLY, define
 
 DEPTH = 768  # terms per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
 GROUP = 256  # output positions that one thread packs at a time
 CHUNK = 24 << 10  # bytes of input that a thread sums windows over at a time
-DIRECT = 8  # input channels per group below which a GPU takes no matrix product
+DIRECT = 8  # input channels per group below which a GPU takes no matrix product, a CPU one per example
 FEW = 4  # output channels per group up to which a group of one input channel is summed without packing
 SQUARES = (3, 5, 7)  # windows that have kernels of their own there
 FLOATS = ("f32", "f16", "bf16", "f64")
 KNOWN = 1 << 12  # calls that are remembered at most
 _known = {}  # by layouts and arguments: (shape of the output, Call)
-
-
-class Window(NamedTuple):
-    """How a convolution meets its input, per dim: output size, stride, padding before, dilation (may be negative)."""
-
-    size: tuple
-    stride: tuple
-    padding: tuple
-    dilation: tuple
 
 
 @define("conv", FLOAT_ONLY, **conv_rows.conv(1))
@@ -120,28 +112,6 @@ def conv_transpose3d(input, weight, bias=None, stride=1, padding=0, output_paddi
 # ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-def per_dim(op, name, value, dims, least):
-    """`value` as a tuple of `dims` ints: an int stands for all. ShapeError below `least` or for another length."""
-    found = (value,) * dims if isinstance(value, int) else tuple(value)
-    found = found * dims if len(found) == 1 else found
-    if len(found) != dims or not all(isinstance(v, int) and v >= least for v in found):
-        expected = f"a number, or {dims} of them, of at least {least}"
-        raise ShapeError(op, f"{name}={value!r}", expected, f"give {name} per dim, or one number for all")
-    return found
-
-
-def _padding(op, padding, kernel, stride, dilation):
-    """(before, in all) per dim."""
-    if not isinstance(padding, str):
-        before = per_dim(op, "padding", padding, len(kernel), 0)
-        return before, tuple(2 * p for p in before)
-    if padding not in ("same", "valid") or (padding == "same" and any(s != 1 for s in stride)):
-        expected = '"valid", "same" at stride 1, or numbers'
-        raise ShapeError(op, f"padding={padding!r} at stride {stride}", expected, "give the padding as numbers")
-    total = tuple(d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel))
-    return tuple(t // 2 for t in total), total
-
-
 def _operands(op, dims, x, weight, bias, groups, transposed):
     """Checks the operands; x as (N, C, ...)."""
     if weight.ndim != dims + 2 or x.ndim not in (dims + 1, dims + 2) or 0 in weight.shape[1:]:
@@ -173,11 +143,6 @@ def _sized(op, x, weight, size):
     return tuple(size)
 
 
-def _deep(values, fill):
-    """One value per dim of three: the dims that are missing get `fill`."""
-    return (fill,) * (3 - len(values)) + tuple(values)
-
-
 def _volume(layout):
     """(N, C, ...) as (N, C, D, H, W)."""
     while layout.ndim < 5:
@@ -199,40 +164,30 @@ def _conv(op, dims, x, weight, bias, stride, padding, dilation, groups):
         if len(_known) >= KNOWN:
             _known.clear()
         known = _known[key] = _prepared(op, dims, x, weight, bias, stride, padding, dilation, groups)
-    shape, call = known
+    shape, call, folded = known
     out = type(x).empty(shape, x.dtype, x.device)
     _launch(call, out, x, weight, bias)
-    return out
+    return contiguous(out.view(out.layout.permute((1, 0, *range(2, out.ndim))))) if folded else out
 
 
 def _prepared(op, dims, x, weight, bias, stride, padding, dilation, groups):
-    """The output's shape and the call that fills it."""
+    """The output's shape, the call that fills it, and whether batch and channels change places in it."""
     batch, outputs = _operands(op, dims, x, weight, bias, groups, False)
     kernel = weight.shape[2:]
     stride, dilation = per_dim(op, "stride", stride, dims, 1), per_dim(op, "dilation", dilation, dims, 1)
-    before, total = _padding(op, padding, kernel, stride, dilation)
+    before, total = padding_of(op, padding, kernel, stride, dilation)
     extent = zip(batch.shape[2:], total, dilation, kernel, stride)
     size = _sized(op, x, weight, [(n + t - d * (k - 1) - 1) // s + 1 for n, t, d, k, s in extent])
-    window = Window(_deep(size, 1), _deep(stride, 1), _deep(before, 0), _deep(dilation, 1))
+    window = Window(deep(size, 1), deep(stride, 1), deep(before, 0), deep(dilation, 1))
     volume, taps = batch.view(_volume(batch.layout)), _volume(weight.layout)
+    if x.ndim == dims + 2 and _folding(dims, volume, taps, size, groups):
+        call = _folded(volume, taps, ("conv", groups), bias, outputs, window, groups)
+        return (outputs, batch.shape[0], *size), call, True
     call = _call((batch.shape[0], outputs, *window.size), volume, taps, ("conv", groups), bias, window, groups)
-    return (*batch.shape[: x.ndim - dims - 1], outputs, *size), call
+    return (*batch.shape[: x.ndim - dims - 1], outputs, *size), call, False
 
 
 # ---- the transposed convolution as one convolution per phase --------------------------------------------------------
-
-
-def _phases(size, kernel, stride, padding, dilation):
-    """Per phase r of one dim, what gives outputs r, r + stride, ...: (r, count, taps, padding, dilation).
-
-    Output o sums input i times tap k where o = i stride - padding + k dilation. For o = r + stride q that is
-    i = q + (r + padding - k dilation) / stride, for the taps k that divide evenly: every (stride / gcd)th.
-    """
-    step = stride // gcd(stride, dilation)
-    for r in range(min(stride, size)):
-        first = next((k for k in range(min(step, kernel)) if (r + padding - k * dilation) % stride == 0), kernel)
-        before = -((r + padding - first * dilation) // stride)
-        yield r, -(-(size - r) // stride), slice(first, None, step), before, -(step * dilation // stride)
 
 
 def _transpose(op, dims, x, weight, bias, stride, padding, output_padding, groups, dilation):
@@ -248,21 +203,39 @@ def _transpose(op, dims, x, weight, bias, stride, padding, output_padding, group
     out = type(x).empty((batch.shape[0], outputs, *size), x.dtype, x.device)
     volume, source = _volume(out.layout), batch.view(_volume(batch.layout))
     full = (weight.shape[0] // groups, weight.shape[1])
-    taps = _volume(weight.layout).reshape((groups * full[0], full[1], *_deep(kernel, 1)))
-    plan = zip(_deep(size, 1), _deep(kernel, 1), _deep(stride, 1), _deep(before, 0), _deep(dilation, 1))
-    for phase in product(*(list(_phases(*axis)) for axis in plan)):
+    taps = _volume(weight.layout).reshape((groups * full[0], full[1], *deep(kernel, 1)))
+    plan = zip(deep(size, 1), deep(kernel, 1), deep(stride, 1), deep(before, 0), deep(dilation, 1))
+    for phase in product(*(list(phases(*axis)) for axis in plan)):
         starts, counts, slices, pads, steps = zip(*phase)
         part, mine = volume, taps
-        for d, (start, s, cut) in enumerate(zip(starts, _deep(stride, 1), slices), 2):
+        for d, (start, s, cut) in enumerate(zip(starts, deep(stride, 1), slices), 2):
             part, mine = part.slice(d, slice(start, None, s)), mine.slice(d, cut)
         window = Window(counts, (1, 1, 1), pads, steps)
         key = ("conv_transpose", groups, stride, starts, before, dilation)
-        target = out.view(part) if part.is_contiguous() else Array.empty(part.shape, out.dtype, out.device)
-        call = _call(target.shape, source, _swapped(mine, groups), key, bias, window, groups)
-        _launch(call, target, source, weight, bias)
+        own = _swapped(mine, groups)
+        if _folding(dims, source, own, counts, groups):
+            target = Array.empty((outputs, part.shape[0], *counts), out.dtype, out.device)
+            _launch(_folded(source, own, key, bias, outputs, window, groups), target, source, weight, bias)
+            target = target.view(target.layout.permute((1, 0, 2, 3, 4)))
+        else:
+            target = out.view(part) if part.is_contiguous() else Array.empty(part.shape, out.dtype, out.device)
+            _launch(_call(target.shape, source, own, key, bias, window, groups), target, source, weight, bias)
         if target.ptr != out.ptr + (part.offset - out.offset) * out.dtype.itemsize:
             copy_into(out.view(part), target)
     return _batched(out, x, dims)
+
+
+def _folding(dims, x, taps, size, groups):
+    """Whether `_folded` is the better way."""
+    plain = dims < 3 and x.device.type == "cpu" and 0 not in (*x.shape, *taps.shape)
+    return plain and x.shape[1] // groups >= DIRECT and folds(x.shape[0], size)
+
+
+def _folded(x, taps, key, bias, outputs, window, groups):
+    """`_call` of x (N, C, 1, H, W) for an output (O, N, 1, H', W'): examples lie one behind the other, as a depth."""
+    window = Window(*((first, *rest) for first, (_, *rest) in zip((x.shape[0], 1, 0, 1), window)))
+    x = x.view(x.layout.permute((2, 1, 0, 3, 4)))
+    return _call((1, outputs, *window.size), x, taps, key, bias, window, groups)
 
 
 def _swapped(layout, groups):

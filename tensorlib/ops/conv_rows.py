@@ -7,7 +7,7 @@ so that all of dw is one output row. For a transposed convolution x and g change
 of any order follow.
 """
 
-from tensorlib.ops import create, movement, reduce
+from tensorlib.ops import conv_weight, create, movement, reduce
 from tensorlib.registry import FUNCTIONS
 
 
@@ -137,6 +137,8 @@ def _weight_gradient(x, g, shape, stride, padding, dilation, groups):
         x, g = movement.unsqueeze(x, 0), movement.unsqueeze(g, 0)
     if not x.numel() or not g.numel():
         return create.zeros(type(x), shape, dtype=x.dtype, device=x.device)
+    if conv_weight.fits(x, g, shape):
+        return conv_weight.weight_gradient(x, g, shape, stride, padding, dilation, groups)
     n, spatial, channels = x.shape[0], x.shape[2:], x.shape[1] // groups
     g = movement.transpose(g, 0, 1)
     x = movement.reshape(x, (n, groups, channels, *spatial)) if groups > 1 else movement.unsqueeze(x, 1)
