@@ -99,42 +99,6 @@ __all__ = [
     "zeros_like",
 ]  # fmt: skip
 
-_FUNCTIONS = (
-    "elementwise",
-    "reduce",
-    "softmax",
-    "movement",
-    "index",
-    "linalg",
-    "fused",
-    "attention",
-    "sort",
-    "scan",
-    "contract",
-    "lapack",
-    "conv",
-    "pooling",
-    "special",
-    "statistics",
-    "scatter",
-    "lookup",
-    "arrange",
-    "pixels",
-    "loss",
-    "gates",
-    "normalise",
-    "vision",
-    "signal",
-    "fft",
-    "grids",
-    "derived",
-    "ctc",
-    "windows",
-    "varlen",
-    "paged",
-    "precision",
-    "moe",
-)
 _MODULES = {"linalg": "lapack", "fft": "fft"}  # torch's modules, where tensorlib.ops has functions of their names
 
 
@@ -154,9 +118,8 @@ def __getattr__(name):
     if name in _SUBMODULES:  # before the search below, which imports every op
         return importlib.import_module(f"tensorlib.{name}")
     if not name.startswith("_"):
-        for module in _FUNCTIONS:
-            found = getattr(importlib.import_module(f"tensorlib.ops.{module}"), name, None)
-            if callable(found) and getattr(found, "__module__", "").startswith("tensorlib.ops."):
-                globals()[name] = found
-                return found
+        found = importlib.import_module("tensorlib.ops.search").find(name)
+        if found is not None:
+            globals()[name] = found
+            return found
     raise AttributeError(f"module 'tensorlib' has no attribute {name!r}")

@@ -6,9 +6,15 @@
 tensor([0., 2.])
 """
 
-import importlib
+from tensorlib.ops.search import find
+from tensorlib.random import dropout
+
+__all__ = ["dropout"]
 
 
 def __getattr__(name):
-    """The function of tensorlib; AttributeError for none."""
-    return getattr(importlib.import_module("tensorlib"), name)
+    """The function of tensorlib.ops; AttributeError for none."""
+    found = None if name.startswith("_") else find(name)
+    if found is None:
+        raise AttributeError(f"module 'tensorlib.nn.functional' has no attribute {name!r}")
+    return found

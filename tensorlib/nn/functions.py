@@ -11,10 +11,10 @@ defaults are the function's, and so are errors. Activations and dropout take PyT
 MaxPool2d(kernel_size=2)
 """
 
-import importlib
 import inspect
 
 from tensorlib.nn.module import Module
+from tensorlib.ops.search import find
 
 ACTIVATIONS = """
 ReLU relu | ReLU6 relu6 | LeakyReLU leaky_relu | ELU elu | SELU selu | CELU celu | GELU gelu | SiLU silu | Mish mish
@@ -85,7 +85,7 @@ class FunctionLayer(Module):
 def layer(name):
     """The class of a row; KeyError for none."""
     function, inputs, inplace = ROWS[name]
-    function = getattr(importlib.import_module("tensorlib"), function)  # it has them by name
+    function = find(function)
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "out"]
     options = {p.name: p.default for p in parameters[inputs:]}
     doc = f"`tensorlib.{function.__name__}` with its options kept. {inspect.getdoc(function) or ''}".partition(">>>")[0]
