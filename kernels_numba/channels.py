@@ -104,26 +104,28 @@ def _forward(dtype):
 
 
 def _vjp(dtype):
-    """Gradients of x, weight and bias, of gradients of all three results.
+    """Gradients of x, weight and bias, of gradients of all three results. Statistics are computed again: keeping them
+    would mean to keep the result they come with.
 
-    args: x, g (x's dtype), dx, weight or 0, mean, var, gradients of mean and var, dweight, dbias, eps (f64), N, C, L
+    args: x, g (x's dtype), dx, weight or 0, gradients of mean and var, dweight, dbias, eps (f64), N, C, L
     """
-    size = MEMORY[dtype].size
+    size, plain, squares = MEMORY[dtype].size, _sums(dtype, _plain), _sums(dtype, _squares)
     others, products, each = _sums(dtype, _other), _sums(dtype, _products), _each(dtype, _mixed)
 
     def vjp(a, tid, nth):
-        n, channels, length = arg(a, 11), arg(a, 12), arg(a, 13)
-        count, eps = splat_f32x16(n * length), splat_f32x16(argf(a, 10))
+        n, channels, length = arg(a, 9), arg(a, 10), arg(a, 11)
+        count, eps = splat_f32x16(n * length), splat_f32x16(argf(a, 8))
         for c in range(channels * tid // nth, channels * (tid + 1) // nth):
             at, pitch = size * c * length, channels * length
             x, g = arg(a, 0) + at, arg(a, 1) + at
-            m, k = _of(arg(a, 4), c, eps), vdiv(_one(), _sqrt(vadd(_of(arg(a, 5), c, eps), eps)))
+            m = vdiv(plain(x, x, eps, n, pitch, length), count)
+            k = vdiv(_one(), _sqrt(vadd(vdiv(squares(x, x, m, n, pitch, length), count), eps)))
             total, product = others(x, g, m, n, pitch, length), products(x, g, m, n, pitch, length)
-            st_f32(arg(a, 8) + 4 * c, _lane0(vmul(product, k)))
-            st_f32(arg(a, 9) + 4 * c, _lane0(total))
-            scale, of_var = vmul(k, _of(arg(a, 3), c, _one())), _of(arg(a, 7), c, eps)
+            st_f32(arg(a, 6) + 4 * c, _lane0(vmul(product, k)))
+            st_f32(arg(a, 7) + 4 * c, _lane0(total))
+            scale, of_var = vmul(k, _of(arg(a, 3), c, _one())), _of(arg(a, 5), c, eps)
             slope = vsub(vadd(of_var, of_var), vmul(vmul(scale, k), vmul(k, product)))
-            shift = vsub(_of(arg(a, 6), c, eps), vmul(scale, total))
+            shift = vsub(_of(arg(a, 4), c, eps), vmul(scale, total))
             each(x, g, arg(a, 2) + at, scale, vdiv(slope, count), vdiv(shift, count), m, n, pitch, length)
 
     return vjp

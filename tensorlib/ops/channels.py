@@ -47,10 +47,10 @@ def _statistics(x):
     return centred, reduce.mean(square(centred), _dims(x), keepdim=True)
 
 
-def _vjp(g, x, weight, eps, out):
+def _vjp(g, x, weight, eps):
     """Gradients of x, weight and bias."""
     if _by_kernel(x) and not tape.mode.recording:
-        return _vjp_kernel(g, x, weight, eps, out)
+        return _vjp_kernel(g, x, weight, eps)
     of_out, of_mean, of_var = (_wide(part) for part in g)
     x = _wide(x)
     centred, var = _statistics(x)
@@ -63,14 +63,14 @@ def _vjp(g, x, weight, eps, out):
     return dx, reduce.sum(mul(of_out, unit), dims), reduce.sum(of_out, dims)
 
 
-def _vjp_kernel(g, x, weight, eps, out):
+def _vjp_kernel(g, x, weight, eps):
     of_out, *rest = g
     x, of_out = movement.contiguous(x), movement.contiguous(cast(of_out, x.dtype))
     weight = None if weight is None else movement.contiguous(cast(weight, "f32"))
     rest = [movement.contiguous(r) for r in rest]
     dx, sums = type(x).empty(x.shape, x.dtype, x.device), [x.empty(r.shape, "f32", x.device) for r in rest]
-    reads = [a for a in (x, of_out, weight, *out[1:], *rest) if a is not None]
-    words = [*_pointers(x, of_out, dx, weight, *out[1:], *rest, *sums), float(eps), *_sides(x)]
+    reads = [a for a in (x, of_out, weight, *rest) if a is not None]
+    words = [*_pointers(x, of_out, dx, weight, *rest, *sums), float(eps), *_sides(x)]
     kernel = backend.kernel("channels", "vjp", x.dtype.name, device=x.device.type)
     backend.launch(kernel, words, 6 * x.numel(), reads, [dx, *sums])
     return dx, *sums
