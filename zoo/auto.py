@@ -16,6 +16,7 @@ MODELS = {
     "modernbert": ("modernbert", "ModernBertModel", "ModernBertConfig"),
     "nomic_bert": ("nomic_bert", "NomicBertModel", "NomicBertConfig"),
     "roberta": ("roberta", "RobertaModel", "RobertaConfig"),
+    "t5": ("t5", "T5EncoderModel", "T5Config"),
     "xlm-roberta": ("roberta", "RobertaModel", "RobertaConfig"),
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
     "mistral": ("mistral", "MistralForCausalLM", "MistralConfig"),

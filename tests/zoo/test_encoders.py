@@ -14,6 +14,8 @@ SIZES = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 64, "num_hidd
 DEBERTA = {**SIZES, "relative_attention": True, "max_relative_positions": -1, "position_buckets": 4}
 DEBERTA |= {"pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_biased_input": False}
 DEBERTA |= {"norm_rel_ebd": "layer_norm", "max_position_embeddings": 20}
+T5 = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+T5 |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12, "is_encoder_decoder": False}
 # model_type -> (transformers' names of config and model, options); of each, one row
 CASES = {
     "bert": ("BertConfig", "BertModel", {**SIZES, "max_position_embeddings": 64}),
@@ -42,6 +44,8 @@ CASES = {
     ),
     "nomic_bert": ("NomicBertConfig", "NomicBertModel", {**SIZES, "max_position_embeddings": 64}),
     "roberta": ("RobertaConfig", "RobertaModel", {**SIZES, "max_position_embeddings": 64, "type_vocab_size": 1}),
+    "t5": ("T5Config", "T5EncoderModel", T5),
+    "t5 gated": ("T5Config", "T5EncoderModel", {**T5, "feed_forward_proj": "gated-gelu"}),
     "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", {**SIZES, "max_position_embeddings": 64}),
 }
 HEADS = {"bert": ("BertForMaskedLM", "BertForMaskedLM")}
