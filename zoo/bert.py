@@ -185,7 +185,7 @@ class BertForMaskedLM(nn.Module):
     """Logits [..., V] of the words that stand, or are masked, at each place. Arguments as `BertModel`'s."""
 
     def __init__(self, config):
-        self.config = config
+        self.config, self.max_length = config, config.max_position_embeddings
         self.bert = BertModel(config._replace(add_pooling_layer=False))
         self.cls = nn.ModuleDict({"predictions": BertPredictionHead(config)})
 

