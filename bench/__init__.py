@@ -7,6 +7,7 @@
     python -m bench.pair                 two Python threads decoding two models at once
     python -m bench.share                share of a decode that is spent outside native code
     python -m bench.ops                  single ops against PyTorch and NumPy: elementwise to attention and convolutions
+    python -m bench.train                training steps against PyTorch: CNN, ResNet-18, GPT; time and peak memory
     python -m bench.gpu                  on a GPU: kernels against PyTorch, decoding against llama.cpp, one table
     python -m bench.tune matmul          on a GPU: tiles of matrix products for given shapes, kept per GPU
     python -m bench.perplexity           perplexity and greedy text against an independent NumPy Llama

@@ -131,15 +131,13 @@ def _product(fresh_tiles):
     return product
 
 
-def _vjp(dtype):
-    size, put, widen, down = MEMORY[dtype].size, MEMORY[dtype].put, _widen(dtype), _transposed_tile(ACROSS)
-    one = _tile(1, True)
-    product = _product((_tile(4, True), _tile(2, True), one) if WIDE else (one, one, one))
+def _sum():
+    """f(a, sa, b, row, n, c, keys): C[keys] += A^T B, of n queries."""
+    down = _transposed_tile(ACROSS)
     narrow = _transposed_tile(1) if ACROSS > 1 else down
 
     @shared
     def add(a, sa, b, row, n, c, keys):
-        """C[keys] += A^T B: n queries."""
         for j in range(0, keys, DOWN):
             at = 0
             while at < row:
@@ -149,6 +147,14 @@ def _vjp(dtype):
                 else:
                     narrow(a + 4 * j, sa, b + at, row, n, c + j * row + at, row)
                     at += 64
+
+    return add
+
+
+def _queries():
+    """f(...): 48 queries of a head meet all keys of their KV head."""
+    one, add = _tile(1, True), _sum()
+    product = _product((_tile(4, True), _tile(2, True), one) if WIDE else (one, one, one))
 
     @shared
     def queries(a, h, r0, keys, k_rows, k_columns, v_columns, dk, dv, q):
@@ -182,6 +188,12 @@ def _vjp(dtype):
                 _put(to + 4 * c, x, width - c)
         add(p + 4 * begin, line, g, row, rows, dv + begin * row, end - begin)
         add(d + 4 * begin, line, q, row, rows, dk + begin * row, end - begin)
+
+    return queries
+
+
+def _vjp(dtype):
+    size, put, widen, queries = MEMORY[dtype].size, MEMORY[dtype].put, _widen(dtype), _queries()
 
     @inline
     def give(source, to, keys, all_rows, width, scale):
