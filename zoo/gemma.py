@@ -22,6 +22,10 @@ class GemmaConfig(llama.LlamaConfig.plus(norm_offset=1.0)):
         tied = c("tie_word_embeddings", bool, True)
         return found._replace(hidden_act=hidden_act, tie_word_embeddings=tied)
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        return self._replace(hidden_act="gelu_pytorch_tanh", norm_offset=0.0)
+
 
 TINY = GemmaConfig(*llama.TINY)._replace(hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True)
 
@@ -76,6 +80,21 @@ class Gemma2Config(
                 query_pre_attn_scalar=c("query_pre_attn_scalar", float, 256.0),
                 attn_logit_softcapping=c("attn_logit_softcapping", float, 0.0),
                 final_logit_softcapping=c("final_logit_softcapping", float, 0.0),
+            )
+        )
+
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        layers, window = self.num_hidden_layers, get("attention.sliding_window", int, 4096)
+        largest = layers == {2: 46, 6: 62}[self.every]  # the 27B models, whose scale the files do not have
+        return (
+            super()
+            .with_gguf(get, file)
+            ._replace(
+                windows=tuple(window if (i + 1) % self.every else 0 for i in range(layers)),
+                query_pre_attn_scalar=float(self.hidden_size // self.num_attention_heads if largest else self.head_dim),
+                attn_logit_softcapping=get("attn_logit_softcapping", float, 0.0),
+                final_logit_softcapping=get("final_logit_softcapping", float, 0.0),
             )
         )
 
@@ -141,6 +160,10 @@ class Gemma3Config(Gemma2Config.plus(rope_local_base_freq=10000.0)):
             rope_scaling=full.values if "factor" in full else c.rope_scaling() if full is c else None,
             rope_local_base_freq=both.sub("sliding_attention")("rope_theta", float, local),
         )
+
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        return super().with_gguf(get, file)._replace(rope_local_base_freq=get("rope.freq_base_swa", float, 10000.0))
 
 
 TINY_3 = Gemma3Config(*TINY_2)._replace(attn_logit_softcapping=0.0, final_logit_softcapping=0.0)

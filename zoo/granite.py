@@ -18,6 +18,15 @@ class GraniteConfig(
         names = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
         return super().from_hf(c)._replace(**{name: c(name, float, 1.0) for name in names})
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        return self._replace(
+            embedding_multiplier=get("embedding_scale", float, 1.0),
+            attention_multiplier=get("attention.scale", float, self.head_dim**-0.5),
+            residual_multiplier=get("residual_scale", float, 1.0),
+            logits_scaling=get("logit_scale", float, 1.0),
+        )
+
 
 TINY = GraniteConfig(*llama.TINY, 12.0, 0.25, 0.22, 8.0)
 

@@ -8,7 +8,21 @@ from tensorlib.io import gguf
 from tensorlib.nn import VarBuilder
 
 # general.architecture of GGUF -> (module of this package, class of the model, class of its config)
-ARCHITECTURES = {"llama": ("llama", "LlamaForCausalLM", "LlamaConfig")}
+ARCHITECTURES = {
+    "gemma": ("gemma", "GemmaForCausalLM", "GemmaConfig"),
+    "gemma2": ("gemma", "Gemma2ForCausalLM", "Gemma2Config"),
+    "gemma3": ("gemma", "Gemma3ForCausalLM", "Gemma3Config"),
+    "glm4": ("glm", "Glm4ForCausalLM", "GlmConfig"),
+    "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
+    "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
+    "olmo2": ("olmo2", "Olmo2ForCausalLM", "Olmo2Config"),
+    "phi3": ("phi3", "Phi3ForCausalLM", "Phi3Config"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM", "Qwen3Config"),
+    "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
+    "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config"),
+}
+INTERLEAVED = ("glm4", "granite", "llama", "smollm3")  # q and k turn in neighbouring pairs; of all others in halves
 
 # Hugging Face's parameter paths -> GGUF's (equal to the gguf package's own name map, which takes 150 ms to import: a
 # test)
@@ -25,11 +39,22 @@ GGUF_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
 }
+BEHIND = ("gemma2", "gemma3", "olmo2")  # whose post_attention_layernorm stands behind attention, as its name says
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
-def gguf_name(path):
+def gguf_name(path, arch="llama"):
     """GGUF's name of a parameter, or None if it has none.
 
     >>> gguf_name("model.layers.3.self_attn.q_proj.weight"), gguf_name("lm_head.weight")
@@ -38,11 +63,16 @@ def gguf_name(path):
     stem, _, kind = path.rpartition(".")
     layer = _LAYER.fullmatch(stem)
     name = GGUF_NAMES.get(layer[2] if layer else stem)
+    if name == "ffn_norm" and arch in BEHIND and layer[2] == "post_attention_layernorm":
+        name = "post_attention_norm"
     return name and (f"blk.{layer[1]}.{name}.{kind}" if layer else f"{name}.{kind}")
 
 
 def gguf_config(file, config):
-    """A `config` (class) from a GGUF file's metadata. FormatError for a missing key or one of the wrong type."""
+    """A `config` (class) from a GGUF file's metadata. FormatError for a missing key or one of the wrong type.
+
+    A config that has more than Llama's fields finds them in `with_gguf(get, file)`, which gives it with them.
+    """
     arch = file.require("general.architecture", str)
 
     def get(key, kind, default=None):
@@ -51,12 +81,9 @@ def gguf_config(file, config):
     heads, hidden = get("attention.head_count", int), get("embedding_length", int)
     if heads <= 0 or hidden % heads:
         raise FormatError(file.path, f"{arch}.attention.head_count", heads, f"a divisor of the {hidden} channels")
-    scaling = file.metadata.get(f"{arch}.rope.scaling.type", "none")
-    if scaling not in ("none", "linear"):
-        fix = "use a model without it for now"
-        raise FormatError(file.path, f"{arch}.rope.scaling.type", repr(scaling), "none or linear", fix)
     head_dim = get("attention.key_length", int, hidden // heads)
-    return config(
+    eps = "rms_epsilon" if f"{arch}.attention.layer_norm_rms_epsilon" in file.metadata else "epsilon"
+    found = config(
         vocab_size=file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
         hidden_size=hidden,
         intermediate_size=get("feed_forward_length", int),
@@ -64,23 +91,41 @@ def gguf_config(file, config):
         num_attention_heads=heads,
         num_key_value_heads=get("attention.head_count_kv", int, heads),
         head_dim=head_dim,
-        rms_norm_eps=get("attention.layer_norm_rms_epsilon", float, 1e-5),
+        rms_norm_eps=get(f"attention.layer_norm_{eps}", float, 1e-5),
         rope_theta=get("rope.freq_base", float, 10000.0),
-        rope_factors=_rope_factors(
-            file, head_dim, get("rope.scaling.factor", float, 1.0) if scaling == "linear" else 1.0
-        ),
+        rope_factors=tuple(file.tensor(FREQS).tolist()) if FREQS in file.tensors else None,
+        rope_scaling=_rope_scaling(file, arch, get, head_dim),
         max_position_embeddings=get("context_length", int),
         tie_word_embeddings="output.weight" not in file.tensors,
         attention_bias="blk.0.attn_q.bias" in file.tensors,
-        rope_interleaved=True,
+        rope_interleaved=arch in INTERLEAVED,
     )
+    return found.with_gguf(get, file) if hasattr(found, "with_gguf") else found
 
 
-def _rope_factors(file, head_dim, factor):
-    """What every frequency is divided by: `rope_freqs.weight` (Llama 3.1) or one factor for all; None for nothing."""
-    if "rope_freqs.weight" in file.tensors:
-        return tuple(file.tensor("rope_freqs.weight").tolist())
-    return (factor,) * (head_dim // 2) if factor != 1.0 else None
+FREQS = "rope_freqs.weight"  # what every frequency is divided by (Llama 3.1)
+LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+
+
+def _rope_scaling(file, arch, get, head_dim):
+    """What `nn.rope_frequencies` takes, or None for nothing special."""
+    kind = get("rope.scaling.type", str, "none")
+    kind = "longrope" if LONG in file.tensors else kind
+    part, scaling = get("rope.dimension_count", int, head_dim) / head_dim, {}
+    if kind in ("linear", "yarn"):
+        scaling = {"rope_type": kind, "factor": get("rope.scaling.factor", float, 1.0)}
+    elif kind == "longrope":
+        factors = {"long_factor": file.tensor(LONG).tolist(), "short_factor": file.tensor(SHORT).tolist()}
+        scaling = {"rope_type": kind, "attention_factor": get("rope.scaling.attn_factor", float, 1.0), **factors}
+    elif kind != "none":
+        expected = "none, linear, yarn or longrope"
+        raise FormatError(
+            file.path, f"{arch}.rope.scaling.type", repr(kind), expected, "use a model without it for now"
+        )
+    if kind in ("yarn", "longrope"):
+        original = get("rope.scaling.original_context_length", int, get("context_length", int))
+        scaling |= {"original_max_position_embeddings": original, "max_position_embeddings": get("context_length", int)}
+    return scaling | {"partial_rotary_factor": part} if scaling or part != 1.0 else None
 
 
 def load_gguf(path, context=None, device="cpu"):
@@ -100,4 +145,6 @@ def load_gguf(path, context=None, device="cpu"):
     config = gguf_config(file, getattr(module, config))
     if context is not None:
         config = config._replace(max_position_embeddings=min(context, config.max_position_embeddings))
-    return file, VarBuilder(file, gguf_name, device=device).load(getattr(module, model)(config))
+    return file, VarBuilder(file, lambda path: gguf_name(path, arch), device=device).load(
+        getattr(module, model)(config)
+    )

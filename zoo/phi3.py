@@ -14,6 +14,10 @@ class Phi3Config(llama.LlamaConfig):
         """Out of the fields of a config.json (zoo/config.py)."""
         return super().from_hf(c)._replace(windows=c.windows())
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        return self._replace(windows=(get("attention.sliding_window", int, 0),) * self.num_hidden_layers)
+
 
 TINY = Phi3Config(*llama.TINY)._replace(windows=(8, 8))
 

@@ -15,6 +15,10 @@ class SmolLM3Config(llama.LlamaConfig.plus(no_rope_layers=())):
         found = super().from_hf(c)
         return found._replace(no_rope_layers=turns, windows=windows, rope_theta=c.rope_theta(2000000.0))
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields: nothing, every fourth layer has no positions."""
+        return self._replace(no_rope_layers=tuple((i + 1) % 4 > 0 for i in range(self.num_hidden_layers)))
+
 
 TINY = SmolLM3Config(*llama.TINY, no_rope_layers=(True, False))
 

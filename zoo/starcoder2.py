@@ -22,6 +22,11 @@ class Starcoder2Config(llama.LlamaConfig):
             )
         )
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        windows = (get("attention.sliding_window", int, 0),) * self.num_hidden_layers
+        return self._replace(windows=windows, mlp_bias=self.attention_bias, hidden_act="gelu_pytorch_tanh")
+
 
 TINY = Starcoder2Config(*llama.TINY)._replace(
     attention_bias=True, mlp_bias=True, hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True

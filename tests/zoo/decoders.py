@@ -30,6 +30,8 @@ GEMMA3["rope_parameters"] = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+SIX = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 6}
+SIX["rope_parameters"] = GEMMA3["rope_parameters"]
 GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.4, "residual_multiplier": 0.7, "logits_scaling": 5.0}
 
 
@@ -51,31 +53,38 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case("llama"),
+    Case("llama", gguf="llama"),
     Case("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}, "biases"),
-    Case("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, "linear"),
+    Case(
+        "llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, "linear", gguf="llama"
+    ),
     Case("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 5e4}}, "llama3"),
-    Case("llama", {"rope_parameters": {**YARN, "rope_theta": 1e4}, "head_dim": 16}, "yarn"),
+    Case("llama", {"rope_parameters": {**YARN, "rope_theta": 1e4}, "head_dim": 16}, "yarn", gguf="llama"),
     Case("mistral", {"sliding_window": 8}),
+    Case("mistral", {"sliding_window": None}, "everywhere", gguf="llama"),
     Case("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
-    Case("qwen3", {"head_dim": 16}),
-    Case("phi3", {"sliding_window": 8}),
-    Case("phi3", longrope(8), "longrope"),
+    Case("qwen2", {}, "everywhere", gguf="qwen2"),
+    Case("qwen3", {"head_dim": 16}, gguf="qwen3"),
+    Case("phi3", {"sliding_window": 8}, gguf="phi3"),
+    Case("phi3", longrope(8), "longrope", gguf="phi3"),
     Case("phi3", longrope(32), "longrope-short", context=32),
-    Case("gemma", {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}),
+    Case("gemma", {"head_dim": 16, "hidden_act": "gelu_pytorch_tanh"}, gguf="gemma"),
     Case("gemma2", {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 8}),
+    Case("gemma2", {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8}, "file", gguf="gemma2"),
     Case("gemma3_text", {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 8, **GEMMA3}),
-    Case("granite", GRANITE),
+    Case("gemma3_text", SIX, "file", gguf="gemma3"),
+    Case("granite", GRANITE, gguf="granite"),
     Case("smollm3", {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 8}),
+    Case("smollm3", {"num_hidden_layers": 4}, "four", gguf="smollm3"),
     Case("olmo", {"clip_qkv": 1.0}),
-    Case("olmo2"),
-    Case("starcoder2", {"sliding_window": 8}),
+    Case("olmo2", gguf="olmo2"),
+    Case("starcoder2", {"sliding_window": 8}, gguf="starcoder2"),
     Case("stablelm", {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True, **HALF}),
     Case("stablelm", {"hidden_size": 64}, "plain"),
     Case("phi", {"num_key_value_heads": 4, **HALF}),
     Case("phi", {"qk_layernorm": True}, "norms"),
     Case("persimmon", {"hidden_act": "relu2"}),
     Case("glm", {"attention_bias": True}),
-    Case("glm4", {"attention_bias": True}),
+    Case("glm4", {"attention_bias": True}, gguf="glm4"),
     Case("helium", {"head_dim": 8}),
 ]

@@ -5,6 +5,7 @@ import pytest
 
 import tensorlib
 from tensorlib.capture import Capture
+from tests.zoo import table
 from tests.zoo.decoders import CASES, SIZES
 from zoo import auto, cli
 from zoo.generate import load
@@ -139,3 +140,9 @@ def test_a_folder_generates_text(tmp_path, capsys):
     (tmp_path / "tokenizer.json").unlink()
     assert cli.main(["generate", "-m", str(tmp_path), "w3"]) == 2
     assert "tokenizer.json" in capsys.readouterr().err
+
+
+def test_the_table_is_of_what_loads():
+    assert table.rows().keys() <= auto.MODELS.keys()
+    assert all("training" in shown for shown in table.rows().values())
+    assert "| `glm` | yes |  | yes | yes | yes |" in table.table(), "llama.cpp's names for it are not here"

@@ -1,0 +1,86 @@
+"""Decoders through GGUF: transformers' weights under llama.cpp's names and metadata, read back by zoo.load."""
+
+import numpy as np
+import pytest
+
+from tensorlib.io import gguf
+from tests.zoo import test_decoders as whole
+from tests.zoo.decoders import CASES
+from zoo.load import load_gguf
+
+names = pytest.importorskip("gguf")
+
+PERMUTED = ("llama", "granite", "smollm3")  # whose rows of q and k llama.cpp's converter moves next to their pairs
+
+
+def metadata(arch, config, head_dim):
+    """llama.cpp's keys, as its converter writes them of a config."""
+    c, rope = config, config.rope_parameters
+    rope = rope.get("full_attention", rope)
+    found = {
+        "context_length": c.max_position_embeddings,
+        "embedding_length": c.hidden_size,
+        "block_count": c.num_hidden_layers,
+        "feed_forward_length": c.intermediate_size,
+        "attention.head_count": c.num_attention_heads,
+        "attention.head_count_kv": c.num_key_value_heads,
+        "attention.key_length": head_dim,
+        "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
+        "rope.freq_base": float(rope["rope_theta"]),
+    }
+    if arch == "starcoder2":
+        found["attention.layer_norm_epsilon"] = c.norm_epsilon
+    else:
+        found["attention.layer_norm_rms_epsilon"] = c.rms_norm_eps
+    if rope["rope_type"] in ("linear", "yarn"):
+        found |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] in ("yarn", "longrope"):
+        found["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    if rope["rope_type"] == "longrope":
+        original = rope["original_max_position_embeddings"]
+        found["rope.scaling.attn_factor"] = float(np.sqrt(1 + np.log(rope["factor"]) / np.log(original)))
+    same = {"sliding_window": "attention.sliding_window", "embedding_multiplier": "embedding_scale"}
+    same |= {"attention_multiplier": "attention.scale", "residual_multiplier": "residual_scale"}
+    same |= {"logits_scaling": "logit_scale", "attn_logit_softcapping": "attn_logit_softcapping"}
+    same |= {"final_logit_softcapping": "final_logit_softcapping"}
+    found |= {key: getattr(c, name) for name, key in same.items() if getattr(c, name, None) is not None}
+    return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
+
+
+def permuted(weight, heads):
+    """Rows of every head from halves to neighbouring pairs."""
+    return (
+        weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+    )
+
+
+def write(path, case, theirs):
+    """The file that llama.cpp's converter would make."""
+    arch, config = case.gguf, theirs.config
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kind = {name: key for key, name in names.MODEL_ARCH_NAMES.items()}[arch]
+    table, tensors = names.get_tensor_name_map(kind, config.num_hidden_layers), {}
+    for name, weight in theirs.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        weight = weight.numpy()
+        if arch in PERMUTED and ("q_proj" in name or "k_proj" in name):
+            weight = permuted(weight, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
+        weight = weight + 1 if arch.startswith("gemma") and "norm" in name else weight
+        tensors[table.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(weight)
+    rope = config.rope_parameters
+    for which in ("long", "short"):
+        if f"{which}_factor" in rope:
+            tensors[f"rope_factors_{which}.weight"] = np.array(rope[f"{which}_factor"], np.float32)
+    gguf.write(path, metadata(arch, config, head_dim), tensors)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.gguf], ids=lambda case: case.id)
+def test_gguf(case, tmp_path):
+    """Logits are transformers': all tokens at once, then a step after them."""
+    theirs = whole.torch_model(case)
+    write(tmp_path / "model.gguf", case, theirs)
+    _, ours = load_gguf(tmp_path / "model.gguf", case.context)
+    cache, want = ours.new_cache(32, "f32"), whole.logits(theirs, [whole.IDS])[0]
+    whole.close(ours(whole.tensor(whole.IDS[:12]), cache, last_only=False).numpy(), want[:12])
+    whole.close(ours(whole.tensor(whole.IDS[12:]), cache, last_only=False).numpy(), want[12:])
