@@ -37,6 +37,7 @@ MODELS = {
     "glm": ("glm", "GlmForCausalLM", "GlmConfig"),
     "glm4": ("glm", "Glm4ForCausalLM", "GlmConfig"),
     "helium": ("helium", "HeliumForCausalLM", "HeliumConfig"),
+    "falcon": ("falcon", "FalconForCausalLM", "FalconConfig"),
 }
 
 

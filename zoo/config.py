@@ -47,6 +47,12 @@ class Fields:
             raise FormatError(self.path, name, repr(value)[:80], f"one of {known}", "this is not here yet")
         return choices[value]
 
+    def only(self, name, kind, value):
+        """FormatError unless a field is missing, or has the one value that a model is written for."""
+        found = self(name, kind, value)
+        if found != value:
+            raise FormatError(self.path, name, repr(found)[:80], repr(value), "this is not here yet")
+
     def sub(self, name):
         """The fields of an object inside; of an empty one if it is missing."""
         return Fields(self(name, dict, {}), f"{self.path}: {name}")

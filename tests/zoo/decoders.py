@@ -87,4 +87,7 @@ CASES = [
     Case("glm", {"attention_bias": True}),
     Case("glm4", {"attention_bias": True}, gguf="glm4"),
     Case("helium", {"head_dim": 8}),
+    Case("falcon", {"ffn_hidden_size": 48}),
+    Case("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}, "groups"),
+    Case("falcon", {"multi_query": False, "parallel_attn": False}, "sequential"),
 ]
