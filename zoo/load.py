@@ -15,14 +15,22 @@ ARCHITECTURES = {
     "glm4": ("glm", "Glm4ForCausalLM", "GlmConfig"),
     "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
+    "olmo": ("olmo", "OlmoForCausalLM", "OlmoConfig"),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", "Olmo2Config"),
+    "phi2": ("phi", "PhiForCausalLM", "PhiConfig"),
     "phi3": ("phi3", "Phi3ForCausalLM", "Phi3Config"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", "Qwen3Config"),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
     "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config"),
 }
-INTERLEAVED = ("glm4", "granite", "llama", "smollm3")  # q and k turn in neighbouring pairs; of all others in halves
+INTERLEAVED = (
+    "glm4",
+    "granite",
+    "llama",
+    "olmo",
+    "smollm3",
+)  # q and k turn in neighbouring pairs; of all others in halves
 
 # Hugging Face's parameter paths -> GGUF's (equal to the gguf package's own name map, which takes 150 ms to import: a
 # test)
@@ -43,6 +51,10 @@ GGUF_NAMES = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_up_proj": "ffn_up",
+    "self_attn.dense": "attn_output",
+    "model.final_layernorm": "output_norm",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
     "pre_feedforward_layernorm": "ffn_norm",

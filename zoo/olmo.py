@@ -14,6 +14,10 @@ class OlmoConfig(llama.LlamaConfig.plus(clip_qkv=0.0)):
         """Out of the fields of a config.json (zoo/config.py)."""
         return super().from_hf(c)._replace(clip_qkv=c("clip_qkv", float, 0.0), rms_norm_eps=1e-5)
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        return self._replace(clip_qkv=get("attention.clamp_kqv", float, 0.0))
+
 
 TINY = OlmoConfig(*llama.TINY, clip_qkv=1.0)
 

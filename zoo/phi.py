@@ -22,6 +22,10 @@ class PhiConfig(llama.LlamaConfig.plus(qk_layernorm=False)):
             )
         )
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        return self._replace(hidden_act="gelu_new")
+
 
 TINY = PhiConfig(*llama.TINY)._replace(
     hidden_act="gelu_new", rope_scaling={"partial_rotary_factor": 0.5}, attention_bias=True

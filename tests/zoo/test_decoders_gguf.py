@@ -10,7 +10,13 @@ from zoo.load import load_gguf
 
 names = pytest.importorskip("gguf")
 
-PERMUTED = ("llama", "granite", "smollm3")  # whose rows of q and k llama.cpp's converter moves next to their pairs
+PERMUTED = (
+    "llama",
+    "granite",
+    "olmo",
+    "smollm3",
+)  # whose rows of q and k llama.cpp's converter moves next to their pairs
+EPSILONS = {"starcoder2": "norm_epsilon", "phi2": "layer_norm_eps", "olmo": "none: it is fixed"}  # of LayerNorm
 
 
 def metadata(arch, config, head_dim):
@@ -28,8 +34,8 @@ def metadata(arch, config, head_dim):
         "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
         "rope.freq_base": float(rope["rope_theta"]),
     }
-    if arch == "starcoder2":
-        found["attention.layer_norm_epsilon"] = c.norm_epsilon
+    if arch in EPSILONS:
+        found["attention.layer_norm_epsilon"] = getattr(c, EPSILONS[arch], 1e-5)
     else:
         found["attention.layer_norm_rms_epsilon"] = c.rms_norm_eps
     if rope["rope_type"] in ("linear", "yarn"):
@@ -42,7 +48,7 @@ def metadata(arch, config, head_dim):
     same = {"sliding_window": "attention.sliding_window", "embedding_multiplier": "embedding_scale"}
     same |= {"attention_multiplier": "attention.scale", "residual_multiplier": "residual_scale"}
     same |= {"logits_scaling": "logit_scale", "attn_logit_softcapping": "attn_logit_softcapping"}
-    same |= {"final_logit_softcapping": "final_logit_softcapping"}
+    same |= {"final_logit_softcapping": "final_logit_softcapping", "clip_qkv": "attention.clamp_kqv"}
     found |= {key: getattr(c, name) for name, key in same.items() if getattr(c, name, None) is not None}
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
 
