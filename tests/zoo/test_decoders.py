@@ -1,5 +1,7 @@
 """Every decoder against `transformers`: its own weights, random and tiny, saved and loaded here."""
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -146,3 +148,14 @@ def test_the_table_is_of_what_loads():
     assert table.rows().keys() <= auto.MODELS.keys()
     assert all("training" in shown for shown in table.rows().values())
     assert "| `glm` | yes |  | yes | yes | yes |" in table.table(), "llama.cpp's names for it are not here"
+
+
+@pytest.mark.parametrize("model_type", sorted({case.model_type for case in CASES}))
+def test_tiny(model_type):
+    """Every model has a tiny config, and works without a file."""
+    name, model, config = auto.MODELS[model_type]
+    module = importlib.import_module(f"zoo.{name}")
+    kind, tiny = getattr(module, config), [value for key, value in vars(module).items() if key.startswith("TINY")]
+    config = next(value for value in tiny if type(value) is kind)
+    ours = getattr(module, model)(config).requires_grad_(False)
+    assert ours(tensor(IDS), ours.new_cache(16)).shape == (1, config.vocab_size)
