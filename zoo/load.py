@@ -22,6 +22,7 @@ ARCHITECTURES = {
     "qwen2": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", "Qwen3Config"),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
+    "stablelm": ("stablelm", "StableLmForCausalLM", "StableLmConfig"),
     "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config"),
 }
 INTERLEAVED = (

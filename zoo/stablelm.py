@@ -23,6 +23,13 @@ class StableLmConfig(llama.LlamaConfig.plus(qk_layernorm=False, use_parallel_res
             )
         )
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        return self._replace(
+            qk_layernorm="blk.0.attn_q_norm.weight" in file.tensors,
+            use_parallel_residual=get("use_parallel_residual", bool, True),
+        )
+
 
 TINY = StableLmConfig(*llama.TINY, True, True)._replace(rope_scaling={"partial_rotary_factor": 0.25})
 

@@ -80,7 +80,7 @@ CASES = [
     Case("olmo2", gguf="olmo2"),
     Case("starcoder2", {"sliding_window": 8}, gguf="starcoder2"),
     Case("stablelm", {"use_qkv_bias": True, "qk_layernorm": True, "use_parallel_residual": True, **HALF}),
-    Case("stablelm", {"hidden_size": 64}, "plain"),
+    Case("stablelm", {"hidden_size": 64}, "plain", gguf="stablelm"),
     Case("phi", {"num_key_value_heads": 4, **HALF}, gguf="phi2"),
     Case("phi", {"qk_layernorm": True}, "norms"),
     Case("persimmon", {"hidden_act": "relu2"}),

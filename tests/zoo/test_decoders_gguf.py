@@ -16,7 +16,12 @@ PERMUTED = (
     "olmo",
     "smollm3",
 )  # whose rows of q and k llama.cpp's converter moves next to their pairs
-EPSILONS = {"starcoder2": "norm_epsilon", "phi2": "layer_norm_eps", "olmo": "none: it is fixed"}  # of LayerNorm
+EPSILONS = {
+    "starcoder2": "norm_epsilon",
+    "phi2": "layer_norm_eps",
+    "stablelm": "layer_norm_eps",
+    "olmo": "none: it is fixed",
+}  # of LayerNorm
 
 
 def metadata(arch, config, head_dim):
@@ -49,6 +54,7 @@ def metadata(arch, config, head_dim):
     same |= {"attention_multiplier": "attention.scale", "residual_multiplier": "residual_scale"}
     same |= {"logits_scaling": "logit_scale", "attn_logit_softcapping": "attn_logit_softcapping"}
     same |= {"final_logit_softcapping": "final_logit_softcapping", "clip_qkv": "attention.clamp_kqv"}
+    same |= {"use_parallel_residual": "use_parallel_residual"}
     found |= {key: getattr(c, name) for name, key in same.items() if getattr(c, name, None) is not None}
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
 
