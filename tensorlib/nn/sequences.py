@@ -109,8 +109,9 @@ class Sequences:
     def attend(self, q, k, v, heads, rotary=None, bias=None, memory=None, **options):
         """Attention of each sequence to all of itself, or of `memory` (Sequences that k and v are of): q's shape.
 
-        q [N, heads * D], k and v likewise. `rotary` turns q and k first. `bias`: f(q, k) of one sequence's [T, heads, D]
-        gives what is added to the scores, [heads, T, T of k]; `options`: scale, window (without bias) and so on, of `nn.attention`.
+        q [N, heads * D], k and v likewise. `rotary` turns q and k first. `bias`: f(q, k) of one sequence's
+        [T, heads, D] gives what is added to the scores, [heads, T, T of k]; `options`: scale, window (without bias) and
+        so on, of `nn.attention`.
         """
         q, k, v = (x.reshape(x.shape[0], heads, -1) for x in (q, k, v))
         if rotary is not None:
