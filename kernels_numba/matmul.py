@@ -374,6 +374,6 @@ KERNELS = {"pack": (_pack, 2), "gemm": (_gemm, 3), "panels": (_panels, 0), "plai
 
 
 def build(name, *params, source=None):
-    """pack (dtype of A, computing dtype), gemm (dtypes of W and C, computing dtype), panels, plain (dtypes of A, W, C)."""
+    """pack (dtype of A, computing one), gemm (dtypes of W, C, computing one), panels, plain (dtypes of A, W, C)."""
     make, count = KERNELS.get(name, (None, -1))
     return make(*params) if len(params) == count else None
