@@ -36,7 +36,7 @@ def helpers(function):
     return list(found)
 
 
-def _functions(row):
+def functions(row):
     return [_text(f) for f in (*helpers(row.decode), row.decode)]
 
 
@@ -44,7 +44,7 @@ def _functions(row):
 def key(spec):
     """Hash that changes with what `source` would return, without making its table: the key of a cached kernel."""
     row = formats.get(spec)
-    return sha256("\n".join([*_functions(row), repr(row.table)]).encode()).hexdigest()[:16]
+    return sha256("\n".join([*functions(row), repr(row.table)]).encode()).hexdigest()[:16]
 
 
 def source(spec):
@@ -61,4 +61,4 @@ def source(spec):
     row = formats.get(spec)
     sizes = f"ELEMENTS, BYTES = {row.elements}, {row.nbytes}"
     table = f'TABLE = bytes.fromhex("{row.table_bytes().hex()}")'
-    return "\n".join([sizes, table, *_functions(row), f"decode = {row.decode.__name__}"])
+    return "\n".join([sizes, table, *functions(row), f"decode = {row.decode.__name__}"])
