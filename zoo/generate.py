@@ -12,7 +12,6 @@ from tensorlib.device import Device
 from tensorlib.errors import ContextError, ShapeError
 from tensorlib.io import hub
 from tensorlib.io.tokenizer import Tokenizer
-from zoo import auto
 from zoo.load import load_gguf
 
 CHUNK = 256  # prompt tokens computed at once: 512 are 7 % faster and take 8 MB more
@@ -44,6 +43,8 @@ def load(ref=None, threads=None, context=None, device="cpu"):
     if threads is not None:
         backend.set_num_threads(threads)
     if ref is not None and os.path.isdir(folder := os.path.expanduser(ref)):
+        from zoo import auto
+
         return TextModel(*auto.load(folder, context or CONTEXT, device), device=device, folder=folder)
     file, model = load_gguf(hub.resolve(ref or hub.DEFAULT_MODEL), context or CONTEXT, device)
     return TextModel(file, model, device=device)

@@ -17,7 +17,6 @@ import sys
 
 from tensorlib.errors import FormatError
 from tensorlib.io.cursor import FileMap, check_unchanged
-from tensorlib.io.memory import read_all
 
 LIMIT = 1 << 63  # sizes, offsets and products are held below it
 SHORT = 80  # characters of a file's text that a message repeats
@@ -53,6 +52,8 @@ def map_private(path, least: int, what: str, mapped: bool = True) -> tuple[str, 
         if size < max(least, 1):
             raise FormatError(name, "offset 0", f"a file of {size} bytes", f"{what}, at least {max(least, 1)} bytes")
         if not mapped:
+            from tensorlib.io.memory import read_all
+
             return name, read_all(name, fd, size)
         if not sys.platform.startswith("linux"):
             found = FileMap(fd, size, access=mmap.ACCESS_COPY)

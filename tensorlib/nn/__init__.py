@@ -41,7 +41,7 @@ LATER = {
     "transformer": "Transformer TransformerDecoder TransformerDecoderLayer TransformerEncoder TransformerEncoderLayer",
     "rope": "rope_frequencies",
     "rnn": "GRU GRUCell LSTM LSTMCell RNN RNNCell",
-    "norm": "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d",
+    "channel_norm": "BatchNorm1d BatchNorm2d BatchNorm3d GroupNorm InstanceNorm1d InstanceNorm2d InstanceNorm3d",
 }
 _FILES = {name: file for file, names in LATER.items() for name in names.split()}
 

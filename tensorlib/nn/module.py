@@ -22,7 +22,6 @@ from tensorlib import dtype as _dtype
 from tensorlib.device import Array, Device
 from tensorlib.errors import DTypeError
 from tensorlib.nn import init as _init
-from tensorlib.nn.text import to_html, to_text
 from tensorlib.ops.generator import default
 from tensorlib.tensor import empty
 
@@ -268,9 +267,13 @@ class Module:
         return ""
 
     def __repr__(self):
+        from tensorlib.nn.text import to_text  # with what it needs, not at every start
+
         return to_text(self)
 
     def _repr_html_(self):
+        from tensorlib.nn.text import to_html
+
         return to_html(self)
 
 

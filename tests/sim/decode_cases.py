@@ -16,7 +16,7 @@ F32 = U["f32"]
 
 def layer(name, n, k, seed=0):
     """An nn.Linear of a quantised weight on the device."""
-    made = nn.Linear(k, n)
+    made = nn.Linear(k, n, bias=False)
     made.weight = weight(name, n, k, seed).to("cuda:0")
     return made
 
