@@ -9,6 +9,7 @@ Fan-in and fan-out of a weight [out, in, *kernel]: in, or out, times the kernel'
 True
 """
 
+from functools import cache
 from math import erf, prod, sqrt
 
 from tensorlib.autograd import no_grad
@@ -135,6 +136,7 @@ def orthogonal_(tensor, gain=1.0, generator=None):
     return tensor.copy_(((q.T if rows < columns else q) * gain).reshape(*tensor.shape))
 
 
+@cache  # one for all layers of a size
 def fan_uniform(fan_in):
     """Init function: uniform within 1 / sqrt(fan_in), what torch's Linear, convolutions and their biases begin with."""
     return Uniform(1 / sqrt(fan_in) if fan_in else 0.0)
