@@ -97,8 +97,9 @@ class Optimizer:
         loaded = {}
         for p, i in zip(parameters, numbers):
             values = state_dict["state"].get(i, state_dict["state"].get(str(i)))
-            if values is not None:
-                loaded[p] = {name: self._loaded(p, name, value) for name, value in values.items()}
+            values = {name: value for name, value in (values or {}).items() if value is not None}
+            if values:  # torch's SGD keeps no step, and None where it has no momentum yet
+                loaded[p] = {"step": 1} | {name: self._loaded(p, name, value) for name, value in values.items()}
         for mine, theirs in zip(self.param_groups, groups):
             mine.update({k: v for k, v in theirs.items() if k != "params" and (k in mine or k == "initial_lr")})
         self.state = loaded
@@ -108,8 +109,6 @@ class Optimizer:
             return int(value.item() if isinstance(value, Array) else value)
         if not isinstance(value, Array):
             return value
-        if tuple(value.shape) != tuple(p.shape) and value.numel() == p.numel():
-            raise ShapeError("load_state_dict", f"{name} of {value.shape}", f"{p.shape}", "is it the same model?")
         return value.detach().to(device=p.device).clone()
 
     def __repr__(self):
@@ -167,3 +166,13 @@ class Fused(Optimizer):
             dtype = p.dtype if p.dtype.name == "f64" else "f32"
             state[name] = type(p).empty(p.shape, dtype, p.device).fill_(0.0)
         return state[name]
+
+    def _loaded(self, p, name, value):
+        """A state as the kernel reads it: the parameter's shape, f32 (f64 for f64). ShapeError."""
+        value = super()._loaded(p, name, value)
+        if isinstance(value, Array):
+            if tuple(value.shape) != tuple(p.shape):
+                op, fix = f"{type(self).__name__}.load_state_dict", "is it the state of the same model?"
+                raise ShapeError(op, f"{name} of shape {value.shape}", f"{p.shape}", fix)
+            value = value.to("f64" if p.dtype.name == "f64" else "f32").contiguous()
+        return value

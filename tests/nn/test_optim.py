@@ -152,6 +152,27 @@ def test_goes_on_from_torchs_state():
         np.testing.assert_allclose(values(p), values(q), rtol=1e-13, atol=1e-13)
 
 
+def test_states_that_a_kernel_could_not_read():
+    """Of another shape: told, since the kernel would read beyond them. In another dtype, or without a step: taken."""
+    small, large = (optim.AdamW([tensorlib.ones(n, requires_grad=True)]) for n in (3, 4000))
+    for optimizer in (small, large):
+        p = optimizer.param_groups[0]["params"][0]
+        p.grad = tensorlib.ones(p.shape)
+        optimizer.step()
+    with pytest.raises(ShapeError, match=r"exp_avg of shape \(3,\)"):
+        large.load_state_dict(small.state_dict())
+    p = tensorlib.ones(4, requires_grad=True)
+    ours = optim.SGD([p], lr=1.0, momentum=0.5, dampening=0.5)
+    state = ours.state_dict()
+    ours.load_state_dict(state | {"state": {0: {"momentum_buffer": tensorlib.ones(4, dtype="bf16")}}})
+    p.grad = tensorlib.ones(4)
+    ours.step()  # buf = 0.5 * 1 + (1 - 0.5) * 1
+    assert p.tolist() == [0.0] * 4
+    ours.load_state_dict(state | {"state": {0: {"momentum_buffer": None}}})
+    ours.step()
+    assert p.tolist() == [-1.0] * 4
+
+
 def test_groups_have_options_of_their_own():
     mine, theirs = pair()
     groups = lambda ps: [{"params": ps[:2], "lr": 0.5, "weight_decay": 0.3}, {"params": ps[2:]}]  # noqa: E731
