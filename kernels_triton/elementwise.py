@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from . import convert, float8, functions
+from . import convert, float8, functions, library
 from .expressions import LETTERS, OPERANDS, composed, expression, translated
 from .launch import Kernel, blocks, pick, power_of_2
 
@@ -33,7 +33,7 @@ FEW = 3  # arrays of which a thread holds 16 elements of 4 bytes in 48 registers
 LIMIT = 65535  # programs along all axes of a grid but the first
 KEPT = 1024  # layouts that a row remembers
 ANY = frozenset((0, 1, "n"))
-SCOPE = {"tl": tl, "libdevice": libdevice, "__name__": __name__}
+SCOPE = {"tl": tl, "libdevice": libdevice, "library": library, "__name__": __name__}
 SCOPE |= {k: v for m in (convert, float8, functions) for k, v in vars(m).items() if hasattr(v, "fn")}
 
 

@@ -8,7 +8,7 @@ such an expression, or one that a user wrote, into Triton source: numbers in cal
 
 import ast
 
-from . import functions
+from . import functions, library
 from .convert import register
 
 UNARY = {
@@ -156,8 +156,9 @@ class _Given(ast.NodeTransformer):
 _OPERATORS = {
     "iadd": ast.Add, "isub": ast.Sub, "imul": ast.Mult, "iand": ast.BitAnd, "ior": ast.BitOr, "ixor": ast.BitXor,
 }  # fmt: skip
-_CALLS = {"fabs": "tl.abs", "floor": "tl.floor", "ceil": "tl.ceil", "fma": "tl.fma", "select": "tl.where"}
+_CALLS = {"fabs": "tl.abs", "fma": "tl.fma", "select": "tl.where"}
 _CALLS |= {name: f"libdevice.{name}" for name in functions.LIBRARY}
+_CALLS |= {name: f"library.{name}" for name in library.NAMES}
 _CALLS |= {
     name: name
     for name in "div sqrt maximum minimum relu sign sigmoid softplus gelu remainder floor_divide sinc logaddexp"

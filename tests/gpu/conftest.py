@@ -71,18 +71,20 @@ def installed():
 
 
 class Launches:
-    """What `gpu.trace` is told of: how many launches."""
+    """What `gpu.trace` is told of: how many launches; a test's own list is told, too."""
 
     def __init__(self):
-        self.count = 0
+        self.count, self.told = 0, None
 
     def append(self, launch):
         """One more."""
         self.count += 1
+        if self.told is not None:
+            self.told.append(launch)
 
 
 class Watched:
-    """A real GPU as tests of the stand-ins know it: with `launches` and `check`."""
+    """A real GPU as tests of the stand-ins know it: with `launches`, `trace` and `check`."""
 
     def __init__(self, gpu):
         self.gpu, self.seen = gpu, Launches()
@@ -91,6 +93,14 @@ class Watched:
     @property
     def launches(self):
         return self.seen.count
+
+    @property
+    def trace(self):
+        return self.seen.told
+
+    @trace.setter
+    def trace(self, told):
+        self.seen.told = told
 
     def check(self):
         """Faults of a kernel are reported by the driver, at the next wait."""

@@ -7,6 +7,7 @@ import importlib
 import inspect
 
 from tests.gpu.conftest import lacking
+from tests.quant.conftest import samples  # noqa: F401 - a fixture
 
 ROOMS = (
     "attention attention_vjp elementwise fuse index lapack loss matmul moe norm quant random reduce scan sort".split()
