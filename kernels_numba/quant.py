@@ -261,6 +261,32 @@ def matvec(a, tid, nth):
         if residual != 0:
             residual += {tokens} * 4 * n
 '''
+_EXPERTS = '''
+def experts(a, tid, nth):
+    """out[i] = activations[i // per] . weights[ids[i]], NaN for an id that is none. Threads share the rows of all.
+
+    Words: weights, packed activations, out, N, K, ids (i64), how many of them, per, matrices of weights.
+    """
+    w, y, out, n, k, ids, many, per, matrices = (
+        arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6), arg(a, 7), arg(a, 8)
+    )
+    blocks = k // 32
+    size = {size}
+    stride = k // {elements} * {nbytes}
+    at, end = n * many * tid // nth, n * many * (tid + 1) // nth
+    while at < end:
+        i = at // n
+        r0 = at - i * n
+        r1 = min(n, r0 + end - at)
+        e = ld_i64(ids + 8 * i)
+        to = out + 4 * n * i
+        if 0 <= e < matrices:
+            one_token(w + e * n * stride, y + i // per * size, to, 0, n, blocks, stride, size, r0, r1, 1)
+        else:
+            for r in range(r0, r1):
+                st_f32(to + 4 * r, nan)
+        at += r1 - r0
+'''
 TOKENS = 4  # that share a weight row while it is unpacked
 AHEAD = 8192  # bytes
 
@@ -270,7 +296,7 @@ def _compile(source, name, scope):
     return scope[name]
 
 
-def _matvec(fmt, source=None):
+def _matvec(fmt, source=None, name="matvec"):
     row = UNPACK.get(fmt)
     if row is None:
         return None
@@ -281,16 +307,18 @@ def _matvec(fmt, source=None):
         for name, tokens in (("one_token", 1), ("many_tokens", TOKENS))
     }
     size = f"blocks // 8 * {RUNS_BYTES}" if fmt in RUNS else f"(blocks + 3) // 4 * {GROUP_BYTES}"
-    text = _MATVEC.format(elements=row.elements, nbytes=row.nbytes, size=size, tokens=TOKENS)
-    return _compile(text, "matvec", scope | made)
+    text = (_MATVEC if name == "matvec" else _EXPERTS).format(
+        elements=row.elements, nbytes=row.nbytes, size=size, tokens=TOKENS
+    )
+    return _compile(text, name, scope | made | {"nan": float("nan")})
 
 
 def build(name, *params, source=None):
-    """ "quantize", "quantize_runs", "matvec" fmt, and those of `quant_matmul.py`: kernel functions; None for a format
-    without.
+    """ "quantize", "quantize_runs", "matvec" and "experts" fmt, and those of `quant_matmul.py`: kernel functions; None
+    for a format without.
     """
     if name in ("quantize", "quantize_runs"):
         return quantize if name == "quantize" else quantize_runs
-    if name == "matvec":
-        return _matvec(*params, source)
+    if name in ("matvec", "experts"):
+        return _matvec(*params, source, name)
     return quant_matmul.build(name, *params, source=source)

@@ -5,9 +5,9 @@ import re
 from tensorlib import dtype
 from tensorlib.autograd import no_grad
 from tensorlib.device import Array, Buffer
-from tensorlib.errors import DeviceError, ShapeError, WeightsError
+from tensorlib.errors import DeviceError, FormatError, ShapeError, WeightsError
 from tensorlib.layout import contiguous
-from tensorlib.tensor import Tensor, as_tensor
+from tensorlib.tensor import Tensor, as_tensor, empty
 
 
 def same(path):
@@ -53,13 +53,40 @@ class Weights:
         self.tensors = getattr(source, "tensors", source)
         self.file = getattr(source, "path", "state dict")
         self._read = getattr(source, "tensor", None) or source.__getitem__
+        self.stacks, self.parts = {}, set()  # name -> the names of its parts, matrix by matrix; all such names
+
+    def __contains__(self, name):
+        return name in self.tensors or name in self.stacks
 
     def shape(self, name):
+        if name in self.stacks:
+            return self._shape_of_stack(self.stacks[name])
         found = self.tensors[name]
         return tuple(getattr(found, "shape", found))
 
+    def _shape_of_stack(self, stack):
+        """Shapes of the parts that do not fit, unless all are matrices of one width, in the same order everywhere."""
+        shapes = [[self.shape(name) for name in names] for names in stack]
+        first = shapes[0]
+        wrong = [row for row in shapes if row != first or any(len(s) != 2 or s[1] != first[0][-1] for s in row)]
+        return tuple(wrong[0]) if wrong else (len(stack), sum(shape[0] for shape in first), first[0][1])
+
+    def gather(self, name, parts, name_of):
+        """Makes a name one of the source's if it has all of its parts (paths); those that it lacks, if any is there."""
+        names = [[name_of(path) for path in row] for row in parts]
+        flat = [part for row in names for part in row]
+        lacking = [part for part in flat if part not in self.tensors]
+        if not lacking:
+            self.stacks[name] = names
+        if len(lacking) == len(flat):
+            return []
+        self.parts.update(flat)
+        return lacking
+
     def stored(self, name, shard=None):
         """The tensor as the source has it, or a shard of it: no other byte of a mapped file is read."""
+        if name in self.stacks:
+            return stacked([[self.stored(part) for part in row] for row in self.stacks[name]], self.file, name)
         x = self._read(name) if shard is None else self._shard(name, *shard)
         if hasattr(x, "dequantize"):
             return x
@@ -112,9 +139,33 @@ def narrow(x, dim, start, size):
             got, fix = f"shards of {size} along the last dim of {x.shape}", "use fewer shards, or another dim"
             raise ShapeError("shard", got, f"whole blocks of {blocks.elements} ({blocks.name})", fix)
         start, size = (n // blocks.elements * blocks.nbytes for n in (start, size))
-    layout = contiguous((*x.shape[:-1], blocks.row_bytes(x.shape[-1])))
-    raw = Tensor(Buffer(x.ptr, x.nbytes, x.buffer), layout, dtype.u8).narrow(dim, start, size).contiguous()
+    raw = _bytes_of(x).narrow(dim, start, size).contiguous()
     return type(x)(raw.buffer, raw.ptr - raw.buffer.ptr, shape, blocks)
+
+
+def _bytes_of(x):
+    """A QTensor's blocks: u8 [..., bytes of a row]."""
+    layout = contiguous((*x.shape[:-1], x.format.row_bytes(x.shape[-1])))
+    return Tensor(Buffer(x.ptr, x.nbytes, x.buffer), layout, dtype.u8)
+
+
+def stacked(rows, file, name):
+    """Rows of matrices [N_i, K] as [len(rows), sum of N_i, K], in new memory. FormatError for several formats."""
+    first, kinds = rows[0][0], {str(getattr(x, "format", None) or x.dtype) for row in rows for x in row}
+    if len(kinds) > 1:
+        raise FormatError(file, name, f"parts of {', '.join(sorted(kinds))}", "one format", "convert them to one")
+    blocks = hasattr(first, "dequantize")
+    parts = [[_bytes_of(x) if blocks else x for x in row] for row in rows]
+    shape = len(rows), sum(x.shape[0] for x in parts[0]), parts[0][0].shape[1]
+    out = empty(shape, dtype=parts[0][0].dtype)
+    for e, row in enumerate(parts):
+        at = 0
+        for x in row:
+            out[e].narrow(0, at, x.shape[0])[...] = x
+            at += x.shape[0]
+    if not blocks:
+        return out
+    return type(first)(out.buffer, out.ptr - out.buffer.ptr, (*shape[:2], first.shape[1]), first.format)
 
 
 # ---- a whole module --------------------------------------------------------------------------------------------------
@@ -126,21 +177,24 @@ def load(module, weights, name_of, below, errors):
     `name_of` maps paths to names of the source (None: it has none), `below` says which of its names are the module's,
     `errors` what of "missing" and "unexpected" is one. WeightsError, before anything is loaded; also for other shapes.
     """
-    found, groups, mismatched = {}, {}, []
+    found, groups, mismatched, missing = {}, {}, [], []
     for path, owner, attribute, declared in module.named_weights():
         if not declared.persistent:
             continue
         name, shape = name_of(path), tuple(declared.shape)
         # a value that stands at several paths needs to be in the source once
-        groups.setdefault(id(vars(owner).get(attribute, declared)), []).append((path, name, declared.optional))
+        name, lacking = _gathered(weights, path, name, declared.parts, name_of)
+        missing += lacking
+        optional = declared.optional or bool(lacking)
+        groups.setdefault(id(vars(owner).get(attribute, declared)), []).append((path, name, optional))
         found[path] = owner, attribute, name
-        if name in weights.tensors and weights.shape(name) != shape:
+        if name in weights and weights.shape(name) != shape:
             mismatched.append((name, weights.shape(name), shape))
-    missing, used = [], {name for *_, name in found.values()}
+    used = {name for *_, name in found.values()} | weights.parts
     for group in groups.values():
-        there = [name for _, name, _ in group if name in weights.tensors]
+        there = [name for _, name, _ in group if name in weights]
         for path, name, optional in group:
-            if name in weights.tensors:
+            if name in weights:
                 continue
             owner, attribute, _ = found.pop(path)
             if there:
@@ -153,6 +207,14 @@ def load(module, weights, name_of, below, errors):
         raise _error(weights.file, type(module).__name__, lists)
     _assign(found, weights)
     return missing, unexpected
+
+
+def _gathered(weights, path, name, parts, name_of):
+    """(the name of a weight, which parts of it the source lacks), after looking for parts if the whole is not there."""
+    if not parts or name in weights.tensors:
+        return name, []
+    below, name = path.rpartition(".")[0], path if name is None else name
+    return name, weights.gather(name, [[f"{below}.{part}".lstrip(".") for part in row] for row in parts], name_of)
 
 
 def _assign(found, weights):

@@ -32,10 +32,11 @@ class Parameter:
     """A weight by its shape: `init(tensor, generator=)` fills it when it is first used, unless a file gave it before.
 
     `nn.Parameter(tensor)` is that tensor as a leaf that requires a gradient. An `optional` one may be missing in a
-    file.
+    file. `parts`: what a file may have in its place, for each matrix of a stack the paths of what lies in it one above
+    the other, from the module on.
     """
 
-    __slots__ = ("draw", "dtype", "init", "optional", "shape")
+    __slots__ = ("draw", "dtype", "init", "optional", "parts", "shape")
     trainable, persistent = True, True
 
     def __new__(cls, *shape, **options):
@@ -43,7 +44,8 @@ class Parameter:
             return shape[0].detach().requires_grad_(cls.trainable)
         return super().__new__(cls)
 
-    def __init__(self, *shape, init=_init.zeros_, dtype="f32", optional=False):
+    def __init__(self, *shape, init=_init.zeros_, dtype="f32", optional=False, parts=()):
+        self.parts = parts
         self.shape, self.init, self.dtype, self.optional = shape, init, _dtype.get(dtype), optional
         self.draw = default.take() if _init.is_random(init) else None
 

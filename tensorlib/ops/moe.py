@@ -58,14 +58,21 @@ def moe(x, router_logits, w_gate_up, w_down, top_k, normalize=True):
 
 
 def mix(x, weights, experts, w_gate_up, w_down):
-    """`moe` of experts that were chosen before: x (..., D); weights and experts (T, top_k), a row per row of x."""
+    """`moe` of experts that were chosen before: x (..., D); weights and experts (T, top_k), a row per row of x.
+
+    w_gate_up may be a pair instead: gate and up, (E, I, D) each. On the CPU without a gradient up to as many choices as
+    there are experts are launches that do not depend on what was chosen, so that they can be recorded.
+    """
     tokens = movement.reshape(x, (-1, x.shape[-1]))
-    operands = (tokens, weights, w_gate_up, w_down)
-    recorded = tape.used and tape.mode.recording and any(map(tape.live, operands))
-    same = {"blocks" if hasattr(a, "format") else a.dtype.name for a in (x, w_gate_up, w_down)}
-    fused = x.device.type != "cpu" and not recorded and len(same) == 1 and same <= {"f16", "bf16", "f32"}
+    ups = w_gate_up if isinstance(w_gate_up, tuple) else (w_gate_up,)
+    recorded = tape.used and tape.mode.recording and any(map(tape.live, (tokens, weights, *ups, w_down)))
+    kinds = {"blocks" if hasattr(a, "format") else a.dtype.name for a in (x, *ups, w_down)}
+    fused = not recorded and tokens.shape[0] and kinds <= {"f16", "bf16", "f32", "blocks"}
     fused = fused and weights.dtype.name == "f32"
-    if fused and tokens.shape[0] and w_down.shape[0] <= MOST_EXPERTS:
+    many, n = w_down.shape[0], experts.numel()
+    if fused and x.device.type == "cpu" and n <= max(many, experts.shape[1]):
+        out = _few(tokens, weights, experts, w_gate_up, w_down)
+    elif fused and x.device.type != "cpu" and kinds == {x.dtype.name} and len(ups) == 1 and many <= MOST_EXPERTS:
         out = _grouped(tokens, weights, experts, w_gate_up, w_down)
     else:
         out = _by_expert(tokens, weights, experts, w_gate_up, w_down)
@@ -95,21 +102,54 @@ def _matrix(weights, e):
     return weights[e] if hasattr(weights, "format") else movement.select(weights, 0, e)
 
 
+def _gated(x, w_gate_up, product):
+    """silu(gate) * up of x, by a function for the product with a weight."""
+    if isinstance(w_gate_up, tuple):
+        return norm.swiglu(*(product(x, w) for w in w_gate_up))
+    hidden = product(x, w_gate_up)
+    return norm.swiglu(*movement.chunk(hidden, 2, -1))
+
+
 def _by_expert(x, weights, experts, w_gate_up, w_down):
     """One expert after the other, with the tokens that chose it."""
-    inner = w_down.shape[2]
     out = zeros(type(x), x.shape, dtype="f64" if x.dtype.name == "f64" else "f32", device=x.device)
     for e in range(w_down.shape[0]):
         token, place = index.nonzero(elementwise.eq(experts, e), as_tuple=True)
         if not token.shape[0]:
             continue
-        hidden = linalg.linear(index.index_select(x, 0, token), _matrix(w_gate_up, e))
-        gated = norm.swiglu(movement.narrow(hidden, 1, 0, inner), movement.narrow(hidden, 1, inner, inner))
-        y = elementwise.cast(linalg.linear(gated, _matrix(w_down, e)), out.dtype)
+
+        def product(some, w, e=e):
+            return linalg.linear(some, _matrix(w, e))
+
+        gated = _gated(index.index_select(x, 0, token), w_gate_up, product)
+        y = elementwise.cast(product(gated, w_down), out.dtype)
         at = elementwise.add(elementwise.mul(token, weights.shape[1]), place)
         share = index.index_select(movement.reshape(weights, (-1,)), 0, at)
         out = index.index_add(out, 0, token, elementwise.mul(y, movement.unsqueeze(share, 1)))
     return elementwise.cast(out, x.dtype)
+
+
+def _few(x, weights, experts, w_gate_up, w_down):
+    """The same by choice, in f32: kernels read which expert it is."""
+    (tokens, top_k), ids = weights.shape, movement.reshape(experts, -1)
+    gated = _gated(elementwise.cast(x, "f32"), w_gate_up, lambda some, w: chosen(some, ids, w, top_k))
+    y = movement.reshape(chosen(gated, ids, w_down, 1), (tokens, top_k, x.shape[1]))
+    return elementwise.cast(reduce.sum(elementwise.mul(y, movement.unsqueeze(weights, -1)), 1), x.dtype)
+
+
+def chosen(x, ids, w, per):
+    """Row i // per of x [R, K] f32 times matrix ids[i] (i64) of w [E, N, K], transposed: [R per, N] f32, on the CPU.
+
+    ids are read when the kernel runs; one that is no matrix's gives NaN.
+    """
+    if hasattr(w, "format"):
+        return w.chosen(x, ids, per)
+    x, ids, w = map(movement.contiguous, (x, ids, w))
+    (many, n, k), rows = w.shape, ids.numel()
+    out = type(x).empty((rows, n), "f32", x.device)
+    kernel = backend.kernel("moe", "matvec", w.dtype.name, device=x.device.type)
+    backend.launch(kernel, (x.ptr, w.ptr, out.ptr, n, k, ids.ptr, rows, per, many), rows * n * k, (x, w, ids), (out,))
+    return out
 
 
 def _grouped(x, weights, experts, w_gate_up, w_down):

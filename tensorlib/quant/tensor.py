@@ -14,7 +14,7 @@ from math import prod
 from tensorlib import backend, tape
 from tensorlib.device import CPU, Array, Buffer
 from tensorlib.errors import DeviceError, DTypeError, GradError, ShapeError
-from tensorlib.ops import elementwise, linalg, movement
+from tensorlib.ops import elementwise, linalg, moe, movement
 from tensorlib.ops._launch import fill
 from tensorlib.quant import formats, gpu, source
 from tensorlib.quant.like import Like
@@ -163,7 +163,27 @@ class QTensor(Like):
         offset = self.offset + start * prod(self.shape[1:-1]) * self.format.row_bytes(self.shape[-1])
         return QTensor(self.buffer, offset, shape, self.format)
 
-    def _matvec(self, plan, x, out, residual, rows, n, k):
+    def chosen(self, x, ids, per):
+        """Row i // per of x [R, K] f32 times matrix ids[i] of this [E, N, K] weight, transposed: [R per, N] f32.
+
+        On the CPU. ids: i64 [R per], read when the kernel runs; one that is no matrix's gives NaN. ShapeError.
+        """
+        plan, (many, n, k) = backend.backend().quant, self.shape
+        if x.shape[-1] != k or ids.numel() != per * x.shape[0]:
+            got, expected = f"x {x.shape}, {ids.numel()} ids, weight {self.shape}", "x [R, K], an id per row and choice"
+            raise ShapeError("chosen", got, expected, "reshape them")
+        x, ids = movement.contiguous(x), movement.contiguous(ids)
+        if self.format.name not in plan.BIAS:
+            return moe.chosen(x, ids, self._as_dense(type(x)), per)
+        out = type(x).empty((ids.numel(), n), "f32", x.device)
+        y = self._packed(plan, x, x.shape[0], k)
+        kernel = backend.kernel("quant", "experts", self.format.name, **self._source())
+        words = (self.ptr, y.ptr, out.ptr, n, k, ids.ptr, ids.numel(), per, many)
+        backend.launch(kernel, words, 2 * ids.numel() * n * k, (self, y, ids), (out,))
+        return out
+
+    def _packed(self, plan, x, rows, k):
+        """Activations as matvec takes them."""
         runs = self.format.name in plan.RUNS
 
         def pack():
@@ -172,7 +192,10 @@ class QTensor(Like):
             backend.launch(kernel, (x.ptr, 4 * k, k, rows, packed.ptr), 4 * rows * k, (x,), (packed,))
             return packed
 
-        y = x.derived("runs" if runs else "groups", pack)
+        return x.derived("runs" if runs else "groups", pack)
+
+    def _matvec(self, plan, x, out, residual, rows, n, k):
+        y = self._packed(plan, x, rows, k)
         args = (self.ptr, y.ptr, out.ptr, n, k, residual.ptr if residual is not None else 0, rows)
         reads = (self, y) if residual is None else (self, y, residual)
         kernel = backend.kernel("quant", "matvec", self.format.name, **self._source())
@@ -214,14 +237,17 @@ class QTensor(Like):
         return {"source": lambda: source.source(self.format), "source_key": source.key(self.format)}
 
     def _linear_dense(self, x, residual):
+        out = linalg.linear(x, self._as_dense(type(x)))
+        return out if residual is None else elementwise.add(out, residual)
+
+    def _as_dense(self, cls):
         name = self.format.name
         if name not in _told:
             _told.add(name)
             backend.log(f"{name} has no matmul kernel on the CPU yet: such weights are dequantised to f32 once")
         if self._dense is None:
-            self._dense = self.dequantize("f32", type(x))
-        out = linalg.linear(x, self._dense)
-        return out if residual is None else elementwise.add(out, residual)
+            self._dense = self.dequantize("f32", cls)
+        return self._dense
 
 
 # ---- products on the tape --------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
-"""Mixtures of experts: gradients of all operands, and what is refused."""
+"""Mixtures of experts: gradients of all operands, recorded steps, and what is refused."""
 
 import numpy as np
 import pytest
 
 import tensorlib
+from tensorlib.capture import Capture
 from tensorlib.errors import DTypeError, ShapeError
+from tensorlib.ops.moe import chosen, mix
+from tensorlib.quant.encode import quantize
 
 torch = pytest.importorskip("torch")
 random = np.random.default_rng(5)
@@ -44,3 +47,50 @@ def test_refusals():
     with pytest.raises(DTypeError, match="floats"):
         tensorlib.moe(x.to("i64"), logits, gate_up, down, 2)
     assert tensorlib.moe(x[:0], logits[:0], gate_up, down, 2).shape == (0, 4)
+
+
+@pytest.mark.parametrize("fmt", [None, "f16", "q8_0", "q4_k"])
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_recorded_step_reads_who_was_chosen(fmt, pair):
+    """Replayed with other tokens: what those choose is not what was chosen when it was recorded."""
+    d, inner, many, top_k = 256, 256, 6, 2
+    dense = [draw(many, 2 * inner, d) * d**-0.5, draw(many, d, inner) * inner**-0.5]
+    gate_up, down = (w if fmt is None else w.to(fmt) if fmt == "f16" else quantize(w, fmt) for w in dense)
+    if fmt is not None and fmt != "f16":
+        dense = [w.dequantize() for w in (gate_up, down)]
+    if pair:
+        halves = [dense[0][:, :inner].contiguous(), dense[0][:, inner:].contiguous()]
+        gate_up = tuple(h if fmt is None else h.to(fmt) if fmt == "f16" else quantize(h, fmt) for h in halves)
+    x, router = draw(1, d), draw(many, d)
+    x = tensorlib.cat([x, -x])  # what is best for one is worst for the other
+    token, step = x[:1].clone(), Capture("cpu")
+
+    def mixed(token):
+        weights, experts = (token @ router.T).softmax(-1).topk(top_k)
+        return mix(token, weights, experts, gate_up, down), experts
+
+    with step:
+        out, experts = mixed(token)
+    seen = []
+    for i in range(2):
+        token.copy_(x[i : i + 1])
+        step.replay()
+        seen.append(sorted(experts.tolist()[0]))
+        expected = 0
+        for e, share in zip(experts.tolist()[0], (x[i] @ router.T).softmax(-1).topk(top_k).values.tolist()):
+            gate, up = (dense[0][e] @ x[i]).chunk(2, -1)
+            expected = expected + share * (dense[1][e] @ (gate.silu() * up))
+        # activations in 8 bits: half a step of 1 / 127 of the largest of 32, some 2 of their root mean squares, each
+        tolerance = {None: 1e-5, "f16": 2e-3}.get(fmt, 2e-2)
+        assert np.abs(out.numpy()[0] - expected.numpy()).max() <= tolerance * np.abs(expected.numpy()).max()
+    assert seen[0] != seen[1], "the two tokens go to the same experts: no test"
+
+
+def test_few_choices_equal_experts_one_by_one():
+    """Without a gradient by choice, with one by expert; an id of no expert gives NaN."""
+    x, logits, gate_up, down = draw(3, 4), draw(3, 7), draw(7, 6, 4), draw(7, 4, 3)
+    few = tensorlib.moe(x, logits, gate_up, down, 2)
+    x.requires_grad = True
+    assert np.allclose(tensorlib.moe(x, logits, gate_up, down, 2).detach().numpy(), few.numpy(), rtol=1e-5, atol=1e-6)
+    ids = tensorlib.tensor([0, 7, -1], dtype="i64")
+    assert np.isnan(chosen(x.detach(), ids, gate_up, 1).numpy()).all(1).tolist() == [False, True, True]
