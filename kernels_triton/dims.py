@@ -46,13 +46,17 @@ def offset_of(e, n0, n1, n2, n3, s0, s1, s2, s3, ND: tl.constexpr):
 
 
 @triton.jit
-def checked(ids_ptr, place, mask, size, flag_ptr, first, report):
-    """Indices at `place` as i64 in [0, size): negative ones from the end, 0 for those outside, which are reported."""
+def checked(ids_ptr, place, mask, size, flag_ptr, report):
+    """(indices at `place` as i64 in [0, size), negative ones from the end; which of them are in use and inside).
+
+    Those outside are 0; any of them, and 1 + size, are written to the two words at `flag_ptr`.
+    """
     at = tl.load(ids_ptr + place, mask=mask, other=0).to(tl.int64)
     wrong = ((at < -size) | (at >= size)) & mask
-    tl.atomic_max(flag_ptr + 0 * place, first + place.to(tl.int64) + 1, mask=wrong & report)
+    tl.store(flag_ptr + 0 * place, at, mask=wrong & report)
+    tl.store(flag_ptr + 1 + 0 * place, at * 0 + size + 1, mask=wrong & report)
     at = tl.where(at < 0, at + size, at)
-    return tl.where(wrong, 0, at)
+    return tl.where(wrong, 0, at), mask & (wrong == 0)
 
 
 @triton.jit
@@ -85,8 +89,8 @@ def kind(dtype):
 
 
 class Launch(NamedTuple):
-    """One launch over an index: addresses, sizes, the first place's number, dims (4 sizes, strides, dense strides),
-    how many of them count, the type of offsets, how many destinations there are.
+    """One launch over an index: addresses, sizes, dims (4 sizes, strides, dense strides), how many of them count, the
+    type of offsets, how many destinations there are.
     """
 
     x: int
@@ -96,7 +100,6 @@ class Launch(NamedTuple):
     size: int
     picked: int
     n: int
-    first: int
     dims: tuple
     nd: int
     offset: tuple
@@ -139,5 +142,5 @@ def launches(words, width, index_width):
     for number, at in enumerate(product(*(range(d[0]) for d in reversed(outer)))):
         base = sum(i * d[1] for i, d in zip(reversed(at), outer, strict=True))
         first = number * count
-        yield Launch(x + base * width, ids + first * index_width, y + first * width, flag, size, picked, count, first,
-                     flat, max(1, len(inner)), offset, places)  # fmt: skip
+        yield Launch(x + base * width, ids + first * index_width, y + first * width, flag, size, picked, count, flat,
+                     max(1, len(inner)), offset, places)  # fmt: skip

@@ -13,8 +13,14 @@ from .launch import SHARED, launcher, tuned
 
 STAGING = 32 << 20  # bytes of pinned memory that uploads of ordinary memory pass through, twice
 _LIBRARIES = {  # library, names of its functions
-    "cuda": ("libcuda.so.1", "cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemcpyPeerAsync"),
-    "hip": ("libamdhip64.so", "hipMemcpyHtoDAsync hipMemcpyDtoHAsync hipMemcpyDtoDAsync hipMemcpyPeerAsync"),
+    "cuda": (
+        "libcuda.so.1",
+        "cuMemcpyHtoDAsync_v2 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemcpyPeerAsync cuMemHostGetDevicePointer_v2",
+    ),
+    "hip": (
+        "libamdhip64.so",
+        "hipMemcpyHtoDAsync hipMemcpyDtoHAsync hipMemcpyDtoDAsync hipMemcpyPeerAsync hipHostGetDevicePointer",
+    ),
 }
 
 
@@ -89,6 +95,15 @@ class Gpu:
     def stream(self):
         """The stream that kernels and copies of this GPU are put into: torch's current one."""
         return torch._C._cuda_getCurrentRawStream(self.index)
+
+    def mapped(self, nbytes):
+        """(address for kernels, the host's address, owner) of zeroed memory of the host, which kernels may write to."""
+        storage, found = _pinned(nbytes), ctypes.c_uint64()
+        ctypes.memset(storage.data_ptr(), 0, nbytes)
+        with torch.cuda.device(self.index):
+            host = ctypes.c_void_p(storage.data_ptr())
+            _check(_functions()[4](ctypes.byref(found), host, ctypes.c_uint(0)), "mapping memory of the host")
+        return found.value, storage.data_ptr(), storage
 
     def synchronize(self):
         """Waits until all that was launched is done."""
@@ -170,7 +185,7 @@ class Graph:
 def _pinned(nbytes):
     """Memory of the host that copies need not wait for; `pin_memory` of a storage runs ops of torch."""
     storage = torch.UntypedStorage(nbytes, device="cpu")
-    _check(int(torch.cuda.cudart().cudaHostRegister(storage.data_ptr(), nbytes, 1)), "pinning memory")
+    _check(int(torch.cuda.cudart().cudaHostRegister(storage.data_ptr(), nbytes, 3)), "pinning memory")
     return storage
 
 

@@ -84,7 +84,7 @@ def stored(x_ptr, at, value, mask, OP: tl.constexpr, DTYPE: tl.constexpr, KIND: 
 @triton.jit
 def combine_blocks(
     x_ptr, keys_ptr, order_ptr, y_ptr, parts_ptr, ends_ptr, states_ptr, n, OP: tl.constexpr, DTYPE: tl.constexpr,
-    KIND: tl.constexpr, Y_KIND: tl.constexpr, BLOCK: tl.constexpr,
+    KIND: tl.constexpr, Y_KIND: tl.constexpr, OUTSIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Runs of equal keys inside a block go to x[key]; parts[block], ends[block]: of what came in, of what goes on"""
     block = tl.program_id(0).to(tl.int64)
@@ -99,7 +99,7 @@ def combine_blocks(
     y = tl.load(y_ptr + tl.load(order_ptr + i, mask=inside, other=0), mask=inside, other=0.0)
     begun, value = scanned(head, loaded(y, DTYPE, Y_KIND), OP)
     begun = begun != 0
-    stored(x_ptr, key, value, tail & begun, OP, DTYPE, KIND)
+    stored(x_ptr, key, value, tail & begun & (key != OUTSIDE) if OUTSIDE else tail & begun, OP, DTYPE, KIND)
     incoming, onward = (tail | last) & (begun == 0), last & (tail == 0)
     tl.store(parts_ptr + block + 0 * lane, value, mask=incoming)
     tl.store(ends_ptr + block + 0 * lane, value, mask=onward & begun)
@@ -110,7 +110,7 @@ def combine_blocks(
 @triton.jit
 def combine_ends(
     x_ptr, keys_ptr, parts_ptr, ends_ptr, states_ptr, OP: tl.constexpr, DTYPE: tl.constexpr, KIND: tl.constexpr,
-    BLOCK: tl.constexpr,
+    OUTSIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A run that begins in this block and goes on: its parts, from left to right, to x[key]"""
     block = tl.program_id(0).to(tl.int64)
@@ -123,7 +123,7 @@ def combine_ends(
         at += 1
     if opens != 0:
         key = tl.load(keys_ptr + block * BLOCK + BLOCK - 1)
-        stored(x_ptr, key, value, True, OP, DTYPE, KIND)
+        stored(x_ptr, key, value, key != OUTSIDE if OUTSIDE else True, OP, DTYPE, KIND)
 
 
 # ---- whole rows ------------------------------------------------------------------------------------------------------
@@ -131,9 +131,10 @@ def combine_ends(
 
 @triton.jit
 def row_keys(ids_ptr, keys_ptr, flag_ptr, size, n, BLOCK: tl.constexpr):
-    """keys[i]: the row that index i names"""
+    """keys[i]: the row that index i names, `size` for one outside"""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    key = checked(ids_ptr, i, i < n, size, flag_ptr, 0, True)
+    key, fine = checked(ids_ptr, i, i < n, size, flag_ptr, True)
+    key = tl.where(fine, key, size)
     tl.store(keys_ptr + i, key.to(keys_ptr.dtype.element_ty), mask=i < n)
 
 
@@ -225,7 +226,26 @@ def running_sums(counts_ptr, total_ptr, n, TOTAL: tl.constexpr, BLOCK: tl.conste
         tl.store(total_ptr, total)
 
 
+@triton.jit
+def clear(x_ptr, n, BLOCK: tl.constexpr):
+    """n words of 0"""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(x_ptr + at, tl.zeros([BLOCK], x_ptr.dtype.element_ty), mask=at < n)
+
+
 # ---- plans -----------------------------------------------------------------------------------------------------------
+
+
+def cleared(gpu, count, dtype="i64"):
+    """(address, owner) of `count` integers of 0."""
+    ptr, owner = gpu.allocate(width(dtype) * count)
+    _clear(dtype)(gpu, (blocks(count, BLOCK), 1, 1), ptr, count)
+    return ptr, owner
+
+
+@functools.cache
+def _clear(dtype):
+    return Kernel(clear, (pointer(dtype), "i64"), ("n",), BLOCK=BLOCK)
 
 
 def _computed(op, dtype):
@@ -238,20 +258,20 @@ def _computed(op, dtype):
 
 
 @functools.cache
-def _kernels(op, dtype, source, key):
+def _kernels(op, dtype, source, key, outside=0):
     op, compute, wide = _computed(op, dtype)
-    consts = {"OP": op, "DTYPE": compute, "KIND": kind(dtype), "BLOCK": BLOCK}
+    consts = {"OP": op, "DTYPE": compute, "KIND": kind(dtype), "OUTSIDE": outside, "BLOCK": BLOCK}
     x, keys, wide = memory(dtype), pointer(key), pointer(wide)
     types = (x, keys, "*i64", memory(source), wide, wide, "*i32", "i64")
     first = Kernel(combine_blocks, types, warps=8, Y_KIND=kind(source), **consts)
     return first, Kernel(combine_ends, (x, keys, wide, wide, "*i32"), **consts)
 
 
-def combine(gpu, op, dtype, source, x, key, keys, y, n):
+def combine(gpu, op, dtype, source, x, key, keys, y, n, outside=0):
     """x[keys[i]] = op(x[keys[i]], y[i]) for i from 0 to n; keys of dtype `key` (i32, i64, or any integer), elements of
-    x and y of `dtype` and `source`.
+    x and y of `dtype` and `source`. Keys equal to `outside`, if it is not 0, are skipped.
     """
-    inner, outer = _kernels(op, dtype, source, key)
+    inner, outer = _kernels(op, dtype, source, key, outside)
     many, nbytes = blocks(n, BLOCK), width(key)
     scratch, owner = gpu.allocate((8 + nbytes) * n + 24 * many)
     indices, parts = scratch, scratch + 8 * n

@@ -10,13 +10,14 @@ Buffer.
 import ctypes
 import mmap
 import os
+import struct
 import threading
 
 from tensorlib import backend as _backend
 from tensorlib import dtype as _dtype
 from tensorlib import layout as _layout
 from tensorlib import tape
-from tensorlib.errors import DeviceError, FormatError
+from tensorlib.errors import DeviceError, FormatError, ShapeError
 
 SMALL = 1 << 16  # bytes up to which a Buffer is a `bytes` object: clearing them takes 0.5 us, the arena's Python 2 us
 _state = threading.local()
@@ -29,9 +30,10 @@ class Device:
     """Where a tensor lives: "cpu"; "cuda:N" and "metal" when their kernel packages are there.
 
     Raises DeviceError for a name that no backend of this installation has. `gpu`: the driver's handle, or None.
+    `buffers`: the class of a GPU's Buffers.
     """
 
-    __slots__ = ("gpu", "index", "type")
+    __slots__ = ("buffers", "faults", "gpu", "index", "type")
 
     def __new__(cls, name="cpu"):
         """One object per device, so that comparing and hashing cost nothing."""
@@ -45,7 +47,8 @@ class Device:
             gpu = None if kind == "cpu" else _backend.backend(kind).gpu(key[1])
             _devices[key] = made = super().__new__(cls)
             made.type, made.index = key
-            made.gpu = gpu
+            made.buffers = None if gpu is None else type("GpuBuffer", (GpuBuffer,), {"device": made})
+            made.gpu, made.faults = gpu, Faults(gpu) if gpu is not None else None
         return _devices[key]
 
     def __reduce__(self):
@@ -56,6 +59,47 @@ class Device:
 
     def __repr__(self):
         return f"Device({str(self)!r})"
+
+
+class Faults:
+    """What kernels of a GPU found wrong of indices: by name of an op two words of host memory that they write to, an
+    index outside its dim and 1 + that dim's size.
+
+    No launch waits to learn whether its indices were right: whoever waits for values anyway looks, and the error is
+    raised there. Until then a row or element outside is read as 0, and not written.
+    """
+
+    OPS = 256
+
+    def __init__(self, gpu):
+        self._gpu, self._words, self._memory = gpu, {}, None
+
+    def words(self, op):
+        """The address for kernels of `op`."""
+        found = self._words.get(op)
+        if found is None:
+            if self._memory is None:
+                self._memory = self._gpu.mapped(16 * self.OPS)
+            place = min(len(self._words), self.OPS - 1)  # names beyond that share the last pair
+            found = self._words[op] = self._memory[0] + 16 * place
+        return found
+
+    def check(self):
+        """ShapeError for an index outside of which no one was told, once what was launched before is done."""
+        if self._memory is None:
+            return
+        _, host, _ = self._memory
+        size = 16 * min(len(self._words), self.OPS)
+        found = ctypes.string_at(host, size)
+        if found.count(0) == size:
+            return
+        ctypes.memset(host, 0, size)
+        words = struct.unpack(f"{size // 8}q", found)
+        for place, op in enumerate(list(self._words)[: self.OPS]):
+            value, size = words[2 * place], words[2 * place + 1] - 1
+            if size >= 0:
+                got, fix = f"index {value} in a dim of size {size}", "use indices inside the dim"
+                raise ShapeError(op, got, f"indices in [{-size}, {size - 1}]", fix)
 
 
 CPU = Device("cpu")
@@ -100,7 +144,7 @@ class Buffer:
     def allocate(cls, nbytes, device=CPU):
         """Uninitialised memory, aligned to 64 bytes. MemoryError if there is none."""
         if device is not CPU:
-            return GpuBuffer.allocate(nbytes, device)
+            return device.buffers.allocate(nbytes)
         if nbytes <= SMALL and not _backend.recorders:  # the interpreter's own allocator is the quickest there is
             owner = bytes(nbytes + 64)
             made = cls((_backend.payload(owner) + 63) & -64, nbytes, owner)
@@ -137,20 +181,19 @@ class Buffer:
 
 
 class GpuBuffer(Buffer):
-    """Memory of a GPU: a class of its own, so that nothing that was learnt about calls on the CPU is taken for it."""
+    """Memory of a GPU: a class of its own for each, so that nothing learnt about calls elsewhere is taken for it."""
 
     @classmethod
-    def allocate(cls, nbytes, device):
-        """Uninitialised memory of `device`. MemoryError if there is none."""
-        ptr, owner = device.gpu.allocate(max(nbytes, 1))
-        made = cls(ptr, nbytes, owner)
-        made.device = device
-        return made
+    def allocate(cls, nbytes):
+        """Uninitialised memory of the GPU. MemoryError if there is none."""
+        ptr, owner = cls.device.gpu.allocate(max(nbytes, 1))
+        return cls(ptr, nbytes, owner)
 
     def read(self, ptr, nbytes):
         """The bytes at an address inside, once all work on them is done."""
         host = ctypes.create_string_buffer(nbytes)
         self.device.gpu.download(ctypes.addressof(host), ptr, nbytes)
+        self.device.faults.check()
         return host.raw
 
     def write(self, ptr, data):
@@ -166,8 +209,10 @@ def transfer(out, x):
         destination.upload(out.ptr, x.ptr, nbytes)
     elif destination is None:
         source.download(out.ptr, x.ptr, nbytes)
+        x.device.faults.check()
     else:
         source.synchronize()
+        x.device.faults.check()
         destination.copy(out.ptr, x.ptr, nbytes)
     out.buffer.version += 1
 

@@ -124,10 +124,11 @@ def _gathered(view, arrays):
     """
     dims = sorted(arrays)
     shape = broadcast_shapes("index", *(arrays[d].shape for d in dims))
-    flat = None
+    flat, left = None, len(dims) == 1 and view.device.gpu is not None  # left to the kernel, so that nobody waits
     for d in dims:
         size = view.shape[d]
-        ids = _inside(cast(arrays[d], _dtype.i64), size)
+        ids = cast(arrays[d], _dtype.i64)
+        ids = ids if left else _inside(ids, size)
         flat = ids if flat is None else elementwise.add(elementwise.mul(flat, size), ids)
     permuted = movement.permute(view, [*dims, *(d for d in range(view.ndim) if d not in arrays)])
     place = dims[0] if dims[-1] - dims[0] == len(dims) - 1 else 0

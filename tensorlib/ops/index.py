@@ -1,5 +1,8 @@
 """Ops that read or write by index; `[]` is in getitem.py.
 
+An index outside its dim is a ShapeError. On a GPU it is raised by whoever next reads values from there, with the op's
+name; until then what is read outside is 0, and nothing is written outside.
+
 >>> import tensorlib
 >>> x = tensorlib.tensor([[1, 2, 3], [4, 5, 6]])
 >>> index_select(x, 1, [2, 0]), masked_select(x, x > 4)
@@ -23,9 +26,14 @@ from tensorlib.registry import INDEX, SAME, define
 
 
 def launch(op, name, x, ids, words, work, reads, writes, dtype=None):
-    """Runs an index kernel: address of x, ids, (words[0]), flag, the rest;
-    ShapeError if an index was outside its dim.
+    """Runs an index kernel: address of x, ids, (words[0]), flag, the rest; ShapeError if an index was outside its dim:
+    on a GPU, where nobody waits for that, it is raised when values are next read from there.
     """
+    if x.device.gpu is not None:
+        kernel = backend.kernel("index", name, dtype or _RAW[x.dtype.itemsize], ids.dtype.name, device=x.device.type)
+        words = [x.ptr, ids.ptr, words[0], x.device.faults.words(op), *words[1:]]
+        backend.launch(kernel, words, work=work, reads=(ids, *reads), writes=writes)
+        return
     flag = create.tensor(Array, [0], "i64", x.device)
     dtype = dtype or _RAW[x.dtype.itemsize]
     kernel = backend.kernel("index", name, dtype, ids.dtype.name, device=x.device.type)
@@ -71,19 +79,21 @@ def index_select(x, dim, index):
     if ids.ndim > 1:
         raise ShapeError("index_select", f"an index of shape {ids.shape}", "at most 1 dim", "use x[index]")
     dim, ids = axis("index_select", dim, x.ndim), movement.reshape(ids, -1)
-    return taken(x, dim, ids) if x.ndim else movement.reshape(taken(movement.reshape(x, 1), dim, ids), ())
+    if not x.ndim:
+        return movement.reshape(taken(movement.reshape(x, 1), dim, ids, "index_select"), ())
+    return taken(x, dim, ids, "index_select")
 
 
-def taken(x, dim, ids):
+def taken(x, dim, ids, op="index"):
     """x with `dim` replaced by the dims of `ids`."""
     x = movement.contiguous(x)
     outer, size, inner = prod(x.shape[:dim]), x.shape[dim], prod(x.shape[dim + 1 :])
     out = type(x).empty(x.shape[:dim] + ids.shape + x.shape[dim + 1 :], x.dtype, x.device)
     if ids.numel() and not size:
-        raise ShapeError("index", "an index into a dim of size 0", "a dim with elements", "use an empty index")
+        raise ShapeError(op, "an index into a dim of size 0", "a dim with elements", "use an empty index")
     if out.numel():
         words = [out.ptr, size, ids.numel(), inner, outer]
-        launch("index", "take", x, ids, words, out.numel(), (x,), (out,))
+        launch(op, "take", x, ids, words, out.numel(), (x,), (out,))
     return out
 
 

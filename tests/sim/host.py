@@ -61,6 +61,12 @@ class HostGpu:
             self.recording.keep.append(owner)  # as a graph's own pool does
         return owner.ptr, owner
 
+    def mapped(self, nbytes):
+        """Zeroed memory, which the host sees at the same address."""
+        ptr, owner = self.allocate(nbytes)
+        ctypes.memset(ptr, 0, nbytes)
+        return ptr, ptr, owner
+
     def forget(self, ptr):
         """Told when an allocation is gone."""
 

@@ -147,7 +147,7 @@ def gathers():
     x, i = rng().standard_normal((9, 20)).astype(np.float32), np.array([3, -1, 8, -9, 0])
     assert (back(tensorlib.index_select(there(x), 0, there(i))) == x[i]).all(), "wrong rows"
     try:
-        tensorlib.index_select(there(x), 0, there(np.array([2, 4000])))
+        tensorlib.index_select(there(x), 0, there(np.array([2, 4000]))).to("cpu")
     except ShapeError:
         return
     raise AssertionError("an index outside is no error")

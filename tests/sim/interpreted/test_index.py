@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kernels_triton import segments
+from kernels_triton import along, segments
 from tensorlib.errors import ShapeError
 from tensorlib.ops import create, index, movement, scatter
 from tensorlib.tensor import Tensor, from_numpy
@@ -82,7 +82,7 @@ def test_rows_are_added_in_one_order_and_rounded_once(programs, device, monkeypa
 def test_rows_outside_are_named(device):
     x, ids = create.zeros(Tensor, 4, 3, device="cuda:0"), create.tensor(Tensor, [0, 4], device="cuda:0")
     with pytest.raises(ShapeError, match=r"index 4 in a dim of size 4"):
-        index.index_add(x, 0, ids, create.zeros(Tensor, 2, 3, device="cuda:0"))
+        index.index_add(x, 0, ids, create.zeros(Tensor, 2, 3, device="cuda:0")).to("cpu")
     device.check()
 
 
@@ -117,10 +117,80 @@ def test_the_last_of_equal_rows_is_put(device):
 
 def test_an_index_outside_is_named(device):
     x, ids = create.zeros(Tensor, 4, 3, device="cuda:0"), create.tensor(Tensor, [0, 4, -5], device="cuda:0")
-    for call in (lambda: index.index_select(x, 0, ids), lambda: x[ids], lambda: x.__setitem__(ids, 1.0)):
-        with pytest.raises(ShapeError, match=r"index (-5|4) in a dim of size 4"):
-            call()
+    calls = lambda: index.index_select(x, 0, ids), lambda: x[ids], lambda: x.__setitem__(ids, 1.0)
+    for op, call in zip(("index_select", "index", "index"), calls, strict=True):
+        call()
+        with pytest.raises(ShapeError, match=rf"^{op}: got index (-5|4) in a dim of size 4; expected .* \[-4, 3\]"):
+            x.to("cpu")
+        x.to("cpu")  # nobody is told twice
     device.check()
+
+
+@pytest.mark.parametrize("shape, dim", [((6, 5), 0), ((2, 3000), 1), ((6,), 0), ((3, 4, 2), 1)])
+def test_what_is_outside_is_0_and_writes_nothing(shape, dim, device):
+    ids, n = np.array(rng.integers(-shape[dim], shape[dim], shape)), shape[dim]
+    outside = rng.random(shape) < 0.3
+    outside.flat[0] = True
+    ids[outside] = rng.choice([-n - 1, n, 1 << 40, -(1 << 62)], outside.sum())
+    x, y = some(shape, "f4") + 9, some(shape, "f4") + 9
+    on_gpu = [from_numpy(v).to("cuda:0") for v in (x, ids, y)]
+
+    def told(op, *args):
+        """Values although the op's indices are outside."""
+        out = op(*args)
+        with pytest.raises(ShapeError, match=f"in a dim of size {n}"):
+            x_there.to("cpu")
+        return out.to("cpu").numpy()
+
+    x_there, i_there, y_there = on_gpu
+    inside = np.where(outside, 0, ids)
+    want = np.where(outside, 0, np.take_along_axis(x, inside, dim))
+    np.testing.assert_array_equal(told(index.gather, x_there, dim, i_there), want)
+    for op in (index.scatter, index.scatter_add):
+        kept = index.gather(x_there, dim, from_numpy(inside).to("cuda:0"))
+        wanted = x.copy()
+        places = list(np.indices(shape))
+        places[dim] = inside
+        places = tuple(p[~outside] for p in places)
+        if op is index.scatter:
+            wanted[places] = y[~outside]
+        else:
+            np.add.at(wanted, places, y[~outside])
+        assert kept.shape == shape
+        np.testing.assert_array_equal(told(op, x_there, dim, i_there, y_there), wanted)
+    device.check()
+
+
+def test_rows_that_are_outside_are_0(device):
+    x = some((5, 40), "f4") + 9
+    ids = np.array([4, 5, -6, 0, -5])
+    there = from_numpy(x).to("cuda:0")
+    out = index.index_select(there, 0, from_numpy(ids).to("cuda:0"))
+    with pytest.raises(ShapeError, match="in a dim of size 5"):
+        there.to("cpu")
+    want = x[[4, 0, 0, 0, 0]]
+    want[1:3] = 0
+    np.testing.assert_array_equal(out.to("cpu").numpy(), want)
+
+
+@pytest.mark.parametrize("op, dtype", [("add", "f4"), ("amin", "f4"), ("prod", "f8")])
+def test_lanes_are_walked_along(op, dtype, device, monkeypatch):
+    monkeypatch.setattr(along, "LANES", 1)
+    for shape, dim in (((37, 9), 0), ((3, 20, 2), 1), ((1, 9), 0)):
+        x, y = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+        for n in (min(3, shape[dim]), shape[dim]):
+            ids = rng.integers(-n, n, shape)
+            check(lambda x, i, s, dim=dim: OPS[op](x, dim, i, s), x, ids, y)
+            check(lambda x, i, s, dim=dim: OPS[op](x.flip(dim), dim, i, s), x, ids, y)
+    x, y = some((3, 4, 5), dtype), some((3, 4, 5), dtype)
+    check(lambda x, i, s: index.scatter_add_(x[:, 1:, ::2], 1, i, s), x, rng.integers(-3, 3, (2, 4, 2)), y)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f2", "f4", "f8"])
+def test_long_rows_are_gathered(dtype, device):
+    for rows, size, count in ((3, 700, 2100), (2, 1024, 1024), (1, 4096, 4099)):
+        x = rng.integers(0, 99, (rows, size + 3)).astype(dtype)[:, :size]
+        check(lambda x, i: index.gather(x, 1, i), x, rng.integers(-size, size, (rows, count)))
 
 
 def test_places(device):
