@@ -9,9 +9,10 @@ import functools
 import torch
 from triton.backends.compiler import GPUTarget
 
-from .launch import SHARED, launcher, tuned
+from .launch import SHARED, Workspaces, launcher, tuned
 
 STAGING = 32 << 20  # bytes of pinned memory that uploads of ordinary memory pass through, twice
+GRAIN, SMALL, KEPT = 512, 1 << 16, 8  # small blocks by multiples of GRAIN bytes: so many of each size are kept
 _LIBRARIES = {  # library, names of its functions
     "cuda": (
         "libcuda.so.1",
@@ -47,11 +48,27 @@ def _check(status, what):
         raise RuntimeError(f"{what}: the driver reports error {status}")
 
 
-class Gpu:
+class Block:
+    """Memory of a GPU, given back when this is gone: to the list `free` while that is short, or to PyTorch."""
+
+    __slots__ = ("free", "ptr")
+
+    def __init__(self, ptr, free):
+        self.ptr, self.free = ptr, free
+
+    def __del__(self, give_back=torch._C._cuda_cudaCachingAllocator_raw_delete):
+        if self.free is not None and len(self.free) < KEPT:
+            self.free.append(self.ptr)
+        else:
+            give_back(self.ptr)
+
+
+class Gpu(Workspaces):
     """One GPU: `target` and `arch` for the compiler, `shared` bytes per block at most, `units` multiprocessors.
 
     `ready` keeps what `load` gave, by kernel and alignment; `trace`, if it is a list, is told of every launch.
-    `interpreted`: kernels may hold no inline assembly. `folder`: of the user's caches, if anybody names it.
+    `interpreted`: kernels may hold no inline assembly. `folder`: of the user's caches, if anybody names it. `stream()`
+    is the stream that kernels and copies are put into: PyTorch's current one.
     """
 
     interpreted, trace, folder = False, None, None
@@ -70,6 +87,9 @@ class Gpu:
         self.ready = {}
         self._staging = None
         self._several = torch.cuda.device_count() > 1
+        self._free = [[] for _ in range(SMALL // GRAIN)]
+        self._take = self._take_elsewhere if self._several else torch._C._cuda_cudaCachingAllocator_raw_alloc
+        self.stream = functools.partial(torch._C._cuda_getCurrentRawStream, index)
         torch.cuda.current_stream(index)  # makes the context, before any copy
 
     @functools.cached_property
@@ -80,9 +100,31 @@ class Gpu:
     # ---- memory ------------------------------------------------------------------------------------------------------
 
     def allocate(self, nbytes):
-        """(address, owner) of uninitialised memory, at a multiple of 512 bytes. MemoryError, with what is free."""
+        """(address, owner) of uninitialised memory, at a multiple of 512 bytes. MemoryError, with what is free.
+
+        Small blocks of the default stream, into which nothing is ever captured, are kept for the next.
+        """
+        stream = self.stream()
+        if stream or nbytes > SMALL:
+            ptr = self._raw(nbytes, stream)
+            return ptr, Block(ptr, None)
+        free = self._free[(nbytes - 1) // GRAIN]
         try:
-            owner = torch.UntypedStorage(nbytes, device=f"cuda:{self.index}")
+            ptr = free.pop()
+        except IndexError:
+            ptr = self._raw(-(-nbytes // GRAIN) * GRAIN, stream)
+        return ptr, Block(ptr, free)
+
+    def _raw(self, nbytes, stream):
+        """The address of memory of PyTorch's allocator, for use in a stream."""
+        try:
+            return self._take(nbytes, stream)
+        except torch.OutOfMemoryError:
+            for free in self._free:
+                while free:
+                    torch._C._cuda_cudaCachingAllocator_raw_delete(free.pop())
+        try:
+            return self._take(nbytes, stream)
         except torch.OutOfMemoryError as e:
             free, total = torch.cuda.mem_get_info(self.index)
             kept = torch.cuda.memory_reserved(self.index) - torch.cuda.memory_allocated(self.index)
@@ -90,11 +132,10 @@ class Gpu:
                 f"cuda:{self.index}: got a request for {nbytes:,} bytes; expected at most {free + kept:,} "
                 f"(of {total:,}); free tensors, or use a smaller batch, a shorter context or a quantised model"
             ) from e
-        return owner.data_ptr(), owner
 
-    def stream(self):
-        """The stream that kernels and copies of this GPU are put into: torch's current one."""
-        return torch._C._cuda_getCurrentRawStream(self.index)
+    def _take_elsewhere(self, nbytes, stream):
+        with torch.cuda.device(self.index):  # PyTorch takes the current one's
+            return torch._C._cuda_cudaCachingAllocator_raw_alloc(nbytes, stream)
 
     def mapped(self, nbytes):
         """(address for kernels, the host's address, owner) of zeroed memory of the host, which kernels may write to."""
@@ -144,8 +185,7 @@ class Gpu:
             got = f"{compiled.metadata.shared} bytes of shared memory"
             raise RuntimeError(f"{compiled.name}: got {got}; expected at most {self.shared} on {self.name}")
         with torch.cuda.device(self.index):
-            stream = functools.partial(torch._C._cuda_getCurrentRawStream, self.index)
-            launch = launcher(compiled, len(kernel.consts), stream)
+            launch = launcher(compiled, len(kernel.consts), self.stream)
 
         def launch_elsewhere(x, y, z, args):
             with torch.cuda.device(self.index):
@@ -155,6 +195,7 @@ class Gpu:
 
     def capture(self):
         """Records launches from `begin` to `end` into a CUDA graph."""
+        self.workspace()
         return Graph(self.index)
 
 

@@ -4,6 +4,7 @@ Triton's own `fn[grid](...)` finds the compiled kernel anew at every call, which
 types of its arguments, so that one dict look-up remains.
 """
 
+import ctypes
 import json
 import os
 import sys
@@ -18,6 +19,7 @@ TYPES = {
     "i64": "i64", "f16": "fp16", "bf16": "bf16", "f32": "fp32", "f64": "fp64", "f8e4m3": "fp8e4nv", "f8e5m2": "fp8e5",
 }  # fmt: skip
 SHARED = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376, "gfx942": 65536}
+COUNTERS, SCRATCH, STREAMS = 4096, 1 << 20, 8  # of a workspace: i32 of 0, then bytes; workspaces of a GPU
 ALIGNED, DIVISIBLE = 2, 1  # alignment classes: all pointers at multiples of 16 bytes; all marked integers divide by 16
 
 
@@ -95,14 +97,50 @@ class Kernel:
 def launcher(compiled, constants, stream):
     """What launches a CompiledKernel: a function of grid x, y, z and the arguments. `stream` gives the stream's number.
 
-    `CompiledKernel.run` takes pointers as integers, and skips all that `fn[grid]` does before it.
+    `CompiledKernel.run` takes pointers as integers, and skips all that `fn[grid]` does before it. Where its own Python
+    is known, and has nothing to allocate, what it calls is called in its place.
     """
     run, function, metadata, rest = compiled.run, compiled.function, compiled.packed_metadata, (None,) * constants
+    known = _known(run)
+    if known is None:
 
-    def launch(x, y, z, args):
-        run(x, y, z, stream(), function, metadata, None, None, None, *args, *rest)
+        def launch(x, y, z, args):
+            run(x, y, z, stream(), function, metadata, None, None, None, *args, *rest)
+
+    elif known == "flat":
+        direct, cooperative, dependent = run.launch, run.launch_cooperative_grid, run.launch_pdl
+        tail = (metadata, None, None, None)
+
+        def launch(x, y, z, args):
+            direct(x, y, z, stream(), function, cooperative, dependent, None, None, *tail, *args, *rest)
+
+    else:
+        direct, cooperative, dependent = run.launch, run.launch_cooperative_grid, run.launch_pdl
+        notes, signature = run.arg_annotations, run.kernel_signature
+
+        def launch(x, y, z, args):
+            direct(
+                x, y, z, stream(), function, cooperative, dependent, metadata, None, None, None, None, None, notes,
+                signature, (*args, *rest),
+            )  # fmt: skip
 
     return launch
+
+
+def _known(run):
+    """How the compiled launcher of a CudaLauncher wants its arguments: "flat" (Triton 3.6), "packed" (3.7), or None."""
+    code, names = getattr(type(run).__call__, "__code__", None), ("global_scratch_size", "profile_scratch_size")
+    if type(run).__name__ != "CudaLauncher" or code is None or any(getattr(run, n, 1) for n in names):
+        return None
+    form = _FORMS.get((code.co_varnames[5 : code.co_argcount], hasattr(run, "arg_annotations")))
+    return form if hasattr(run, "launch_cooperative_grid") and hasattr(run, "launch_pdl") else None
+
+
+# parameters of `__call__` after the stream, whether arguments are described
+_FORMS = {
+    (("function",), False): "flat",
+    (("function", "kernel_metadata", "launch_metadata", "launch_enter_hook", "launch_exit_hook"), True): "packed",
+}
 
 
 def tuned_path(folder, name):
@@ -125,6 +163,36 @@ def tuned(folder, name):
         print(f"tensorlib: {path} is ignored: {e}; run bench.tune anew, or remove it", file=sys.stderr, flush=True)
         return {}
     return found
+
+
+class Workspaces:
+    """Memory of a Gpu that plans use one after the other, so that a call which needs some can be repeated as it was."""
+
+    workspaces = None
+
+    def workspace(self):
+        """Address of COUNTERS i32 of 0, which kernels leave at 0, and SCRATCH bytes: the current stream's own.
+
+        Made once, before anything is captured. Two graphs must not run at once.
+        """
+        size = 4 * COUNTERS + SCRATCH
+        if self.workspaces is None:
+            ptr, owner = self.allocate(STREAMS * size)
+            zeros = ctypes.create_string_buffer(STREAMS * size)
+            self.upload(ptr, ctypes.addressof(zeros), STREAMS * size)
+            self.synchronize()  # other streams may use it at once
+            self.workspaces = ptr, ptr + STREAMS * size, {}, owner
+        ptr, _, streams, _ = self.workspaces
+        return ptr + size * streams.setdefault(self.stream(), len(streams) % STREAMS)
+
+    def within(self, address):
+        """Whether an address is one of a workspace."""
+        return self.workspaces is not None and self.workspaces[0] <= address < self.workspaces[1]
+
+
+def scratch(gpu, nbytes):
+    """(address, owner) of memory for the launches of one plan: of the workspace, unless that is too small."""
+    return (gpu.workspace() + 4 * COUNTERS, None) if nbytes <= SCRATCH else gpu.allocate(nbytes)
 
 
 def blocks(n, size):

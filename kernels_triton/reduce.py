@@ -3,8 +3,9 @@
 One kernel for both kinds of a reduction: a tile of M outputs by R reduced elements, whose adjacent axis is whichever
 is adjacent in memory; tiles are combined element by element, and across at the end. Where outputs are too few to fill
 the GPU, or so many tiles follow each other that rounding errors would add up, the reduced elements are cut in parts,
-whose results (outputs fastest) a second launch combines: no atomics, the same order every time. f32 and smaller floats
-are summed up in f32: at most CHAIN tiles one after the other, then across: |error| <= (CHAIN + 24) eps sum |x|.
+whose results (outputs fastest) lie in the workspace, and which the program that is the last to end combines; if they
+are too many for that, a second launch: the same order every time. f32 and smaller floats are summed up in f32: at most
+CHAIN tiles one after the other, then across: |error| <= (CHAIN + 24) eps sum |x|.
 Products are f64. What belongs to whole rows is in `softmax.py` and `scan.py`.
 """
 
@@ -15,7 +16,7 @@ import triton.language as tl
 
 from . import scan, softmax
 from .dims import LIMIT, offset_of
-from .launch import Kernel, blocks, power_of_2
+from .launch import COUNTERS, SCRATCH, Kernel, blocks, power_of_2
 from .tiles import (
     FLOATS,
     MAX,
@@ -37,20 +38,34 @@ from .tiles import (
 )
 
 CHAIN = 120  # kernels_numba/reduce.py promises 512 / 4 + 8
-TILE = 4096  # elements of a tile: 4 warps, 8 loads of 128 bits of f32 in flight per thread
+TILE = 8192  # elements of a tile: 8 warps, 8 loads of 128 bits of f32 in flight per thread
+ARG = 4096  # the same where places are kept, too
+WAVE = 4  # programs per multiprocessor, of a reduction that is cut in parts
 COLUMNS = 128  # adjacent outputs of a tile at most: 512 bytes of f32
 OPS = ("sum", "prod", "amax", "amin")
 
 
 @triton.jit
+def is_last(counter, programs):
+    """Whether this program is the last of so many to get here: it sees what the others stored before."""
+    tl.debug_barrier()
+    last = tl.atomic_add(counter, 1, sem="acq_rel") == programs - 1
+    if last:
+        tl.atomic_xchg(counter, 0, sem="relaxed")
+    return last
+
+
+@triton.jit
 def reduce_tiles(
-    x, out, outputs, n, length, per, count,
+    x, out, partial, counter, outputs, n, length, per, count,
     kn0, ks0, kn1, ks1, kn2, ks2, ks3, rn0, rs0, rn1, rs1, rn2, rs2, rs3,
     OP: tl.constexpr, GIVEN: tl.constexpr, OUT: tl.constexpr, ACC: tl.constexpr, START: tl.constexpr,
     TRUTH: tl.constexpr, MEAN: tl.constexpr, ADJACENT: tl.constexpr, NK: tl.constexpr, NR: tl.constexpr,
-    LOOP: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
+    LOOP: tl.constexpr, FINISH: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """out[part, p]: part (program axis 1) of output p. ADJACENT: n outputs in a row; NR 0: adjacent elements."""
+    """out[part, p]: part (program axis 1) of output p; with FINISH, `partial` has these, and the last program combines
+    as many at a time. ADJACENT: n outputs in a row; NR 0: adjacent elements.
+    """
     pid = tl.program_id(0).to(outputs.dtype)
     if ADJACENT:
         tiles = tl.cdiv(n, M)
@@ -80,23 +95,39 @@ def reduce_tiles(
         v = tl.load(x + (base[:, None] + step_[None, :]), mask=known, other=0)
         acc = tl.where(known, step(acc, truth(v, GIVEN) if TRUTH else widen(v, GIVEN, ACC), OP), acc)
     total = over(acc, 1, OP)
-    if MEAN:
-        total = divide(total, count)
-    tl.store(out + (part * outputs + p), narrow(total, OUT, out.dtype.element_ty), mask=inside)
+    if FINISH > 0:
+        tl.store(partial + (part * outputs + p), total, mask=inside)
+        parts = tl.num_programs(1)
+        if is_last(counter + tl.program_id(0), parts):
+            q = tl.arange(0, FINISH)
+            rest = tl.full([M, FINISH], START, ACC)
+            for at in tl.range(0, parts, FINISH):
+                known = inside[:, None] & (at + q < parts)[None, :]
+                place = (at + q).to(outputs.dtype)[None, :] * outputs + p[:, None]
+                rest = tl.where(known, step(rest, tl.load(partial + place, mask=known, other=0), OP), rest)
+            whole = over(rest, 1, OP)
+            if MEAN:
+                whole = divide(whole, count)
+            tl.store(out + p, narrow(whole, OUT, out.dtype.element_ty), mask=inside)
+    else:
+        if MEAN:
+            total = divide(total, count)
+        tl.store(out + (part * outputs + p), narrow(total, OUT, out.dtype.element_ty), mask=inside)
 
 
 @functools.cache
-def kernel(op, compute, given, out, shape, adjacent, nk, nr, loop, mean, wide):
+def kernel(op, compute, given, out, shape, adjacent, nk, nr, loop, mean, wide, finish=0):
     """The Kernel of `reduce_tiles` for some dtypes, a tile, numbers of dims, and i64 as integers if `wide`."""
     acc = "f64" if op == "prod" and compute in FLOATS else accumulated(compute)
     integer = "i64" if wide else "i32"
     each = 32 if adjacent or nr == 0 else 16
-    names = ("n" if adjacent else "length", *(() if adjacent else ("per",)), *strides_of("k"), *strides_of("r"))
+    names = *(("n", "outputs") if adjacent else ("length", "per")), *strides_of("k"), *strides_of("r")
+    pointers, real = (cells(given), cells(out), cells(acc), "*i32"), "fp64" if acc == "f64" else "fp32"
     made = Kernel(
-        reduce_tiles, (cells(given), cells(out), *(integer,) * 4, "fp64" if acc == "f64" else "fp32", *(integer,) * 14),
-        names, warps_for(shape[0] * shape[1], each), OP=op, GIVEN=given, OUT=out, ACC=WIDE[acc],
+        reduce_tiles, (*pointers, *(integer,) * 4, real, *(integer,) * 14), names,
+        warps_for(shape[0] * shape[1], each), OP=op, GIVEN=given, OUT=out, ACC=WIDE[acc],
         START=start_of(op, "f64" if acc == "f64" else compute), TRUTH=compute == "bool" and given != acc, MEAN=mean,
-        ADJACENT=adjacent, NK=max(nk, 1), NR=nr, LOOP=loop, M=shape[0], R=shape[1],
+        ADJACENT=adjacent, NK=max(nk, 1), NR=nr, LOOP=loop, FINISH=finish, M=shape[0], R=shape[1],
     )  # fmt: skip
     made.items = shape[0] * shape[1]
     return made
@@ -115,7 +146,7 @@ def cut(gpu, op, compute, adjacent, dense, outputs, n, length):
         r = min(power_of_2(length), elements)
         m = min(power_of_2(outputs), elements // r)
         programs = blocks(outputs, m)
-    parts = min(blocks(4 * gpu.units, programs), blocks(length, 4 * r)) if programs < 2 * gpu.units else 1
+    parts = max(1, min(WAVE * gpu.units // programs, blocks(length, 4 * r))) if programs < 2 * gpu.units else 1
     if op == "sum" and compute == "f32":
         parts = max(parts, blocks(length, CHAIN * r))
     per = blocks(blocks(length, parts), r) * r if parts > 1 else length
@@ -131,18 +162,24 @@ def _launch(gpu, what, pointers, numbers, kept, reduced):
     nr = 0 if nr == 1 and rest[1][0] == 1 else nr
     shape, programs, per, parts = cut(gpu, op, compute, adjacent, nr == 0, outputs, n, length)
     wide = max(outputs * parts, length, reach(*keep) + reach(*rest) + n) >= LIMIT
-    scratch, mean = None, op == "sum" and count != 1.0
+    mean, to_many = op == "sum" and count != 1.0, None
     acc = "f64" if op == "prod" and compute in FLOATS else accumulated(compute)
-    if parts > 1:
-        to, scratch = gpu.allocate(outputs * parts * (8 if "64" in acc else 4))
-        out = acc
-    found = kernel(op, compute, given, out, shape, adjacent, nk, nr, per > shape[1], mean and parts == 1, wide)
-    found(gpu, (programs, parts, 1), x, to, outputs, n, length, per, count, *packed(*keep), *packed(*rest))
-    if parts > 1:
+    size, finish, space = outputs * parts * (8 if "64" in acc else 4), 0, (x, x)
+    if parts > 1 and size <= SCRATCH and programs <= COUNTERS:
+        base = gpu.workspace()
+        finish, space = (
+            min(shape[1], next(n for n in (16, 128, 1024) if n >= min(parts, 1024))),
+            (base + 4 * COUNTERS, base),
+        )
+    elif parts > 1:
+        to_many = gpu.allocate(size)
+        to, out, mean = to_many[0], acc, False
+    found = kernel(op, compute, given, out, shape, adjacent, nk, nr, per > shape[1], mean, wide, finish)
+    found(gpu, (programs, parts, 1), x, to, *space, outputs, n, length, per, count, *packed(*keep), *packed(*rest))
+    if to_many:
         none, dense = ([1] * MAX, [0] * MAX), ([parts] + [1] * (MAX - 1), [outputs] + [0] * (MAX - 1))
         what = op, compute, acc, what[3], outputs > 1
         _launch(gpu, what, (to, pointers[1]), (outputs, outputs, parts, count), (none, 1), (dense, 1))
-    del scratch  # alive until here
 
 
 def _rows(op, compute, out, given):
@@ -168,13 +205,12 @@ def _columns(op, compute, out, given):
 
 @triton.jit
 def arg_tiles(
-    x, found, values, indices, rows, length, per, kn0, ks0, kn1, ks1, kn2, ks2, ks3,
+    x, found, values, places, counter, rows, length, per, kn0, ks0, kn1, ks1, kn2, ks2, ks3,
     LARGEST: tl.constexpr, GIVEN: tl.constexpr, ACC: tl.constexpr, START: tl.constexpr, NK: tl.constexpr,
-    PARTS: tl.constexpr, MERGE: tl.constexpr, INDEX: tl.constexpr, LAST: tl.constexpr, M: tl.constexpr,
-    R: tl.constexpr,
+    INDEX: tl.constexpr, LAST: tl.constexpr, PARTS: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
-    """Index of the first largest (smallest) element of rows, NaN first of all; of PARTS of rows with the values; or
-    MERGEd from these.
+    """Index of the first largest (smallest) element of rows, NaN first of all. Of up to PARTS > 1 parts of a row (M is
+    1) the last program takes the first of `values` and `places`.
     """
     pid = tl.program_id(0).to(rows.dtype)
     p = pid * M + tl.arange(0, M)
@@ -186,67 +222,66 @@ def arg_tiles(
     r = tl.arange(0, R)
     best = tl.full([M, R], START, ACC)
     where = tl.zeros([M, R], INDEX) + (first + r).to(INDEX)[None, :]  # right as long as a lane has seen START alone
-    if MERGE:
-        known = inside[:, None] & (first + r < end)[None, :]
-        where = tl.load(indices + (base[:, None] + (first + r)[None, :]), mask=known, other=LAST).to(INDEX)
     for at in tl.range(first, end, R):
         known = inside[:, None] & (at + r < end)[None, :]
-        place = base[:, None] + (at + r)[None, :]
-        v = widen(tl.load(x + place, mask=known, other=0), GIVEN, ACC)
-        i = tl.load(indices + place, mask=known, other=0).to(INDEX) if MERGE else (at + r).to(INDEX)[None, :]
-        better = (v > best if LARGEST else v < best) | ((v != v) & (best == best))
-        where = tl.where(known & better, i, where)
-        best = tl.where(known & better, v, best)
+        v = widen(tl.load(x + (base[:, None] + (at + r)[None, :]), mask=known, other=0), GIVEN, ACC)
+        better = known & ((v > best if LARGEST else v < best) | ((v != v) & (best == best)))
+        where = tl.where(better, (at + r).to(INDEX)[None, :], where)
+        best = tl.where(better, v, best)
     value = over(best, 1, "amax" if LARGEST else "amin")
     same = (best == value[:, None]) | ((best != best) & (value != value)[:, None])
-    index = tl.min(tl.where(same, where, tl.full([], LAST, INDEX)), 1).to(tl.int64)
-    if PARTS:
-        to = p * tl.num_programs(1) + part
-        tl.store(values + to, value, mask=inside)
-        tl.store(found + to, index, mask=inside)
+    index = tl.min(tl.where(same, where, tl.full([], LAST, INDEX)), 1)
+    if PARTS > 1:
+        parts = tl.num_programs(1)
+        tl.store(values + (p * parts + part), value, mask=inside)
+        tl.store(places + (p * parts + part), index.to(tl.int64), mask=inside)
+        if is_last(counter + tl.program_id(0), parts):
+            q = tl.arange(0, PARTS)[None, :]
+            known = inside[:, None] & (q < parts)
+            v = tl.load(values + (p[:, None] * parts + q), mask=known, other=START).to(ACC)
+            i = tl.load(places + (p[:, None] * parts + q), mask=known, other=0)
+            top = over(v, 1, "amax" if LARGEST else "amin")
+            same = known & ((v == top[:, None]) | ((v != v) & (top != top)[:, None]))
+            tl.store(found + p, tl.min(tl.where(same, i, tl.full([], 1 << 62, tl.int64)), 1), mask=inside)
     else:
-        tl.store(found + p, index, mask=inside)
+        tl.store(found + p, index.to(tl.int64), mask=inside)
 
 
 @functools.cache
-def arg_kernel(largest, compute, given, shape, nk, parts, merge, wide):
-    """The Kernel of `arg_tiles`."""
+def arg_kernel(largest, compute, given, shape, nk, parts, wide):
+    """The Kernel of `arg_tiles`: `parts`, a power of 2, at most; `wide`: offsets and indices have 64 bits."""
     acc, integer = accumulated(compute), "i64" if wide else "i32"
     made = Kernel(
-        arg_tiles, (cells(given), "*i64", cells(acc), "*i64", *(integer,) * 10), ("length", "per", *strides_of("k")),
-        warps_for(shape[0] * shape[1], 16), LARGEST=largest, GIVEN=given, ACC=WIDE[acc],
-        START=start_of("amax" if largest else "amin", compute), NK=max(nk, 1), PARTS=parts, MERGE=merge,
-        INDEX=tl.int64 if wide else tl.int32, LAST=(1 << (62 if wide else 30)),
-        M=shape[0], R=shape[1],
+        arg_tiles, (cells(given), "*i64", cells(acc), "*i64", "*i32", *(integer,) * 10),
+        ("length", "per", *strides_of("k")), warps_for(shape[0] * shape[1], 16), LARGEST=largest, GIVEN=given,
+        ACC=WIDE[acc], START=start_of("amax" if largest else "amin", compute), NK=max(nk, 1),
+        INDEX=tl.int64 if wide else tl.int32, LAST=(1 << (62 if wide else 30)), PARTS=parts, M=shape[0], R=shape[1],
     )  # fmt: skip
     made.items = shape[0] * shape[1]
     return made
 
 
 def _arg(name, compute, given):
-    largest, acc = name == "argmax", accumulated(compute)
+    largest = name == "argmax"
 
     def plan(gpu, words):
         x, to, rows, length, _, nk = words[:6]
         keep = table(words, 6, nk)
-        r = min(power_of_2(length), TILE // 2)
-        m = min(power_of_2(rows), TILE // 2 // r)
+        tile = ARG // 4 if rows * length < 4 * ARG * gpu.units else ARG
+        r = min(power_of_2(length), tile)
+        m = min(power_of_2(rows), tile // r)
         programs = blocks(rows, m)
-        parts = min(blocks(4 * gpu.units, programs), blocks(length, 2 * r)) if programs < 2 * gpu.units else 1
+        parts = max(1, min(WAVE * gpu.units // programs, blocks(length, 2 * r))) if programs < 2 * gpu.units else 1
         per = blocks(blocks(length, parts), r) * r
-        parts = blocks(length, per)
+        parts = blocks(length, per)  # more than one: of long rows, m is 1
         wide = reach(*keep) + length >= LIMIT
-        found = arg_kernel(largest, compute, given, (m, r), nk, parts > 1, False, wide)
-        if parts == 1:
-            found(gpu, (programs, 1, 1), x, to, x, to, rows, length, per, *packed(*keep))
-            return
-        values, owner = gpu.allocate(rows * parts * 8)
-        indices, other = gpu.allocate(rows * parts * 8)
-        found(gpu, (programs, parts, 1), x, indices, values, indices, rows, length, per, *packed(*keep))
-        dense = [rows] + [1] * (MAX - 1), [parts] + [0] * (MAX - 1)
-        merge = arg_kernel(largest, acc, acc, (1, min(power_of_2(parts), 1024)), 1, False, True, False)
-        merge(gpu, (rows, 1, 1), values, to, values, indices, rows, parts, parts, *packed(*dense))
-        del owner, other
+        values, places, counter = x, x, x
+        if parts > 1:
+            counter = gpu.workspace()
+            values = counter + 4 * COUNTERS
+            places = values + 8 * rows * parts
+        found = arg_kernel(largest, compute, given, (m, r), nk, power_of_2(parts), wide)
+        found(gpu, (programs, parts, 1), x, to, values, places, counter, rows, length, per, *packed(*keep))
 
     return plan
 
@@ -272,9 +307,11 @@ def variants(arch):
         found[f"sum rows {dtype}"] = kernel("sum", "f32", dtype, dtype, (1, TILE), False, 1, 0, True, False, False)
         found[f"sum short rows {dtype}"] = kernel("sum", "f32", dtype, dtype, (64, 64), False, 1, 0, False, True, False)
         shape = (COLUMNS, TILE // COLUMNS)
-        found[f"sum columns {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, True, 1, 1, True, False, False)
+        found[f"sum columns {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, True, 1, 1, True, False, False, 16)
+        shape = 1, TILE
+        found[f"sum all {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, False, 1, 0, True, False, False, 1024)
     found["amax rows f32"] = kernel("amax", "f32", "f32", "f32", (1, TILE), False, 1, 0, True, False, False)
     found["sum rows i32"] = kernel("sum", "i64", "i32", "i64", (1, TILE // 2), False, 1, 0, True, False, False)
     found["sum strided f32"] = kernel("sum", "f32", "f32", "f32", (1, TILE // 2), False, 2, 2, True, False, False)
-    found["argmax rows f32"] = arg_kernel(True, "f32", "f32", (1, TILE // 2), 1, False, False, False)
+    found["argmax rows f32"] = arg_kernel(True, "f32", "f32", (1, ARG), 1, 1, False)
     return found

@@ -107,7 +107,7 @@ def sums(name, compute, out, given, reduction):
             before, owner = gpu.allocate(rows * parts * 8)
             found = reduction(op, acc, given, acc, shape, False, nk, 0, per > shape[1], False, wide)
             rest = packed([length, 1, 1, 1], [1, 0, 0, 0])
-            found(gpu, (programs, parts, 1), x, before, rows, 1, length, per, 1.0, *packed(*keep), *rest)
+            found(gpu, (programs, parts, 1), x, before, x, x, rows, 1, length, per, 1.0, *packed(*keep), *rest)
         found = sum_kernel(op, compute, given, out, shape, nk, power_of_2(parts), wide)
         found(gpu, (programs, parts, 1), x, to, before or to, rows, length, per, *packed(*keep))
         del owner

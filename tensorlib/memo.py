@@ -1,4 +1,4 @@
-"""Calls seen before: an op that was one kernel launch is launched again without its Python.
+"""Calls seen before: an op that was one kernel launch (on GPUs: any number) is launched again without its Python.
 
 The first call with operands of certain layouts and dtypes, and certain other arguments, runs the op and watches. If all
 that happened was one launch that read the operands and wrote one fresh result, its words are kept as a template, with
@@ -6,7 +6,8 @@ the places of the addresses in them; the next such call allocates the result and
 EPYC that takes 0.8 us, where the op's own Python takes 10.
 
 An op may be `memoised` if what it launches depends on layouts, dtypes and plain arguments alone, never on values.
-Buffers of other devices are to be of other classes than the CPU's: the class, quick to read, is part of the key.
+Buffers of each device are of a class of their own: the class, quick to read, is part of the key. What calls on GPUs
+become is in gpu_plan.py.
 """
 
 import functools
@@ -14,25 +15,28 @@ import itertools
 from struct import pack
 from types import FunctionType
 
-from tensorlib import backend, tape
+from tensorlib import backend, gpu_plan, tape
 from tensorlib.device import CPU, SMALL, Array, Buffer
 from tensorlib.layout import Layout
 
 LIMIT = 4096  # plans per op; numbers are part of the key, and may be new each time
 FAR = 1 << 40  # integers that might be mistaken for an address
 WORDS = 96  # kernels_numba/call.py
-NUMBERS = frozenset((bool, int, float))
+NUMBERS = frozenset((bool, int, float, type(None)))
+TRIES = 4  # calls on a GPU that copy something meanwhile: the first may fill a table, and others not
 _kept = []  # all dicts of plans
 
 # `quick` is made from this text, once per op: arguments by name cost less than *args, and loops less when unrolled.
 _QUICK = """
 def quick({signature}):
-    if {out}(tape.used and tape.mode.recording and ({live})) or backend.recorders:
+    if {out}(tape.used and (tape.mode.casting or tape.mode.recording and ({live}))) or backend.recorders{cpu}:
         return recorded({call}{out_too})
     try:
         room_, nbytes_, call_, pack_, class_, layout_, dtype_ = plans[{key}]{mixed_key}
     except (KeyError, TypeError, AttributeError):
         return watched(({call},))
+    if room_ is None:  # a GPU's
+        return call_({pointers}){mixed_addresses}
     owner_ = bytes(room_)
     pointer_ = id(owner_) + 95 & -64  # a bytes object's payload is 32 bytes in, a Buffer begins at a multiple of 64
     buffer_ = Buffer(pointer_, nbytes_, owner_)
@@ -42,16 +46,20 @@ def quick({signature}):
 
 
 @functools.cache
-def _code(names, optional, operands):
-    """The code of `quick` for parameters `names`, the last `optional` with defaults, the first `operands` operands."""
-    call, arrays = [n for n in names if n != "out"], names[:operands]
+def _code(names, optional, operands, gpu):
+    """The code of `quick` for parameters `names`, the last `optional` with defaults, operands at places `operands`.
+
+    `gpu`: calls on the CPU are not to be looked for.
+    """
+    call, arrays = [n for n in names if n != "out"], [names[i] for i in operands]
     live = " or ".join(f"tape.live({n})" for n in arrays)
     plain = [f"{n}.layout, {n}.dtype, {n}.buffer.__class__" for n in arrays]
-    rest = [f"{n}, {n}.__class__" for n in call[operands:]]
+    rest = [f"{n}, {n}.__class__" for n in call if n not in arrays]
     same_class = [f"{names[0]}.__class__"]  # the result's
     texts = {"key": ", ".join(plain + same_class + rest), "pointers": ", ".join(f"{n}.buffer.ptr" for n in arrays)}
-    texts["mixed_key"] = texts["mixed_pointers"] = ""
-    if operands > 1:  # all of one class: Arrays; else some are numbers
+    texts["mixed_key"] = texts["mixed_pointers"] = texts["mixed_addresses"] = ""
+    texts["cpu"] = f" or getattr({names[0]}, 'buffer', None).__class__ is Buffer" if gpu else ""
+    if len(operands) > 1:  # all of one class: Arrays; else some are numbers
         same = " is ".join(f"{n}.__class__" for n in arrays)
         parts = [
             f"({n}, {n}.__class__) if {n}.__class__ in NUMBERS else ({p}, {n}.__class__)" for n, p in zip(arrays, plain)
@@ -60,6 +68,7 @@ def _code(names, optional, operands):
         pointers = ", ".join(f"0 if {n}.__class__ in NUMBERS else {n}.buffer.ptr" for n in arrays)
         packed = f"pack_(pointer_, {pointers})"
         texts["mixed_pointers"] = f" if {same} else {packed}"
+        texts["mixed_addresses"] = f" if {same} else call_({pointers})"
     texts["out"], texts["out_too"] = ("out is not None or ", ", out") if "out" in names else ("", "")
     required = len(names) - optional
     signature = ", ".join([*names[:required], *(f"{n}=None" for n in names[required:])])  # each op sets its own values
@@ -87,24 +96,6 @@ class Plan:
         return self.cls(buffer, self.layout, self.dtype)
 
 
-class GpuPlan:
-    """What a call launched on a GPU: [(what launches, grid, arguments, places of addresses)]; the result's memory."""
-
-    __slots__ = ("cls", "device", "dtype", "launches", "layout", "nbytes")
-    small = None
-
-    def run(self, args):
-        """The launches again on other operands."""
-        buffer = Buffer.allocate(self.nbytes, self.device)
-        pointers = [buffer.ptr] + [a.buffer.ptr if isinstance(a, Array) else 0 for a in args]
-        for launch, grid, words, patches in self.launches:
-            words = words.copy()
-            for place, slot, shift in patches:
-                words[place] = pointers[slot] + shift
-            launch(*grid, words)
-        return self.cls(buffer, self.layout, self.dtype)
-
-
 class _Watch:
     """Is told of the launches of one call."""
 
@@ -115,41 +106,48 @@ class _Watch:
         self.launches.append((block, work, reads, writes))
 
 
-def memoised(op, function, operands=1):
-    """The op `function` of row `op`, recorded by the tape, and quick where a call repeats.
+def memoised(op, function, operands=1, gpu=False):
+    """The op `function` of row `op`, recorded by the tape, and quick where a call repeats; op None: it records itself.
 
-    Its first `operands` parameters are Arrays; a call with a number among them is kept under that number.
+    Its first `operands` parameters (or those at places `operands`) are Arrays; a call with a number or None among them
+    is kept under that. `gpu`: on GPUs only, for an op that is never one launch on the CPU.
     """
-    names = tape.parameters(function)[0]
-    plans, others = {}, {}  # the small ones; the large ones, and None for calls that cannot be repeated
-    _kept.extend((plans, others))
+    names, operands = tape.parameters(function)[0], tuple(range(operands)) if type(operands) is int else operands
+    plans, others, tries = {}, {}, {}  # the small ones; large ones, None for calls that cannot be repeated; see TRIES
+    _kept.extend((plans, others, tries))
     scope = {"tape": tape, "backend": backend, "Buffer": Buffer, "NUMBERS": NUMBERS}
-    recorded = tape.recorded(op, function, quick=lambda: scope["quick"])
+    recorded = tape.recorded(op, function, quick=lambda: scope["quick"]) if op else function
 
     def watched(args):
-        if any(isinstance(a, Array) for a in args[operands:]):  # a key would keep it alive
+        arrays, rest = [args[i] for i in operands], [a for i, a in enumerate(args) if i not in operands]
+        if any(isinstance(a, Array) for a in rest):  # a key would keep it alive
             return recorded(*args)
-        key = _key(args, operands)
+        key = _key(arrays, rest, args[0].__class__)
         try:
             plan = others.get(key)
         except TypeError:  # an argument without a hash
             return recorded(*args)
         if plan is not None:
-            return plan.run(args)
+            return plan.run(arrays)
         if key in others:
             return recorded(*args)
-        for kept in (plans, others):
+        for kept in (plans, others, tries):
             if len(kept) >= LIMIT:
                 kept.clear()
-        out, plan = _watched(recorded, args, operands)
-        if plan is not None and plan != "unknown" and plan.small:
+        out, plan = _watched(recorded, args, arrays)
+        if plan == "busy":
+            tries[key] = tries.get(key, 0) + 1
+            plan = None if tries[key] >= TRIES else "unknown"
+        if type(plan) is FunctionType:
+            plans[key] = None, None, plan, None, None, None, None
+        elif plan is not None and plan != "unknown" and plan.small:
             plans[key] = plan.small
         elif plan != "unknown":
             others[key] = plan
         return out
 
     scope |= {"plans": plans, "recorded": recorded, "watched": watched}
-    code = _code(names, len(function.__defaults__ or ()), operands)
+    code = _code(names, len(function.__defaults__ or ()), operands, gpu)
     scope["quick"] = quick = FunctionType(code, scope, function.__name__)
     quick.__defaults__, quick.__wrapped__ = function.__defaults__, function
     quick.__doc__, quick.__module__ = function.__doc__, function.__module__
@@ -163,47 +161,48 @@ def forget():
 
 
 def _place(buffer):
-    """What `quick` has for the CPU's memory, else the device."""
-    return buffer.__class__ if buffer.device is CPU else buffer.device
+    """What `quick` has for memory where it usually is, else the device."""
+    return buffer.__class__ if buffer.__class__.device is buffer.device else buffer.device
 
 
-def _key(args, operands):
+def _key(arrays, rest, first):
     key = []
-    mixed = any(a.__class__ is not args[0].__class__ for a in args[:operands])
-    for a in args[:operands]:
-        part = (a.layout, a.dtype, _place(a.buffer)) if isinstance(a, Array) else (a,)
+    mixed = any(a.__class__ is not arrays[0].__class__ for a in arrays)
+    for a in arrays:
+        part = (a.layout, a.dtype, _place(a.buffer)) if hasattr(a, "buffer") else (a,)
         key += ((*part, a.__class__),) if mixed else part
-    key += () if mixed else (args[0].__class__,)
-    for a in args[operands:]:
+    key += () if mixed else (first,)
+    for a in rest:
         key += (a, a.__class__)
     return tuple(key)
 
 
 def _watched(function, args, operands):
-    """(result, Plan, or None for what cannot be repeated, or "unknown")."""
-    arrays, watch = [a for a in args if isinstance(a, Array)], _Watch()
-    gpu = arrays[0].device.gpu if arrays else None
-    before = backend.set_recorder(watch)
-    if gpu is not None:
-        gpu.trace = []
-    try:
-        out = function(*args)
-    finally:
-        backend.set_recorder(before)
-        if gpu is not None:
-            trace, gpu.trace = gpu.trace, None
+    """(result, a plan, or None for what cannot be repeated, or "unknown", or "busy": unknown for now)."""
+    arrays, watch = [a for a in operands if hasattr(a, "buffer")], _Watch()
     spans = sorted((a.buffer.ptr, a.buffer.ptr + a.buffer.nbytes) for a in arrays)
     if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
-        return out, "unknown"  # operands that share memory say nothing about those that do not
-    if type(out) is Array:
-        return out, "unknown"
+        return function(*args), "unknown"  # operands that share memory say nothing about those that do not
+    gpu = arrays[0].buffer.device.gpu if arrays else None
+    before = backend.set_recorder(watch)
+    try:
+        if gpu is None:
+            out, events = function(*args), ()
+        else:
+            out, events = gpu_plan.watched(gpu, function, args)
+    finally:
+        backend.set_recorder(before)
+    if type(out) is Array or (gpu is not None and events is None):
+        return out, "unknown" if events is not None else "busy"
     if gpu is not None:
-        return out, _gpu_plan(watch.launches, trace, arrays, args, out)
-    fine = _repeatable(watch.launches, arrays, args, out, operands)
-    return out, _plan(watch.launches, args, out, operands) if fine else None
+        fine = isinstance(out, Array) and type(out) is type(arrays[0]) and out.device.gpu is gpu
+        launches = [(reads, writes) for _, _, reads, writes in watch.launches]
+        return out, gpu_plan.plan(launches, events, operands, out) if fine else None
+    fine = _repeatable(watch.launches, arrays, args, out)
+    return out, _plan(watch.launches, operands, out) if fine else None
 
 
-def _repeatable(launches, arrays, args, out, operands):
+def _repeatable(launches, arrays, args, out):
     """Whether one launch read the operands, wrote the fresh result, and touched nothing else."""
     if len(launches) != 1 or not arrays or type(out) is not type(arrays[0]) or out.device is not CPU:
         return False
@@ -221,31 +220,7 @@ def _pure(launches, arrays, out):
     return bool(launches) and out.buffer not in buffers
 
 
-def _gpu_plan(launches, trace, arrays, args, out):
-    """A GpuPlan, or None for what cannot be repeated. Which words are addresses is known from the kernels' types."""
-    if not isinstance(out, Array) or type(out) is not type(arrays[0]) or not _pure(launches, arrays, out):
-        return None
-    buffers = [(i, a.buffer) for i, a in enumerate((out, *args)) if isinstance(a, Array)]
-    plan = GpuPlan()
-    plan.launches = []
-    for kernel, launch, grid, words in trace:
-        if not all(isinstance(w, (int, float)) for w in words):
-            return None  # descriptors of memory
-        patches = []
-        for place in kernel.pointers:
-            word = words[place]
-            found = next(((i, b) for i, b in buffers if b.ptr <= word < b.ptr + b.nbytes), None)
-            if found is not None:
-                patches.append((place, found[0], word - found[1].ptr))
-            elif word:
-                return None
-        plan.launches.append((launch, grid, list(words), patches))
-    plan.cls, plan.layout, plan.dtype = type(out), out.layout, out.dtype
-    plan.nbytes, plan.device = out.buffer.nbytes, out.device
-    return plan
-
-
-def _plan(launches, args, out, operands):
+def _plan(launches, args, out):
     block, work, _, _ = launches[0]
     buffers = [(i, a.buffer) for i, a in enumerate((out, *args)) if isinstance(a, Array)]
     plan, cpu = Plan(), backend.backend()
@@ -264,7 +239,7 @@ def _plan(launches, args, out, operands):
     flat = [merged, entry, len(words), len(plan.patches), *(v for patch in plan.patches for v in patch), *words]
     plan.keep, plan.small = pack(f"{len(flat)}q", *flat), None
     if small:
-        call, packer = cpu.direct.bound(plan.keep), backend.packer(1 + operands)
+        call, packer = cpu.direct.bound(plan.keep), backend.packer(1 + len(args))
         plan.small = plan.nbytes + 64, plan.nbytes, call, packer, plan.cls, plan.layout, plan.dtype
     return plan
 

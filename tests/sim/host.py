@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 from triton.backends.compiler import GPUTarget
 
-from kernels_triton.launch import SHARED
+from kernels_triton.launch import SHARED, Workspaces
 from tensorlib import backend
 from tensorlib.device import _devices
 from tests.sim import interpreter
@@ -34,7 +34,7 @@ class Owner:
         assert (self.raw[first + self.nbytes :] == POISON).all(), f"written behind an allocation of {self.nbytes} bytes"
 
 
-class HostGpu:
+class HostGpu(Workspaces):
     """A GPU of host memory: what kernels_triton.driver.Gpu is, for tests. `execute` says how a kernel is run."""
 
     index, name, units, interpreted, trace = 0, "host memory", 4, False, None
@@ -113,6 +113,7 @@ class HostGpu:
 
     def capture(self):
         """Records launches."""
+        self.workspace()
         return Recording(self)
 
 

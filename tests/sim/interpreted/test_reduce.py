@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tensorlib
+from kernels_triton import reduce
 
 EPS = 2.0**-24
 RNG = np.random.default_rng(0)
@@ -26,8 +27,8 @@ def within_sum(found, x, dims, chain=150):
 
 @pytest.mark.parametrize(
     "shape, dims, launches",
-    [((300_001,), None, 2), ((3, 70_000), 1, 2), ((20_000, 3), 0, 2), ((2, 9000, 5), 1, 2), ((64, 700), 1, 1),
-     ((700, 64), 0, 2), ((5, 6, 7, 8), (0, 2), 1), ((5, 6, 7, 8), (1, 3), 1)],
+    [((300_001,), None, 1), ((3, 70_000), 1, 1), ((20_000, 3), 0, 1), ((2, 9000, 5), 1, 1), ((64, 700), 1, 1),
+     ((700, 64), 0, 1), ((5, 6, 7, 8), (0, 2), 1), ((5, 6, 7, 8), (1, 3), 1)],
 )  # fmt: skip
 def test_sums_and_extremes_of_any_dims(shape, dims, launches, device):
     x = RNG.normal(size=shape).astype(np.float32)
@@ -42,6 +43,24 @@ def test_sums_and_extremes_of_any_dims(shape, dims, launches, device):
 def test_results_do_not_change_from_run_to_run():
     x = on_gpu(RNG.normal(size=200_000).astype(np.float32))
     assert read(tensorlib.sum(x)).tobytes() == read(tensorlib.sum(x)).tobytes()
+
+
+def test_calls_that_need_the_workspace_are_repeated(device, monkeypatch):
+    """Without the op's own Python; on another stream, in that one's workspace."""
+    n = 55_007
+    x, y = (RNG.normal(size=n).astype(np.float32) for _ in range(2))
+    for function in (tensorlib.sum, tensorlib.argmax):
+        function(on_gpu(x))
+    monkeypatch.setattr(reduce, "arg_kernel", None)
+    monkeypatch.setattr(reduce, "cut", None)
+    first, own = device.stream(), device.workspace()
+    for stream in (first, 7):
+        monkeypatch.setattr(device, "stream", lambda stream=stream: stream)
+        before = device.launches
+        within_sum(tensorlib.sum(on_gpu(y)), y, None)
+        assert read(tensorlib.argmax(on_gpu(y))) == y.argmax()
+        assert device.launches - before == 2
+    assert device.workspace() != own and not (device.within(0) or device.within(own - 1))
 
 
 def test_many_small_errors_do_not_add_up():
@@ -80,6 +99,35 @@ def test_the_first_of_equal_extremes(n):
     low = np.full((2, n), -np.inf, np.float32)
     assert read(tensorlib.argmax(on_gpu(low), 1)).tolist() == [0, 0]
     assert read(tensorlib.argmin(on_gpu(np.full((2, n), 255, np.uint8)), 1)).tolist() == [0, 0]
+
+
+class Far:
+    """A GPU that is told of launches, and runs none."""
+
+    arch, units, interpreted, trace = 80, 4, True, None
+
+    def __init__(self):
+        self.ready, self.kernels = {}, []
+
+    def workspace(self):
+        return 1 << 40
+
+    def load(self, kernel, hints):
+        return lambda *_: self.kernels.append(kernel)
+
+
+@pytest.mark.parametrize(
+    "rows, n, bits", [(1, 1 << 20, 32), (3, 1 << 20, 32), (1, (1 << 31) + 17, 64), (3, 1 << 30, 64)]
+)
+def test_places_have_as_many_bits_as_they_need(rows, n, bits):
+    """Of whole rows and of parts alike; the few have no more than they need."""
+    gpu = Far()
+    for name in ("argmax", "argmin"):
+        reduce.build(name, "u8", "i64", "u8")(gpu, [1 << 41, 1 << 42, rows, n, 0.0, 1, rows, n])
+    assert len(gpu.kernels) >= 2
+    for kernel in gpu.kernels:
+        assert str(kernel.consts["INDEX"]) == f"int{bits}" and kernel.consts["LAST"] > n
+        assert kernel.types["length"] == f"i{bits}"
 
 
 def test_integers_and_bools():
