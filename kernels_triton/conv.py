@@ -15,6 +15,7 @@ import functools
 import triton
 import triton.language as tl
 
+from . import implicit
 from .launch import Kernel, blocks, pick, pointer, power_of_2
 
 NARROW = 16  # input channels per group below which `conv` treats taps and channels as one index
@@ -176,7 +177,9 @@ def _tile(dtype, arch, outputs):
 
 
 def build(name, *params, source=None):
-    """conv or direct of one float dtype."""
+    """conv or direct of one float dtype; implicit of f16 or bf16."""
+    if name == "implicit" and params in (("f16",), ("bf16",)):
+        return implicit.build(*params)
     if name not in ("conv", "direct") or len(params) != 1 or params[0] not in ("f16", "bf16", "f32", "f64"):
         return None
     (dtype,) = params
@@ -212,4 +215,4 @@ def variants(arch):
             label = f"conv {dtype} {'x'.join(map(str, tile[:3]))} {kind}".rstrip()
             found[label] = conv_kernel(dtype, tile, kind == "flat", True, upcast, kind == "channels last")
         found[f"direct {dtype}"] = direct_kernel(dtype, 1024, True)
-    return found
+    return found | implicit.variants(arch)

@@ -26,8 +26,10 @@ GROUP = 256  # output positions that one thread packs at a time
 CHUNK = 24 << 10  # bytes of input that a thread sums windows over at a time
 DIRECT = 8  # input channels per group below which a GPU takes no matrix product, a CPU one per example
 FEW = 4  # output channels per group up to which a group of one input channel is summed without packing
+LEAST = 16  # output channels per group for which a GPU lays out the input of f16 and bf16 anew
 SQUARES = (3, 5, 7)  # windows that have kernels of their own there
 FLOATS = ("f32", "f16", "bf16", "f64")
+HALVES = ("f16", "bf16")
 KNOWN = 1 << 12  # calls that are remembered at most
 _known = {}  # by layouts and arguments: (shape of the output, Call)
 
@@ -292,9 +294,7 @@ def _call(shape, x, taps, key, bias, window, groups):
     words += [*window.size, *kernel, *window.stride, *window.padding, *window.dilation]
     work = prod(shape) * terms
     if x.device.type != "cpu":
-        name = "direct" if channels < DIRECT else "conv"
-        found = backend.kernel("conv", name, x.dtype.name, device=x.device.type)
-        return Call(found, words, 0, (), ("taps first", *key), lambda w: _taps_first(w.view(taps)), work)
+        return _on_gpu(x, taps, key, words, work)
     if channels == 1 and groups > 1 and m <= FEW:
         return _depthwise(x, taps, key, words, window, work)
     size, positions = 8 if x.dtype.name == "f64" else 4, prod(window.size)
@@ -309,6 +309,23 @@ def _call(shape, x, taps, key, bias, window, groups):
     words, rest, key = (*words, parts, group, deep), (per_thread, threads), ("packed", *key)
     packed = lambda weight: _packed(weight.view(taps), groups, m, terms)  # noqa: E731
     return Call(found, words, threads * per_thread, rest, key, packed, work // 8)
+
+
+def _on_gpu(x, taps, key, words, work):
+    dtype, (groups, m, channels) = x.dtype.name, words[2:5]
+    filled = _filled(channels, groups) if dtype in HALVES and m >= LEAST else 0
+    name = "implicit" if filled else "direct" if channels < DIRECT else "conv"
+    found = backend.kernel("conv", name, dtype, device=x.device.type)
+    if name == "implicit":
+        words, key = (*words, filled), (filled, *key)
+    return Call(found, words, 0, (), ("taps first", *key), lambda w: _taps_first(w.view(taps), filled), work)
+
+
+def _filled(channels, groups):
+    """How many channels per group a kernel that reads 8 or 16 bytes at a time is given; 0: it is not for so few."""
+    if groups > 1:
+        return channels if channels % 8 == 0 and channels >= LEAST else 0
+    return 4 if channels <= 4 else -(-channels // 8) * 8
 
 
 def _depthwise(x, taps, key, words, window, work):
@@ -353,10 +370,16 @@ def _flat(window, layout, kernel):
     return window._replace(size=row.shape[2:]), row
 
 
-def _taps_first(taps):
-    """The weights as (..., output channels, taps, input channels), contiguous."""
-    lead = range(taps.ndim - 4)
-    return contiguous(taps.view(taps.layout.permute((*lead, -3, -2, -1, -4))))
+def _taps_first(taps, filled=0):
+    """The weights as (..., output channels, taps, input channels), contiguous; `filled` channels, if there are less."""
+    channels, lead = taps.shape[-4], range(taps.ndim - 4)
+    taps = taps.view(taps.layout.permute((*lead, -3, -2, -1, -4)))
+    if channels >= filled:
+        return contiguous(taps)
+    wider = Array.empty((*taps.shape[:-1], filled), taps.dtype, taps.device)
+    fill(wider, 0)
+    copy_into(wider.view(wider.layout.slice(wider.ndim - 1, slice(channels))), taps)
+    return wider
 
 
 def _packed(taps, groups, m, terms):
