@@ -1,4 +1,7 @@
-"""What follows the sums of a product: bias, activation, residual, one rounding; and the sum of a product in parts."""
+"""What follows the sums of a product: bias, activation, residual, one rounding; and the sum of a product in parts.
+
+The activation "scaled" makes of the bias a factor of each row: the powers of 2 that halves of quant_matmul.py lack.
+"""
 
 import triton
 import triton.language as tl
@@ -21,7 +24,7 @@ def activate(x, ACT: tl.constexpr):
     elif ACT == "silu":
         x = x / (1.0 + tl.exp(-x))
     else:
-        tl.static_assert(ACT == "none")
+        tl.static_assert(ACT == "none" or ACT == "scaled")
     return x
 
 
@@ -36,9 +39,11 @@ def finish(
     if BIAS == "n" or BIAS == "m":
         bias_step = 1
     if BIAS == "n" or BIAS == "n any":
-        total += tl.load(bias_ptr + n * bias_step, mask=n < N, other=0.0).to(total.dtype)[None, :]
+        bias = tl.load(bias_ptr + n * bias_step, mask=n < N, other=0.0).to(total.dtype)[None, :]
+        total = total * bias if ACT == "scaled" else total + bias
     elif BIAS == "m" or BIAS == "m any":
-        total += tl.load(bias_ptr + m * bias_step, mask=m < M, other=0.0).to(total.dtype)[:, None]
+        bias = tl.load(bias_ptr + m * bias_step, mask=m < M, other=0.0).to(total.dtype)[:, None]
+        total = total * bias if ACT == "scaled" else total + bias
     total = activate(total, ACT)
     if RESIDUAL == "rows":
         r_n = 1

@@ -10,7 +10,8 @@ beyond the edge reads the last one, so that the loop over K has no mask along a 
 that no step divides is masked in all steps: a last step of its own costs thousands of bytes of spilled registers, the
 masks 2 to 10 % of the instructions. Where there are few tiles K is cut into parts, whose sums in full precision a
 second kernel adds in order: every launch gives the same bits. A product with few columns is computed transposed, so
-that "few" always means rows; very few are left to matvec.py, large aligned matrices on sm_90 to persistent.py.
+that "few" always means rows; very few are left to matvec.py, large aligned matrices on sm_90 to persistent.py, after
+turned.py has put the operands of tf32 in order.
 """
 
 import functools
@@ -19,7 +20,7 @@ import triton
 import triton.language as tl
 
 from . import matmul_configs as configs
-from . import matvec, persistent
+from . import matvec, persistent, turned
 from .epilogue import finish, finish_tile, halves
 from .float8 import KINDS, widened
 from .launch import Kernel, pick
@@ -215,8 +216,12 @@ def _steps(names, gpu, words):
         p.flip()
     run = matvec.plan(p, names, gpu)
     if run is None:
-        run = _tiled(p, names, gpu)
-        run = persistent.plan(p, names, gpu, run) or run
+
+        def run_of(p):
+            run = _tiled(p, names, gpu)
+            return persistent.plan(p, names, gpu, run) or run
+
+        run = turned.plan(p, names, gpu, run_of) or run_of(p)
     if p.flipped:
         launch = lambda gpu, a, b, c, bias, r: run(gpu, b, a, c, bias, r)  # noqa: E731
     else:
@@ -273,12 +278,11 @@ def variants(arch):
     found["f16 residual silu"] = _variant(arch, first, "f16", "f16", "highest", _ROWS, act="silu", residual="f16")
     found["f16 bias gelu"] = _variant(arch, first, "f16", "f16", "highest", _ROWS, bias="f16", act="gelu")
     found["bf16 A transposed"] = _variant(arch, first, "bf16", "bf16", "highest", ("m", "n", "n"))
-    if arch in configs.PERSISTENT:
-        for order in (_ROWS, _COLUMNS):
+    for family, tile in configs.PERSISTENT.get(arch, {}).items():
+        dtype, precision = ("f16", "highest") if family == "half" else ("f32", "medium")
+        for order in (_ROWS, _COLUMNS) if family == "half" else (_ROWS,):
             for act in ("none", "silu"):
-                names = Names("f16", "f16", "f16", "none", "none", act, "highest")
-                label = f"f16 persistent {order[1]} {act}"
-                found[label] = persistent.kernel(
-                    names, tl.float16, configs.PERSISTENT[arch], order, ("c_m", "N"), "", ""
-                )
+                names = Names(dtype, dtype, dtype, "none", "none", act, precision)
+                label = f"{dtype} persistent {order[1]} {act}"
+                found[label] = persistent.kernel(names, numbers(names, arch), tile, order, ("c_m", "N"), "", "")
     return found | matvec.variants(arch)

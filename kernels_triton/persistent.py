@@ -22,7 +22,7 @@ from .product import SIZES, by_16, eight, memory, numbers, residual
 def persistent(
     a, b, c_ptr, bias_ptr, r_ptr, M, N, K, c_m, bias_step, r_m,
     A_UNIT: tl.constexpr, B_UNIT: tl.constexpr, C_EIGHT: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
-    RESIDUAL: tl.constexpr, HALVES: tl.constexpr,
+    RESIDUAL: tl.constexpr, HALVES: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Tiles of C = A @ B; a, b: descriptors of the operands, the dim that is in order in memory last."""
@@ -37,7 +37,7 @@ def persistent(
             k = i * BLOCK_K
             x = a.load([m, k]) if A_UNIT == "k" else a.load([k, m]).T
             y = b.load([k, n]) if B_UNIT == "n" else b.load([n, k]).T
-            total = tl.dot(x, y, total)
+            total = tl.dot(x, y, total, input_precision=PRECISION)
         finish_tile(
             total, c_ptr, bias_ptr, r_ptr, m, n, M, N, c_m, 1, bias_step, r_m, 1,
             C_EIGHT, BIAS, ACT, RESIDUAL, HALVES, BLOCK_M, BLOCK_N,
@@ -47,7 +47,8 @@ def persistent(
 class Element(str):
     """The name of a dtype, with its size, as descriptors ask for it."""
 
-    itemsize = 2
+    def __init__(self, name):
+        self.itemsize = int(name[-2:]) // 8
 
 
 class Memory:
@@ -62,15 +63,17 @@ class Memory:
 
 
 @functools.cache
-def kernel(names, dot, tile, units, divisible, bias, lies):
-    """The Kernel of a tile: `dot` is the dtype of both operands."""
+def kernel(names, found, tile, units, divisible, bias, lies):
+    """The Kernel of a tile: `found` are the Numbers, whose `dot` is the dtype of both operands."""
     a = (tile.m, tile.k) if units[0] == "k" else (tile.k, tile.m)
     b = (tile.k, tile.n) if units[1] == "n" else (tile.n, tile.k)
-    types = [f"tensordesc<{dot.name}[{x},{y}]>" for x, y in (a, b)] + [memory(d) for d in names[2:5]]
+    # f32 takes twice the shared memory on its way to rows, of which the operands leave half as much
+    half = found.dot.name == "fp32" or halves(names.act, lies, tile)
+    types = [f"tensordesc<{found.dot.name}[{x},{y}]>" for x, y in (a, b)] + [memory(d) for d in names[2:5]]
     return Kernel(
         persistent, (*types, "i32", "i32", "i32", "i64", "i64", "i64"), divisible, warps=tile.warps, stages=tile.stages,
         A_UNIT=units[0], B_UNIT=units[1], C_EIGHT=eight(names.c), BIAS=bias, ACT=names.act, RESIDUAL=lies,
-        HALVES=halves(names.act, lies, tile), BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, GROUP=configs.GROUP,
+        HALVES=half, PRECISION=found.precision, BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, GROUP=configs.GROUP,
     )  # fmt: skip
 
 
@@ -80,9 +83,12 @@ def plan(p, names, gpu, otherwise):
     `otherwise`: what does where an address is no multiple of 16.
     """
     arch, units = gpu.arch, gpu.units
-    found, tile, order = numbers(names, arch), configs.PERSISTENT.get(arch), p.units()
+    found, order = numbers(names, arch), p.units()
     lies, own = residual(p, names), p.own_names(names)
-    if tile is None or found.family != "half" or own.a != own.b or p.count > 1 or p.flipped:
+    tile = configs.PERSISTENT.get(arch, {}).get(found.family)
+    if tile is None or own.a != own.b or p.count > 1 or p.flipped:
+        return None
+    if found.family == "tf32" and order[:2] != ("k", "k"):  # what tensor cores read from shared memory
         return None
     if configs.tuned(gpu, found.family, p):
         return None
@@ -94,7 +100,7 @@ def plan(p, names, gpu, otherwise):
         return None
     args = (p.m, p.n, p.k, p.c[0], p.bias, p.r[0])
     divisible = tuple(n for n in by_16([("c_m", "N"), ("r_m",)], p.arguments(0, 0, 1)))
-    made = kernel(own, found.dot, tile, order, divisible, p.along(names), lies)
+    made = kernel(own, found, tile, order, divisible, p.along(names), lies)
     a_block = [tile.m, tile.k] if order[0] == "k" else [tile.k, tile.m]
     b_block = [tile.k, tile.n] if order[1] == "n" else [tile.n, tile.k]
     dtype, grid = Element(found.dot.name), (min(units, configs.count(tile, p.m, p.n)), 1, 1)

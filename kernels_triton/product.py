@@ -124,7 +124,7 @@ class Product:
     def along(self, names):
         """The dim that the bias runs along ("n any": not of unit stride), "" without one."""
         step = "" if self.bias == 1 else " any"
-        return "" if names.bias == "none" else ("m" if self.flipped else "n") + step
+        return "" if names.bias == "none" else ("m" if self.flipped != (names.act == "scaled") else "n") + step
 
     def arguments(self, depth, part, parts):
         """What follows the addresses; of C as it is, or where it is in `parts` contiguous parts of `part` elements."""

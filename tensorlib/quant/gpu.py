@@ -8,14 +8,15 @@ from math import prod
 
 from tensorlib import backend
 from tensorlib.device import Array, Device, transfer
-from tensorlib.ops import decode, elementwise, linalg, movement
-from tensorlib.ops._launch import cast, copy_into, fill
+from tensorlib.ops import decode, elementwise, movement, products
+from tensorlib.ops._launch import cast, fill
 
 MATVEC_ROWS = 8  # of activations: up to so many are quantised, and each weight meets them one by one
 FUSED_ROWS = 128  # up to so many meet weights that are dequantised as they are read; beyond, once into memory
 # scales may lie beyond what f16 holds: such weights are multiplied as f32
 WIDE = ("mxfp4", "q8_k", "nf4", "fp4", "bnb8", "a8_32w", "a4_32w", "a3_32w", "a2_32w", "a1_32w")
-DENSE_BYTES = 64 << 20  # of weights that are dequantised at a time
+DENSE_BYTES = 256 << 20  # of weights that are dequantised at a time, at most
+TILE = 256  # their rows at a time divide by this
 
 
 def moved(weight, device):
@@ -118,19 +119,21 @@ def _packed(x, rows, k, room, name, y):
 def _dense(weight, x, residual, out, rows):
     """The product with weights dequantised to what is multiplied, some of them at a time; sums are f32."""
     n, k = weight.shape
-    wide = weight.format.name in WIDE
-    values, powers = (cast(x, "f32"), None) if wide else x.derived("matmul", lambda: _halves(x, rows, k))
-    values = movement.reshape(values, (rows, k))
-    total = Array.empty((rows, n), "f32", x.device)
-    step = max(1, DENSE_BYTES // (values.dtype.itemsize * k))
+    if weight.format.name in WIDE:
+        values, powers = cast(x, "f32"), None
+    elif x.dtype.name == "f16":
+        values, powers = x, None
+    else:
+        values, powers = x.derived("matmul", lambda: _halves(x, rows, k))
+    values, flat = movement.reshape(values, (rows, k)), movement.reshape(out, (rows, n))
+    act, powers = ("none", None) if powers is None else ("scaled", movement.reshape(powers, (rows,)))
+    more = None if residual is None else movement.reshape(movement.contiguous(residual), (rows, n))
+    slabs = -(-n * k * values.dtype.itemsize // DENSE_BYTES)
+    step = -(-n // (slabs * TILE)) * TILE
     for start in range(0, n, step):
         some = weight.rows(start, min(step, n - start))
         dense = some.dequantize(values.dtype)
         dense = dense.view(dense.layout.transpose(0, 1))
-        linalg._product(movement.narrow(total, 1, start, some.shape[0]), values, dense)
-    if powers is not None:
-        total = elementwise.mul(total, powers)
-    total = movement.reshape(total, out.shape)
-    if residual is not None:
-        total = elementwise.add(total, residual)
-    return copy_into(out, total)
+        to, added = (None if y is None else movement.narrow(y, 1, start, some.shape[0]) for y in (flat, more))
+        products.launch(to, values, dense, powers, act=act, residual=added)
+    return out

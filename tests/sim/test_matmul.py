@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tensorlib
+from kernels_triton import turned
 from tensorlib.dtype import get
 from tests.sim.host import install
 from tests.sim.simulated import Simulated
@@ -72,11 +73,25 @@ def test_float8(device):
     assert (found[inside] == exact.astype(x.dtype).astype(np.float32)[inside]).all()
 
 
-@pytest.mark.parametrize("turned", ["", "b", "ab"])
-def test_persistent_programs(device, turned):
+@pytest.mark.parametrize("order", ["", "b", "ab"])
+def test_persistent_programs(device, order):
     if device.arch == 90:
-        check("f16", 264, 520, 136, turned)
+        check("f16", 264, 520, 136, order)
         assert any(kernel.fn.__name__ == "persistent" for kernel, _ in device.ready)
     else:
-        check("f16", 264, 264, 136, turned)
+        check("f16", 264, 264, 136, order)
         assert not any(kernel.fn.__name__ == "persistent" for kernel, _ in device.ready)
+
+
+@pytest.mark.parametrize("order", ["b", "a"])
+def test_persistent_programs_of_tf32(device, monkeypatch, order):
+    """Operands whose K is not in order in memory are turned first."""
+    monkeypatch.setattr(turned, "LEAST", 1)
+    monkeypatch.setattr(turned, "WORTH", 0)
+    try:
+        tensorlib.set_float32_matmul_precision("medium")
+        check("f32", 264, 264 + 256 * (order == "b"), 72, order, 2.0**-9)
+        ran = any(k.fn.__name__ == "persistent" and k.consts["PRECISION"] == "tf32" for k, _ in device.ready)
+        assert ran == (device.arch == 90)
+    finally:
+        tensorlib.set_float32_matmul_precision("highest")

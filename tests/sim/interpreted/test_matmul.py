@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 import tensorlib
+from kernels_triton import turned
 from tensorlib.dtype import get
 from tensorlib.errors import DTypeError
 from tensorlib.ops import linalg, precision, products
 
 U = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-24, "f64": 2.0**-53}
+TF32 = 2.0**-9  # of a product of two numbers that lose 13 bits each
 random = np.random.default_rng(4)
 
 
@@ -26,20 +28,20 @@ def on_gpu(x):
     return tensorlib.from_numpy(x).to("cuda:0")
 
 
-def bound(x, y, dtype):
-    """How far a product may be from the exact one: of the sums, and of one rounding to `dtype`."""
+def bound(x, y, dtype, lost=0.0):
+    """How far a product may be from the exact one: of the sums, of one rounding to `dtype`, and what its terms lose."""
     x, y = np.abs(x.astype(np.float64)), np.abs(y.astype(np.float64))
     whole = np.matmul(x, y)
-    return whole * (x.shape[-1] * U["f64" if dtype == "f64" else "f32"] + U[dtype]) + 2.0**-24
+    return whole * (x.shape[-1] * U["f64" if dtype == "f64" else "f32"] + U[dtype] + lost) + 2.0**-24
 
 
-def agrees(x, y, dtype, out=None):
+def agrees(x, y, dtype, out=None, lost=0.0):
     """The product of two NumPy arrays on the GPU is within the bound."""
     out = on_gpu(x) @ on_gpu(y) if out is None else out
     assert out.dtype.name == dtype
     found = out.to("cpu").to("f64").numpy()
     exact = np.matmul(x.astype(np.float64), y.astype(np.float64))
-    assert (np.abs(found - exact) <= bound(x, y, dtype)).all(), np.abs(found - exact).max()
+    assert (np.abs(found - exact) <= bound(x, y, dtype, lost)).all(), np.abs(found - exact).max()
 
 
 @pytest.mark.parametrize("dtype", ["f16", "f32", "f64"])
@@ -64,12 +66,12 @@ def test_large_tiles(device, monkeypatch, arch):
     agrees(x, y, "bf16")
 
 
-@pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
-def test_persistent_programs(device, monkeypatch, turned):
+@pytest.mark.parametrize("order", ["", "a", "b", "ab"])
+def test_persistent_programs(device, monkeypatch, order):
     monkeypatch.setattr(device, "arch", 90)
     x, y = draw((264, 200), "f16"), draw((200, 520), "f16")
-    a = on_gpu(np.ascontiguousarray(x.T)).T if "a" in turned else on_gpu(x)
-    b = on_gpu(np.ascontiguousarray(y.T)).T if "b" in turned else on_gpu(y)
+    a = on_gpu(np.ascontiguousarray(x.T)).T if "a" in order else on_gpu(x)
+    b = on_gpu(np.ascontiguousarray(y.T)).T if "b" in order else on_gpu(y)
     kernels = len([k for k, _ in device.ready if k.fn.__name__ == "persistent"])
     for _ in range(2):  # the second call is one seen before
         agrees(x, y, "f16", a @ b)
@@ -79,6 +81,45 @@ def test_persistent_programs(device, monkeypatch, turned):
     agrees(x[1:], y, "f16", on_gpu(x).reshape(-1)[200:].reshape(263, 200) @ b / 2)  # an address 16 bytes divide
     odd = on_gpu(np.concatenate([[np.float16(0)], x.reshape(-1)]))[1:].reshape(264, 200)
     agrees(x, y, "f16", odd @ on_gpu(y))  # one they do not
+
+
+@pytest.fixture
+def tf32(device, monkeypatch):
+    """Products of f32 on tensor cores of sm_90, operands turned whatever the size."""
+    monkeypatch.setattr(device, "arch", 90)
+    monkeypatch.setattr(turned, "LEAST", 1)
+    monkeypatch.setattr(turned, "WORTH", 0)
+    precision.set_float32_matmul_precision("medium")
+    yield device
+    precision.set_float32_matmul_precision("highest")
+
+
+def ran(device):
+    """How many persistent kernels there are."""
+    return len([k for k, _ in device.ready if k.fn.__name__ == "persistent"])
+
+
+@pytest.mark.parametrize("order", ["", "a", "ab", "b"])
+def test_tf32_puts_operands_in_order(tf32, order):
+    """K of any length: rows of a copy are such that the copy engine may read them; those of an operand may not be."""
+    x, y = draw((262, 90), "f32"), draw((90, 520), "f32")
+    a = on_gpu(np.ascontiguousarray(x.T)).T if "a" in order else on_gpu(x)
+    b = on_gpu(np.ascontiguousarray(y.T)).T if "b" in order else on_gpu(y)
+    before, kernels = tf32.launches, ran(tf32)
+    out = a @ b
+    assert tf32.launches == before + 1 + {"": 1, "a": 2, "ab": 1, "b": 0}[order]
+    assert ran(tf32) == kernels + (order == "a")
+    agrees(x, y, "f32", out, TF32)
+
+
+def test_tf32_of_batches(tf32):
+    """What is the same for all matrices of a batch is turned once."""
+    x, y = draw((2, 3, 40, 36), "f32"), draw((36, 70), "f32")
+    agrees(x, y, "f32", lost=TF32)
+    agrees(x, np.broadcast_to(y, (3, 36, 70)), "f32", on_gpu(x) @ on_gpu(y).expand((3, 36, 70)), TF32)
+    agrees(x, draw((2, 1, 36, 65), "f32"), "f32", lost=TF32)
+    y = draw((3, 2, 36, 33), "f32")
+    agrees(x, y.transpose(1, 0, 2, 3), "f32", on_gpu(x) @ on_gpu(y).permute(1, 0, 2, 3), TF32)
 
 
 @pytest.mark.parametrize("m, n, k", [(20, 24, 2100), (40, 50, 1600)])

@@ -115,6 +115,14 @@ def test_any_number_of_rows(name, m):
     check_linear(name, 13, 768, m)
 
 
+@pytest.mark.parametrize("name", ["q6_k", "mxfp4"])
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_many_rows_some_weights_at_a_time(name, dtype, monkeypatch):
+    monkeypatch.setattr(gpu, "TILE", 16)
+    monkeypatch.setattr(gpu, "DENSE_BYTES", 256 * 40)
+    check_linear(name, 70, 256, 129, dtype, residual=True)
+
+
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 @pytest.mark.parametrize("m", [2, 10, 129])
 def test_narrow_activations(m, dtype):
