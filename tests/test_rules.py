@@ -18,7 +18,7 @@ LAYERS = (
     ("errors", "dtype", "layout"),
     ("tape",),
     ("registry",),
-    ("backend", "device", "capture", "memo"),
+    ("backend", "device", "capture", "gpu_plan", "memo"),
     ("ops", "quant", "random"),
     ("autograd",),
     ("tensor", "custom", "fusion", "names"),
