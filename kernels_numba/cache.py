@@ -14,7 +14,6 @@ import mmap
 import os
 import re
 import sys
-import tempfile
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _VERSION = "1"
@@ -116,6 +115,8 @@ def store(path, code, entry):
     """Writes a kernel's file: whole or not at all, under any number of processes. OSError where that is not
     possible.
     """
+    import tempfile  # half a megabyte that only who compiles needs
+
     digest = hashlib.sha256(code).hexdigest()
     header = {"entry": entry, "size": len(code), "sha256": digest, "start": _PAGE, "compiler": compiler()}
     os.makedirs(os.path.dirname(path), exist_ok=True)

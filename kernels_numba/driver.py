@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import os
 import sys
-import sysconfig
 import threading
 
 from . import control
@@ -84,9 +83,9 @@ _TEXTS = (_X86_CALL, _X86_CALL_WITH)
 
 
 def direct_calls(from_memory):
-    """DirectCalls, or None where objects are not laid out as in CPython, or on other machines than x86-64."""
+    """DirectCalls, or None where objects are not laid out as in CPython, on other machines than x86-64, or without the GIL."""
     plain = sys.implementation.name == "cpython" and bytes.__basicsize__ == HEAD + 1
-    if not plain or os.uname().machine != "x86_64" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if not plain or os.uname().machine != "x86_64" or "t" in sys.abiflags:
         return None
     return DirectCalls(from_memory)
 

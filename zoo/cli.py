@@ -148,6 +148,9 @@ def _sampling_options(parser, temperature, top_p):
     group.add_argument("--min-p", type=_between(0, 1), default=0.0, metavar="X", help=text)
     text = "divide the scores of tokens that were there before; 1: off"
     group.add_argument("--repetition-penalty", type=_between(0.01, 100), default=1.0, metavar="X", help=text)
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    text = "answer with JSON of this schema (JSON, or a file): needs the package llguidance"
+    group.add_argument("--json-schema", metavar="SCHEMA", help=text)
     group.add_argument("--seed", type=_at_least(0), metavar="N", help="the same seed gives the same text")
 
 

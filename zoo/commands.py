@@ -35,7 +35,7 @@ def run_chat(arguments):
         messages.append({"role": "user", "content": text})
         ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special=False)
         now = time.perf_counter()
-        answer = _answer(model, ids, arguments, started, now)
+        answer = _answer(model, ids, arguments, started, now, reuse=True)
         messages.append({"role": "assistant", "content": answer})
         started = time.perf_counter()
 
@@ -97,30 +97,49 @@ def _ask():
         return None
 
 
-def _answer(model, ids, arguments, started, loaded) -> str:
+def _answer(model, ids, arguments, started, loaded, reuse=False) -> str:
     """Generate after `ids`, write the text as it comes, and return it."""
     from tensorlib import backend
+    from zoo.completion import Completion
     from zoo.generate import SamplerConfig
 
     limit = arguments.max_tokens
     if limit is None and model.context_length > len(ids):
         limit = min(DEFAULT_TOKENS, model.context_length - len(ids))
     sampler = SamplerConfig(**{name: getattr(arguments, name) for name in SAMPLING})
-    stream, text, count, first = model.tokenizer.stream(), [], 0, None
-    tokens = model.generate(ids, limit, sampler, model.tokenizer.eos_ids)
-    for token in tokens:
+    first, text = None, []
+    answer = Completion(model, ids, limit, sampler, arguments.stop, _processors(model, arguments), reuse)
+    for piece in answer:
         if first is None:
             first = time.perf_counter()
             backend.compiling.end()
-        count += 1
-        _write(stream.push(token), text)
-    _write(stream.flush(), text)
+        _write(piece, text)
     if not text or not text[-1].endswith("\n"):
         sys.stdout.write("\n")
         sys.stdout.flush()
     if arguments.verbose and first is not None:
-        _statistics(len(ids), count, started, loaded, first)
+        _statistics(len(ids), len(answer.ids), started, loaded, first)
     return "".join(text)
+
+
+def _processors(model, arguments):
+    """What `--json-schema` asks for."""
+    if arguments.json_schema is None:
+        return ()
+    import json
+
+    from tensorlib.errors import FormatError
+    from zoo.processors import Grammar
+
+    text = arguments.json_schema
+    try:
+        if not text.lstrip().startswith("{"):
+            with open(text, encoding="utf-8") as file:
+                text = file.read()
+        schema = json.loads(text)
+    except (OSError, ValueError) as e:
+        raise FormatError("--json-schema", "schema", str(e), "JSON, or a file of it", "see json-schema.org") from e
+    return (Grammar(model.tokenizer, json_schema=schema),)
 
 
 def _write(piece, text):

@@ -60,7 +60,8 @@ class TextModel:
         self.context_length, self.device = model.config.max_position_embeddings, Device(device)
         self.cache = model.new_cache(self.context_length, cache_dtype, device=device)
         self.sampler = nn.Sampler(model.config.vocab_size, self.context_length, device=device)
-        self._tokenizer = self._step = None
+        self._tokenizer = self._step = self._scores = None
+        self._held = []  # the ids whose keys and values are in the cache
 
     @property
     def tokenizer(self):
@@ -71,10 +72,12 @@ class TextModel:
             self._tokenizer = Tokenizer.from_gguf(self.file)
         return self._tokenizer
 
-    def generate(self, prompt_ids, max_tokens=None, sampler=GREEDY, stop_ids=()):
+    def generate(self, prompt_ids, max_tokens=None, sampler=GREEDY, stop_ids=(), processors=(), reuse=False):
         """Yields the ids that follow `prompt_ids`, at most `max_tokens` (None: as the context allows), up to a stop id.
 
         The stop id itself is not yielded. ContextError, before any work, if prompt and `max_tokens` exceed the context.
+        `processors` change the scores before each choice: see zoo/processors.py. `reuse`: what the cache still has of
+        the prompt from the last call is not computed again, which rounds differently than a prompt computed at once.
         """
         ids = list(prompt_ids)
         room = self.context_length - len(ids)
@@ -84,52 +87,97 @@ class TextModel:
             got = f"a prompt of {len(ids)} tokens and {max_tokens or 1} to generate"
             fix = "shorten the prompt, lower max_tokens, or load with a larger context"
             raise ContextError("generate", got, f"at most {self.context_length} in all", fix)
-        self.cache.reset()
+        held = common(self._held, ids[:-1]) if reuse else 0
+        self.cache.reset(held)
+        self._held = self._held[:held]
         self.sampler.reset(ids, *sampler)
-        return self._tokens(ids, room if max_tokens is None else max_tokens, frozenset(stop_ids))
+        steps = _Steps(self, ids, list(processors))
+        return steps.tokens(room if max_tokens is None else max_tokens, frozenset(stop_ids))
 
-    def _tokens(self, ids, count, stop_ids):
-        if count <= 0:
-            return
-        token = self._prefill(ids)
-        for _ in range(count - 1):
-            if token in stop_ids:
-                return
-            yield token
-            token = self._next()
-        if token not in stop_ids:
-            yield token
-
-    def _prefill(self, ids):
+    def prefill(self, ids):
+        """Logits [1, V] after `ids`, which follow what the cache holds."""
         with backend.backend().pool.pinned():
             for i in range(0, len(ids), CHUNK):
-                logits = self.model(self._ids(ids[i : i + CHUNK]), self.cache)
-            self.sampler(logits)
-        return self.sampler.token_id()
+                part, held = ids[i : i + CHUNK], self._held
+                self._held = []  # an interruption leaves a layer with more than another
+                logits = self.model(self._ids(part), self.cache)
+                self._held = held
+                held += part
+        return logits
 
-    def _next(self):
-        """One step: the sampler's token in, the next one out. The first is recorded, all others replay it."""
+    def step(self, token, choose=True):
+        """One step: the sampler's token, which is `token`, in; its logits [1, V], and unless `choose` is False the next
+        token in the sampler. The first step is recorded, all others replay it.
+        """
+        name = "_step" if choose else "_scores"
         self.cache.reserve(1)
-        pool = backend.backend().pool
-        with pool.pinned():
-            if self._step is None:
-                self._step = Capture(self.device)
-                with self._step:
-                    self.sampler(self.model(self.sampler.token, self.cache))
+        held, self._held = self._held, []
+        with backend.backend().pool.pinned():
+            if getattr(self, name) is None:
+                capture = Capture(self.device)
+                with capture:
+                    logits = self.model(self.sampler.token, self.cache)
+                    if choose:
+                        self.sampler(logits)
                 if self.device.gpu is not None:  # a graph records, and runs at its replay only
-                    self._step.replay()
+                    capture.replay()
+                setattr(self, name, (capture, logits))
             else:
-                self._step.replay()
+                getattr(self, name)[0].replay()
                 self.cache.length += 1
-        return self.sampler.token_id()
+        held.append(token)
+        self._held = held
+        return getattr(self, name)[1]
 
     def logits(self, ids):
         """Logits after every one of `ids`, float32 NumPy [T, vocabulary]; the cache starts anew."""
         import numpy
 
         self.cache.reset()
+        self._held = []
         chunks = [self._ids(ids[i : i + CHUNK]) for i in range(0, len(ids), CHUNK)]
         return numpy.concatenate([self.model(c, self.cache, last_only=False).cpu().numpy().copy() for c in chunks])
 
     def _ids(self, ids):
         return tensorlib.tensor(ids, dtype="i64", device=self.device)
+
+
+class _Steps:
+    """One generation: the ids so far, and what changes their scores."""
+
+    def __init__(self, model, ids, processors):
+        self.model, self.ids, self.processors = model, ids, processors
+
+    def tokens(self, count, stop_ids):
+        """Yields at most `count` ids."""
+        if count <= 0:
+            return
+        token = self._chosen(self.model.prefill(self.ids[len(self.model._held) :]))
+        for _ in range(count - 1):
+            if token in stop_ids:
+                return
+            self.ids.append(token)
+            yield token
+            logits = self.model.step(token, not self.processors)
+            token = self._chosen(logits) if self.processors else self.model.sampler.token_id()
+        if token not in stop_ids:
+            yield token
+
+    def _chosen(self, logits):
+        if self.processors:
+            scores = logits[-1].cpu().numpy()  # the logits themselves where they are the CPU's
+            for processor in self.processors:
+                processor(self.ids, scores)
+            if logits.device.type != "cpu":
+                logits = tensorlib.from_numpy(scores[None]).to(logits.device)
+        self.model.sampler(logits)
+        return self.model.sampler.token_id()
+
+
+def common(a, b):
+    """How many elements two lists begin with alike.
+
+    >>> common([1, 2, 3], [1, 2, 4, 5])
+    2
+    """
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -41,7 +41,7 @@ def test_a_step_is_one_graph(device, tiny_llama):  # noqa: F811
     list(model.generate(IDS, 3))
     steps = []
     for tokens in (3, 9):
-        graph, replays = model._step._graph, []
+        graph, replays = model._step[0]._graph, []
         replay = graph.replay
         graph.replay = lambda replay=replay, replays=replays: (replays.append(1), replay())
         before = device.launches
@@ -49,7 +49,7 @@ def test_a_step_is_one_graph(device, tiny_llama):  # noqa: F811
         del graph.replay
         steps.append((device.launches - before, len(replays)))
     assert [n for _, n in steps] == [2, 8]
-    recorded = len(getattr(model._step._graph, "launches", ()))  # a stand-in counts what its replays launch, too
+    recorded = len(getattr(model._step[0]._graph, "launches", ()))  # a stand-in counts what its replays launch, too
     assert steps[1][0] - steps[0][0] == 6 * recorded
 
 
