@@ -2,11 +2,9 @@
 
 Elements become signed integers of the same order (as in kernels_numba/sort.py): -0.0 as 0.0, every NaN above infinity;
 descending order complements them. A key of 32 bits and its place share an i64, one of 16 an i32, so that no two words
-are equal and any network sorts them stably: Batcher's bitonic one, as a loop, since its stages written out (`tl.sort`)
-are thirty times the code and take seconds to compile. Wider keys are sorted by their lower halves, then, where that put
-them, by the upper ones. Longer rows: chunks are sorted, and every element of a run finds its place by its rank in the
-neighbouring run, which it looks up by bisection (Satish, Harris, Garland, "Designing efficient sorting algorithms for
-manycore GPUs", 2009, section 4). Of the k smallest, k <= 128, only k of every chunk go on.
+are equal and any network sorts them stably (network.py). Wider keys are sorted by their lower halves, then, where
+that put them, by the upper ones. Longer rows: chunks are sorted, and pairs of runs merged by tiles of the result. Of
+the k smallest, k <= 128, only k of every chunk go on; few of them are picked one after the other.
 """
 
 import functools
@@ -16,9 +14,12 @@ import triton.language as tl
 
 from .dims import offset_type
 from .launch import Kernel, blocks, power_of_2
+from .network import merge_runs, sorted_words, turned
 
 SHORT, CHUNK = 4096, 2048  # elements that are sorted at once: of a row, of a part of a long one
+PROBES = 128  # places at which a cut of two runs is looked for at once
 FEW = 128  # the most that are selected chunk by chunk
+PICKS, PICKED = 32, 4096  # the most that are picked one after the other, and of how many
 BLOCK = 1024
 # largest bits of a float that are not NaN's
 INFINITY = {"f8e4m3": 0x7E, "f8e5m2": 0x7C, "f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF << 52}
@@ -51,21 +52,6 @@ def is_nan(bits, KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr)
 
 
 @triton.jit
-def sorted_words(x, lane, N: tl.constexpr):
-    """Rows of N distinct words, one after the other, in order; `lane` is arange of all of them"""
-    size = 2
-    while size <= N:
-        stride = size >> 1
-        while stride > 0:
-            other = tl.gather(x, lane ^ stride, 0)
-            low = ((lane & (N - 1) & size) == 0) == ((lane & stride) == 0)
-            x = tl.where((x < other) == low, x, other)
-            stride >>= 1
-        size <<= 1
-    return x
-
-
-@triton.jit
 def part_of(key, SHIFT: tl.constexpr, PART: tl.constexpr, BITS: tl.constexpr):
     """PART bits of a key from bit SHIFT on, as a signed i64 of their order"""
     if SHIFT + PART >= BITS:
@@ -77,12 +63,14 @@ def part_of(key, SHIFT: tl.constexpr, PART: tl.constexpr, BITS: tl.constexpr):
 @triton.jit
 def sort_short(
     x_ptr, ids_ptr, values_ptr, indices_ptr, rows, n, k, flip, IDS: tl.constexpr, VALUES: tl.constexpr,
-    SHIFT: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr, R: tl.constexpr,
-    N: tl.constexpr, OFFSET: tl.constexpr,
+    SHIFT: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr, ROWS: tl.constexpr,
+    LOG: tl.constexpr, ROT: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """The first k of R whole rows, permuted by ids (IDS), in order of 32 bits of their keys: indices and values"""
-    every = tl.arange(0, R * N)  # of one dim: in two, tl.gather would keep a row in one warp
-    r, lane = tl.program_id(0).to(OFFSET) * R + every // N, every % N
+    """The first k of 2 ** ROWS whole rows, permuted by ids (IDS), in order of 32 bits of keys: indices and values"""
+    every = tl.arange(0, 1 << LOG + ROWS)
+    first = tl.program_id(0).to(OFFSET) << ROWS
+    given = turned(every, ROT, LOG + ROWS) if ROWS else every  # of one row it matters not which word is where
+    r, lane = first + (given >> LOG), given & (1 << LOG) - 1
     mask = (r < rows) & (lane < n)
     place = lane
     if IDS:
@@ -91,10 +79,11 @@ def sort_short(
         tl.int64 if BITS == 64 else tl.int32
     )
     if BITS <= 16:
-        at = sorted_words((tl.where(mask, key, 0x7FFF) << 16) | lane, every, N) & 0xFFFF
+        at = sorted_words((tl.where(mask, key, 0x7FFF) << 16) | lane, LOG, LOG + ROWS, ROT) & 0xFFFF
     else:
         word = (tl.where(mask, part_of(key, SHIFT, 32, BITS), 0x7FFFFFFF) << 32) | lane.to(tl.int64)
-        at = (sorted_words(word, every, N) & 0x7FFFFFFF).to(tl.int32)
+        at = (sorted_words(word, LOG, LOG + ROWS, ROT) & 0x7FFFFFFF).to(tl.int32)
+    r, lane = first + (every >> LOG), every & (1 << LOG) - 1
     kept = (r < rows) & (lane < k)
     if IDS:
         at = tl.load(ids_ptr + r * n + at, mask=kept, other=0).to(tl.int32)
@@ -104,20 +93,36 @@ def sort_short(
 
 
 @triton.jit
-def sort_chunks(
-    x_ptr, ids_ptr, words_ptr, n, chunks, kept, out_n, flip, FIRST: tl.constexpr, IDS: tl.constexpr,
-    SHIFT: tl.constexpr, PART: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr,
-    N: tl.constexpr, OFFSET: tl.constexpr,
+def pick_short(
+    x_ptr, values_ptr, indices_ptr, rows, n, k, flip, VALUES: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr,
+    INFINITY: tl.constexpr, ROWS: tl.constexpr, LOG: tl.constexpr, OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """The first `kept` words of every chunk of N elements, in order: PART bits of a key and the element's place. They
-    are of rows of n elements (FIRST), permuted by ids (IDS), or words that an earlier launch kept.
+    """sort_short for the few first, of at most 32 bits: the least of what is left, again and again"""
+    r, lane = (tl.program_id(0).to(OFFSET) << ROWS) + tl.arange(0, 1 << ROWS), tl.arange(0, 1 << LOG)[None, :]
+    mask = (r < rows)[:, None] & (lane < n)
+    key = key_of(tl.load(x_ptr + ((r * n)[:, None] + lane), mask=mask, other=0), KIND, BITS, INFINITY) ^ flip
+    if BITS <= 16:
+        word = (tl.where(mask, key, 0x7FFF) << 16) | lane
+    else:
+        word = (tl.where(mask, key, 0x7FFFFFFF).to(tl.int64) << 32) | lane.to(tl.int64)
+    for j in range(k):
+        best = tl.min(word, 1)
+        at = (best & (0xFFFF if BITS <= 16 else 0x7FFFFFFF)).to(tl.int32)
+        tl.store(indices_ptr + r * k + j, at.to(tl.int64), mask=r < rows)
+        if VALUES:
+            tl.store(values_ptr + r * k + j, tl.load(x_ptr + r * n + at, mask=r < rows), mask=r < rows)
+        word = tl.where(word == best[:, None], 0x7FFFFFFF if BITS <= 16 else 0x7FFFFFFFFFFFFFFF, word)
+
+
+@triton.jit
+def words_of(
+    x_ptr, ids_ptr, row, i, n, flip, FIRST: tl.constexpr, IDS: tl.constexpr, SHIFT: tl.constexpr, PART: tl.constexpr,
+    KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """Words of places i of a row of n elements (FIRST), permuted by ids (IDS): PART bits of a key and the place; or
+    those that an earlier launch kept.
     """
-    pid = tl.program_id(0).to(OFFSET)
-    row, chunk = pid // chunks, pid % chunks
-    lane = tl.arange(0, N)
-    i = chunk * N + lane
-    mask, aim = i < n, row * out_n + chunk * kept + lane
-    at = row * n + i
+    mask, at = i < n, row * n + i
     if FIRST:
         if IDS:
             at = row * n + tl.load(ids_ptr + at, mask=mask, other=0).to(OFFSET)
@@ -125,34 +130,42 @@ def sort_chunks(
             tl.int64 if BITS == 64 else tl.int32
         )
         part = tl.where(mask, part_of(key, SHIFT, PART, BITS), (1 << PART - 1) - 1)
-        word = (part << 64 - PART) | i.to(tl.int64)
+        return (part << 64 - PART) | i.to(tl.int64)
     else:
         word = tl.load(x_ptr + at, mask=mask, other=0)
-        word = tl.where(mask, word, 0x7FFFFFFF00000000 | i.to(tl.int64))
-    word = sorted_words(word, lane, N)
-    tl.store(words_ptr + aim, word, mask=(lane < kept) & (chunk * kept + lane < out_n))
+        return tl.where(mask, word, 0x7FFFFFFF00000000 | i.to(tl.int64))
 
 
 @triton.jit
-def merge_runs(words_ptr, out_ptr, n, total, run, steps, BLOCK: tl.constexpr, OFFSET: tl.constexpr):
-    """Pairs of sorted runs of distinct words, in rows of n, become one"""
-    i = tl.program_id(0).to(OFFSET) * BLOCK + tl.arange(0, BLOCK)
-    inside, row = i < total, i // n
-    j = i - row * n
-    word = tl.load(words_ptr + i, mask=inside)
-    start = j // (2 * run) * (2 * run)
-    middle = tl.minimum(start + run, n)
-    left = j < middle
-    low = tl.where(left, middle, start)
-    high = tl.where(left, tl.minimum(start + 2 * run, n), middle)
-    aim = row * n + start + j - tl.where(left, start, middle) - low
-    for _ in range(steps):
-        at = (low + high) >> 1
-        open_ = low < high
-        below = tl.load(words_ptr + row * n + at, mask=inside & open_, other=0) < word
-        low = tl.where(open_ & below, at + 1, low)
-        high = tl.where(open_ & (below == 0), at, high)
-    tl.store(out_ptr + aim + low, word, mask=inside)
+def pick_chunks(
+    x_ptr, words_ptr, n, chunks, kept, out_n, flip, FIRST: tl.constexpr, PART: tl.constexpr, KIND: tl.constexpr,
+    BITS: tl.constexpr, INFINITY: tl.constexpr, LOG: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """sort_chunks for the few first, of at most 32 bits"""
+    pid = tl.program_id(0).to(OFFSET)
+    row, chunk = pid // chunks, pid % chunks
+    i = (chunk << LOG) + tl.arange(0, 1 << LOG)
+    word = words_of(x_ptr, x_ptr, row, i, n, flip, FIRST, False, 0, PART, KIND, BITS, INFINITY, OFFSET)
+    for j in range(kept):
+        best = tl.min(word, 0)
+        tl.store(words_ptr + row * out_n + chunk * kept + j, best)
+        word = tl.where(word == best, 0x7FFFFFFFFFFFFFFF, word)
+
+
+@triton.jit
+def sort_chunks(
+    x_ptr, ids_ptr, words_ptr, n, chunks, kept, out_n, flip, FIRST: tl.constexpr, IDS: tl.constexpr,
+    SHIFT: tl.constexpr, PART: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr, INFINITY: tl.constexpr,
+    LOG: tl.constexpr, ROT: tl.constexpr, OFFSET: tl.constexpr,
+):  # fmt: skip
+    """The first `kept` words (`words_of`) of every chunk of 2 ** LOG elements, in order"""
+    pid = tl.program_id(0).to(OFFSET)
+    row, chunk = pid // chunks, pid % chunks
+    lane = tl.arange(0, 1 << LOG)
+    i = (chunk << LOG) + lane
+    word = words_of(x_ptr, ids_ptr, row, i, n, flip, FIRST, IDS, SHIFT, PART, KIND, BITS, INFINITY, OFFSET)
+    word = sorted_words(word, LOG, LOG, ROT)
+    tl.store(words_ptr + row * out_n + chunk * kept + lane, word, mask=(lane < kept) & (chunk * kept + lane < out_n))
 
 
 @triton.jit
@@ -183,13 +196,19 @@ def form(dtype):
     return consts, f"*{'u' if kind == 'u' and bits < 32 else 'i'}{bits}"
 
 
+def _own(n, warps):
+    """How many bits number the words of a thread."""
+    return (n // (32 * warps)).bit_length() - 1
+
+
 @functools.cache
 def _short(dtype, n, ids, values, shift, offset):
     consts, raw = form(dtype)
-    rows = max(1, 1024 // n)
+    rows, log = max(1, 1024 // n), n.bit_length() - 1
     types = (raw, "*i64", raw, "*i64", *(offset[0],) * 3, "i32")
-    consts |= {"IDS": ids, "VALUES": values, "SHIFT": shift, "R": rows, "N": n, "OFFSET": offset[1]}
-    made = Kernel(sort_short, types, warps=4 if rows * n < CHUNK else 8, **consts)
+    consts |= {"IDS": ids, "VALUES": values, "SHIFT": shift, "ROWS": rows.bit_length() - 1, "LOG": log}
+    warps = 4 if rows * n < CHUNK else 8
+    made = Kernel(sort_short, types, warps=warps, ROT=_own(rows * n, warps), OFFSET=offset[1], **consts)
     made.items = rows * n
     return made
 
@@ -197,15 +216,38 @@ def _short(dtype, n, ids, values, shift, offset):
 @functools.cache
 def _chunks(dtype, first, ids, shift, part, offset):
     consts, raw = form(dtype)
-    consts |= {"FIRST": first, "IDS": ids, "SHIFT": shift, "PART": part, "N": CHUNK, "OFFSET": offset[1]}
+    consts |= {"FIRST": first, "IDS": ids, "SHIFT": shift, "PART": part, "LOG": CHUNK.bit_length() - 1}
+    consts |= {"ROT": _own(CHUNK, 8), "OFFSET": offset[1]}
     made = Kernel(sort_chunks, (raw, "*i64", "*i64", *(offset[0],) * 4, "i32"), warps=8, **consts)
     made.items = CHUNK
     return made
 
 
 @functools.cache
-def _merge(offset):
-    return Kernel(merge_runs, ("*i64", "*i64", *(offset[0],) * 3, "i32"), BLOCK=BLOCK, OFFSET=offset[1])
+def _picks(dtype, n, values, offset, warps=4):
+    consts, raw = form(dtype)
+    rows = max(1, PICKED // 2 // n)
+    consts |= {"VALUES": values, "ROWS": rows.bit_length() - 1, "LOG": n.bit_length() - 1, "OFFSET": offset[1]}
+    made = Kernel(pick_short, (raw, raw, "*i64", *(offset[0],) * 3, "i32"), warps=warps, **consts)
+    made.items = rows * n
+    return made
+
+
+@functools.cache
+def _pick_chunks(dtype, first, offset, n=PICKED, warps=4):
+    consts, raw = form(dtype)
+    consts |= {"FIRST": first, "PART": 32, "LOG": n.bit_length() - 1, "OFFSET": offset[1]}
+    made = Kernel(pick_chunks, (raw, "*i64", *(offset[0],) * 4, "i32"), warps=warps, **consts)
+    made.items = n
+    return made
+
+
+@functools.cache
+def _merge(offset, steps, probes=PROBES, warps=8):
+    consts = {"LOG": CHUNK.bit_length() - 1, "PROBES": probes, "STEPS": steps, "OFFSET": offset[1]}
+    made = Kernel(merge_runs, ("*i64", "*i64", *(offset[0],) * 3), warps=warps, **consts)
+    made.items = CHUNK
+    return made
 
 
 @functools.cache
@@ -229,9 +271,13 @@ def order(gpu, dtype, x, rows, n, k, flip, indices, values=0):
             kept, copied = n, 0
             found, owner = gpu.allocate(8 * rows * n)
             owners.append(owner)
-        if n <= SHORT:
+        if n <= SHORT and kept <= min(PICKS, n // 32) and bits <= 32:
+            kernel = _picks(dtype, max(16, power_of_2(n)), copied != 0, offset)
+            grid = (blocks(rows, 1 << kernel.consts["ROWS"]), 1, 1)
+            kernel(gpu, grid, x, copied or x, found, rows, n, kept, flip)
+        elif n <= SHORT:
             kernel = _short(dtype, max(16, power_of_2(n)), permuted, copied != 0, shift, offset)
-            grid = (blocks(rows, kernel.consts["R"]), 1, 1)
+            grid = (blocks(rows, 1 << kernel.consts["ROWS"]), 1, 1)
             kernel(gpu, grid, x, ids, copied or x, found, rows, n, kept, flip)
         else:
             few = kept <= FEW and len(shifts) == 1 and part == 32
@@ -247,13 +293,16 @@ def order(gpu, dtype, x, rows, n, k, flip, indices, values=0):
 
 def _selected(gpu, dtype, x, ids, rows, n, k, flip, how, offset):
     """(words, how many per row, their owner): sorted rows that begin with the k smallest"""
-    words, row_n, first, owner = x, n, True, None
+    words, row_n, first, owner, picks = x, n, True, None, k <= PICKS and not how[0]
     while True:
-        chunks = blocks(row_n, CHUNK)
+        chunks = blocks(row_n, PICKED if picks else CHUNK)
         out_n = chunks * k
         found, new = gpu.allocate(8 * rows * out_n)
-        kernel = _chunks(dtype if first else "i64", first, *how, offset)
-        kernel(gpu, (rows * chunks, 1, 1), words, ids, found, row_n, chunks, k, out_n, flip)
+        form_of, grid, numbers = (dtype if first else "i64"), (rows * chunks, 1, 1), (row_n, chunks, k, out_n, flip)
+        if picks:
+            _pick_chunks(form_of, first, offset)(gpu, grid, words, found, *numbers)
+        else:
+            _chunks(form_of, first, *how, offset)(gpu, grid, words, ids, found, *numbers)
         words, row_n, first, owner = found, out_n, False, new
         if chunks == 1:
             return words, out_n, owner
@@ -266,9 +315,10 @@ def _merged(gpu, dtype, x, ids, rows, n, _, flip, how, offset):
     front, back = memory, memory + 8 * total
     kernel = _chunks(dtype, True, *how, offset)
     kernel(gpu, (rows * chunks, 1, 1), x, ids, front, n, chunks, CHUNK, n, flip)
-    run, kernel = CHUNK, _merge(offset)
+    run = CHUNK
     while run < n:
-        kernel(gpu, (blocks(total, BLOCK), 1, 1), front, back, n, total, run, run.bit_length())
+        steps = -(-run.bit_length() // (PROBES.bit_length() - 1))
+        _merge(offset, steps)(gpu, (rows * chunks, 1, 1), front, back, n, run, chunks)
         front, back, run = back, front, 2 * run
     return front, n, owner
 
@@ -279,5 +329,7 @@ def variants_of_order():
 
     found = {f"{d} {n}": _short(d, n, False, True, 0, NARROW) for d in ("f16", "f32") for n in (32, 1024, 4096)}
     found["i64 4096, upper half"] = _short("i64", 4096, True, True, 32, NARROW)
-    found |= {"chunks f32": _chunks("f32", True, False, 0, 32, NARROW), "merge": _merge(NARROW)}
+    found |= {"chunks f32": _chunks("f32", True, False, 0, 32, NARROW), "merge": _merge(NARROW, 3)}
+    found |= {f"first of {d} {n}": _picks(d, n, True, NARROW) for d, n in (("f32", 4096), ("f16", 4096), ("f32", 256))}
+    found["first of chunks f32"] = _pick_chunks("f32", True, NARROW)
     return found | {"finish f32": _finish("f32", False, True, 32, NARROW)}

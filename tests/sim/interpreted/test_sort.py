@@ -39,6 +39,20 @@ def test_long_rows(dtype, device):
     check(lambda x: sort.argsort(x, 0, True), x[:, :30])
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f2", "u1", "i4"])
+def test_the_first_of_a_row(dtype, device):
+    for shape, k in (((3, 300), 9), ((9, 257), 5), ((1, 1500), 32), ((2, 9000), 3)):
+        for largest in (False, True):
+            check(lambda x, k=k, largest=largest: tuple(sort.topk(x, k, largest=largest)), some(shape, dtype))
+
+
+@pytest.mark.parametrize("n", [2048, 2049, 4097, 6144, 12_001])
+def test_runs_are_merged(n, device):
+    x = rng.standard_normal((2, n)).astype("f4")
+    check(lambda x: tuple(sort.sort(x, -1)), x)
+    check(lambda x: sort.argsort(x, -1, True), np.sort(x) // 1)
+
+
 def test_the_best_of_many_are_chosen_in_several_rounds(device):
     check(lambda x: tuple(sort.topk(x, 100)), some((1, 50_000), "f4"))
 
