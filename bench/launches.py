@@ -16,6 +16,8 @@ import subprocess
 import tempfile
 import time
 
+from kernels_triton.launch import Workspaces
+
 TARGET = 4.0  # microseconds of a launch of ours
 FUNCTIONS = """cuCtxGetLimit cuCtxSetLimit cuCtxSetCurrent cuDeviceGet cuFuncSetAttribute cuFuncSetCacheConfig
 cuGetErrorString cuModuleLoadData cuModuleUnload cuPointerGetAttribute cuOccupancyMaxActiveClusters
@@ -69,7 +71,7 @@ def activate():
     driver.set_active(Driver())
 
 
-class StandIn:
+class StandIn(Workspaces):
     """A Gpu (see kernels_triton/driver.py) whose memory is the host's and whose kernels run nowhere."""
 
     index, name, units, arch, shared, memory, interpreted, trace = 0, "stand-in", 132, 90, 232448, 1 << 33, False, None
@@ -88,6 +90,24 @@ class StandIn:
     def allocate(self, nbytes):
         owner = ctypes.create_string_buffer(nbytes + 512)
         return (ctypes.addressof(owner) + 511) & -512, owner
+
+    def stream(self):
+        return 0
+
+    def synchronize(self):
+        pass
+
+    def upload(self, ptr, host, nbytes):
+        ctypes.memmove(ptr, host, nbytes)
+
+    def download(self, host, ptr, nbytes):
+        ctypes.memmove(host, ptr, nbytes)
+
+    copy = upload
+
+    def mapped(self, nbytes):
+        ptr, owner = self.allocate(nbytes)
+        return ptr, ptr, owner
 
     def load(self, kernel, hints):
         from kernels_triton.launch import launcher

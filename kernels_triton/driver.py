@@ -56,7 +56,8 @@ class Block:
     def __init__(self, ptr, free):
         self.ptr, self.free = ptr, free
 
-    def __del__(self, give_back=torch._C._cuda_cudaCachingAllocator_raw_delete):
+    # a default: it is there until the interpreter ends; PyTorch for CPUs has none
+    def __del__(self, give_back=getattr(torch._C, "_cuda_cudaCachingAllocator_raw_delete", None)):
         if self.free is not None and len(self.free) < KEPT:
             self.free.append(self.ptr)
         else:

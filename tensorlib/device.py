@@ -84,6 +84,10 @@ class Faults:
             found = self._words[op] = self._memory[0] + 16 * place
         return found
 
+    def within(self, address):
+        """Whether an address is that of such words: it holds for good."""
+        return self._memory is not None and self._memory[0] <= address < self._memory[0] + 16 * self.OPS
+
     def check(self):
         """ShapeError for an index outside of which no one was told, once what was launched before is done."""
         if self._memory is None:

@@ -10,6 +10,7 @@ import types
 
 LOG = []  # (what, arguments)
 CAPACITY = 1 << 27  # bytes that an allocation may have
+STREAM = [7]  # the current one
 
 
 class OutOfMemoryError(RuntimeError):
@@ -28,6 +29,24 @@ class UntypedStorage:
     def data_ptr(self):
         """The address."""
         return (ctypes.addressof(self.memory) + 511) & -512
+
+
+LIVE = {}  # memory by address
+
+
+def _raw_alloc(nbytes, stream):
+    if nbytes > CAPACITY:
+        raise OutOfMemoryError("CUDA out of memory")
+    memory = ctypes.create_string_buffer(nbytes + 512)
+    address = (ctypes.addressof(memory) + 511) & -512
+    LIVE[address] = memory
+    LOG.append(("allocate", nbytes, stream))
+    return address
+
+
+def _raw_delete(address):
+    del LIVE[address]
+    LOG.append(("delete", address))
 
 
 class Runtime:
@@ -99,7 +118,10 @@ def install():
     torch.__spec__ = importlib.machinery.ModuleSpec("torch", None)
     torch.cuda, torch.version = cuda, types.SimpleNamespace(hip=None, cuda="12.9")
     torch.UntypedStorage, torch.OutOfMemoryError = UntypedStorage, OutOfMemoryError
-    torch._C = types.SimpleNamespace(_cuda_getCurrentRawStream=lambda i: 7)
+    torch._C = types.SimpleNamespace(
+        _cuda_getCurrentRawStream=lambda i: STREAM[0], _cuda_cudaCachingAllocator_raw_alloc=_raw_alloc,
+        _cuda_cudaCachingAllocator_raw_delete=_raw_delete,
+    )  # fmt: skip
     sys.modules["torch"] = torch
     from kernels_triton import driver
 
