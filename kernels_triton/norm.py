@@ -1,9 +1,10 @@
 """RMSNorm, LayerNorm, the gated activations, rows picked from a table; their gradients.
 
-Words as in kernels_numba/norm.py. A norm's row is in registers: one read, one write; rows longer than ROW are read two
-or three times. A gradient's program takes rows that follow each other (as many programs as `ops/norm.py` gives
-rows to the tables of sums), and keeps its sums for weight and bias in registers; rows longer than BACK keep them in the
-table itself. A table's gradient adds up rows in the order of sorted ids: no atomics.
+Words as in kernels_numba/norm.py. A norm's row is in registers: one read, one write; rows longer than ROW are read once
+for their moments and once more, from their end on, which the cache still has. A gradient's program takes rows that
+follow each other (as many programs as `ops/norm.py` gives rows to the tables of sums), and keeps its sums for weight
+and bias in registers; rows longer than BACK keep them in the table itself. A table's gradient adds up rows in the order
+of sorted ids: no atomics.
 
 Designs after Liger-Kernel (Hsu et al., arXiv:2410.10989).
 """
@@ -16,13 +17,11 @@ import triton.language as tl
 from . import gated, norm_vjp
 from .dims import LIMIT, WIDTH, offset_of
 from .launch import Kernel, blocks, pick, power_of_2
-from .norm_vjp import row_moments
 from .segments import combine_whole
-from .softmax import REGISTERS, ROW, warps_of
+from .softmax import REGISTERS, ROW, tile_rows, warps_of
 from .tiles import byte_table, cells, mean_of, reach, real
 
-SHORT = 1024  # elements of a tile of several rows
-LONG = 4096  # of a piece of a long one
+LONG = 16384, 32  # elements of a piece of a long row, warps: one program per multiprocessor
 PIECE = 1024  # elements of a row of a table that a program copies
 
 
@@ -57,28 +56,74 @@ def norm_rows(
 
 
 @triton.jit
+def long_moments(row, n, share, CENTRED: tl.constexpr, R: tl.constexpr, G: tl.constexpr):
+    """(mean, or 0 if not CENTRED; mean square around it) of a long row; lanes have G adjacent elements."""
+    c = tl.arange(0, R)
+    mean = tl.zeros([R // G], tl.float32)
+    squares = tl.zeros([R // G], tl.float32)
+    seen = 0.0  # of a lane
+    for at in tl.range(0, n // R * R, R):
+        v = tl.reshape(tl.load(row + (at + c)).to(tl.float32), [R // G, G])
+        if CENTRED:
+            own = tl.sum(v, 1) * (1.0 / G)
+            d = v - own[:, None]
+            squares += tl.sum(d * d, 1)
+            d = own - mean
+            more = 1.0 / (seen + 1.0)
+            mean += d * more
+            squares += d * d * (seen * more * G)
+            seen += 1.0
+        else:
+            squares += tl.sum(v * v, 1)
+    at = n // R * R
+    if at < n:
+        inside = tl.reshape(at + c < n, [R // G, G])
+        v = tl.reshape(tl.load(row + (at + c), mask=at + c < n, other=0.0).to(tl.float32), [R // G, G])
+        if CENTRED:
+            count = tl.sum(inside.to(tl.float32), 1)
+            own = tl.sum(v, 1) / tl.maximum(count, 1.0)
+            d = tl.where(inside, v - own[:, None], 0.0)
+            squares += tl.sum(d * d, 1)
+            d = own - mean
+            more = count / tl.maximum(seen * G + count, 1.0)
+            mean += d * more
+            squares += d * d * (seen * G * more)
+            first = tl.sum(mean * (seen * G + count), 0) * share
+            d = mean - first
+            return first, (tl.sum(squares, 0) + tl.sum(d * d * (seen * G + count), 0)) * share
+        else:
+            squares += tl.sum(v * v, 1)
+    whole = tl.sum(mean, 0) * (G / R)
+    d = mean - whole
+    return whole, (tl.sum(squares, 0) + tl.sum(d * d, 0) * (seen * G)) * share
+
+
+@triton.jit
 def norm_long(
     x, w, b, out, rows, n, eps, offset, share, n0, n1, n2, xs0, xs1, xs2, xs3, os0, os1, os2, os3,
     CENTRED: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, OFFSET: tl.constexpr, ND: tl.constexpr,
-    M: tl.constexpr, R: tl.constexpr,
+    M: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """The same of one long row."""
     p = tl.program_id(0).to(rows.dtype)
     x += offset_of(p, n0, n1, n2, 1, xs0, xs1, xs2, xs3, ND)
     out += offset_of(p, n0, n1, n2, 1, os0, os1, os2, os3, ND)
-    c = tl.arange(0, R)
-    mean, root = row_moments(x, n, eps, share, CENTRED, R)
-    for at in tl.range(0, n, R):
-        inside = at + c < n
-        y = (tl.load(x + at + c, mask=inside, other=0.0).to(tl.float32) - mean) * root
+    mean, square = long_moments(x, n, share, CENTRED, R, G)
+    root = tl.rsqrt(square + eps)
+    PART: tl.constexpr = R // 2
+    end = tl.cdiv(n, PART) * PART - PART
+    for back in tl.range(0, n, PART):
+        c = end - back + tl.arange(0, PART)
+        inside = c < n
+        y = (tl.load(x + c, mask=inside, other=0.0).to(tl.float32) - mean) * root
         if WEIGHT:
-            scale = tl.load(w + at + c, mask=inside, other=0.0).to(tl.float32)
+            scale = tl.load(w + c, mask=inside, other=0.0).to(tl.float32)
             y *= scale + offset if OFFSET else scale
         elif OFFSET:
             y *= 1.0 + offset
         if BIAS:
-            y += tl.load(b + at + c, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + at + c, y.to(out.dtype.element_ty), mask=inside)
+            y += tl.load(b + c, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + c, y.to(out.dtype.element_ty), mask=inside)
 
 
 @functools.cache
@@ -89,7 +134,7 @@ def norm_kernel(centred, dtypes, offset, nd, shape, full, warps, long, wide, asm
     pointers = [cells(given if d == "none" else d) for d in dtypes]
     strides = [f"{o}s{d}" for o in "xo" for d in range(4)]
     types = (*pointers, integer, integer, "fp32", "fp32", "fp32", *(integer,) * 11)
-    flags = {} if long else {"FULL": full, "ASM": asm}
+    flags = {"G": 16 // WIDTH[given]} if long else {"FULL": full, "ASM": asm}
     made = Kernel(
         norm_long if long else norm_rows, types, ("n", *strides), warps, registers=REGISTERS if full else None,
         CENTRED=centred, WEIGHT=w != "none", BIAS=b != "none", OFFSET=offset, ND=nd, M=shape[0], R=shape[1], **flags,
@@ -102,8 +147,8 @@ def shape_of(rows, n, limit, units, centred):
     """((rows, elements) of a tile, warps, whether rows are longer than `limit`)."""
     r = power_of_2(n)
     if r > limit:
-        return (1, LONG), 8, True
-    m = min(power_of_2(rows), max(1, SHORT // r))
+        return (1, LONG[0]), LONG[1], True
+    m = tile_rows(rows, r, units)
     return (m, r), warps_of(m * r, blocks(rows, m) <= units, 32 if centred else 16), False
 
 

@@ -1,8 +1,8 @@
 """Softmax, log_softmax, logsumexp and variance along rows, or along a middle dim of dense memory: part of room reduce.
 
 Rows that fit are held in registers by one program: one read, one write. Longer ones are read once for what they add up
-to (running top and total of exponentials per lane; Welford's mean and squares), in parts where rows are few, and once
-more, out of the parts, for what is written. Words as in kernels_numba/reduce.py.
+to (running top and total of exponentials per lane; Welford's mean and squares) and once more, from their end on, which
+the cache still has, for what is written; where they are few, in parts. Words as in kernels_numba/reduce.py.
 
 Online softmax: Milakov and Gimelshein, arXiv:1805.02867; variance in parts: Chan, Golub, LeVeque (1983).
 """
@@ -13,15 +13,17 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from .dims import LIMIT, offset_of
-from .launch import Kernel, blocks, pick, power_of_2
+from .dims import LIMIT, WIDTH, offset_of
+from .launch import Kernel, blocks, pick, power_of_2, scratch
 from .tiles import WIDE, cells, decay, divide, largest, narrow, packed, reach, real, strides_of, table, warps_for, widen
 
 # elements of a row held in registers at most, f64 half as many: 32 warps with 32 of 64 registers, unless that spills
 ROW = {75: 16384, 80: 32768, 89: 16384, 90: 32768, 100: 16384}
 COLUMN = 1024  # the same of a middle dim, with 8 columns at least
-SHORT = 1024  # elements of a tile of several rows
+SHORT = 4096  # elements of a tile of several rows
+FEW = 1024  # the same if these are not enough for all multiprocessors
 TILE = 2048  # of longer ones
+LONG = 32768, 32  # of rows in one program each, one at a time per multiprocessor, and warps
 PARTS = 256  # of a row at most
 REGISTERS = 64  # that half of a unit's threads can have; masks and f64 may need more
 NAMES = ("softmax", "log_softmax", "logsumexp", "var")
@@ -182,6 +184,41 @@ def finish_tiles(
                 tl.store(out + (to[:, None] + step), narrow(y, OUT, kind), mask=known)
 
 
+@triton.jit
+def long_rows(
+    x, out, rows, n, length, extra, kn0, ks0, kn1, ks1, kn2, ks2, ks3,
+    KIND: tl.constexpr, GIVEN: tl.constexpr, OUT: tl.constexpr, ACC: tl.constexpr, ACCURATE: tl.constexpr,
+    ASM: tl.constexpr, COLUMNS: tl.constexpr, NK: tl.constexpr, M: tl.constexpr, R: tl.constexpr, G: tl.constexpr,
+):  # fmt: skip
+    """softmax, log_softmax or logsumexp of a long row (M is 1); lanes have G adjacent elements."""
+    p = tl.program_id(0).to(rows.dtype)
+    x += offset_of(p, kn0, kn1, kn2, 1, ks0, ks1, ks2, ks3, NK)
+    r = tl.arange(0, R)
+    top = tl.full([R // G], float("-inf"), ACC)
+    total = tl.zeros([R // G], ACC)
+    for at in tl.range(0, length, R):
+        v = tl.reshape(load_or(x + (at + r), at + r < length, float("-inf"), GIVEN, ACC, ASM), [R // G, G])
+        new = largest(top, tl.reduce(v, 1, largest))
+        shift = finite(new)
+        total = total * decay(top - shift, ACCURATE, ASM) + tl.sum(decay(v - shift[:, None], ACCURATE, ASM), 1)
+        top = new
+    most = tl.reduce(top, 0, largest)
+    whole = tl.sum(total * decay(top - finite(most), ACCURATE, ASM), 0)
+    kind: tl.constexpr = out.dtype.element_ty
+    if KIND == "logsumexp":
+        y = tl.where(tl.abs(most) == float("inf"), most, most + libdevice.log(whole))
+        tl.store(out + p, narrow(y, OUT, kind))
+    else:
+        last = 1.0 / whole if KIND == "softmax" else libdevice.log(whole)
+        out += p * length
+        end = tl.cdiv(length, R) * R - R
+        for back in tl.range(0, length, R):
+            c = end - back + r
+            v = load_or(x + c, c < length, float("-inf"), GIVEN, ACC, ASM) - most
+            y = decay(v, ACCURATE, ASM) * last if KIND == "softmax" else v - last
+            tl.store(out + c, narrow(y, OUT, kind), mask=c < length)
+
+
 def _names(columns):
     return ("n",) if columns else ("length", *strides_of("k"))
 
@@ -207,6 +244,17 @@ def row_kernel(kind, compute, given, out, columns, nk, shape, full, warps, wide,
 
 
 @functools.cache
+def long_kernel(kind, compute, given, out, nk, wide, asm):
+    """The Kernel of `long_rows`."""
+    integer, real, share = "i64" if wide else "i32", "fp64" if compute == "f64" else "fp32", 1 + (compute == "f64")
+    types = (cells(given), cells(out), *(integer,) * 3, real, *(integer,) * 7)
+    options = _options(kind, compute, given, out, False, nk, (1, LONG[0] // share), asm)
+    made = Kernel(long_rows, types, _names(False), LONG[1], **options, G=16 // WIDTH[given])
+    made.items = LONG[0]
+    return made
+
+
+@functools.cache
 def part_kernels(kind, compute, given, out, columns, nk, shape, parts, warps, wide, asm):
     """The Kernels of `part_tiles` and `finish_tiles`."""
     integer, real, acc = "i64" if wide else "i32", "fp64" if compute == "f64" else "fp32", cells(compute)
@@ -227,6 +275,16 @@ def warps_of(elements, few, each=32):
     return warps_for(elements, each // 2 if few else each)
 
 
+def tile_rows(rows, r, units):
+    """Rows of a tile of short ones, of r elements of 4 bytes each: so many that programs are few, but enough.
+
+    >>> tile_rows(1 << 18, 128, 132), tile_rows(4096, 128, 132), tile_rows(3, 128, 132), tile_rows(8192, 8192, 132)
+    (32, 8, 4, 1)
+    """
+    many = max(1, SHORT // r)
+    return many if blocks(rows, many) >= 2 * units else min(power_of_2(rows), max(1, FEW // r))
+
+
 def _whole(arch, units, columns, compute, rows, n, length):
     """((M, R), programs, warps) of tiles of whole rows in registers, or None if they are too long."""
     r, share = power_of_2(length), 2 if compute == "f64" else 1
@@ -236,7 +294,7 @@ def _whole(arch, units, columns, compute, rows, n, length):
         m = min(power_of_2(n), max(8 // share, min(64, 8192 // share // r)))
         programs = rows // max(n, 1) * blocks(n, m)
     else:
-        m = min(power_of_2(rows), max(1, SHORT // share // r))
+        m = tile_rows(rows, r * share, units)
         programs = blocks(rows, m)
     return (m, r), programs, warps_of(m * r * share, programs <= units)
 
@@ -260,6 +318,10 @@ def _plan(kind, compute, given, out, columns):
             found = row_kernel(kind, compute, given, out, columns, nk, (m, r), r == length, warps, wide, asm)
             found(gpu, (programs, 1, 1), x, to, rows, n, length, extra, *packed(*keep))
             return
+        if rows >= gpu.units and not columns and kind != "var":
+            found = long_kernel(kind, compute, given, out, nk, wide, asm)
+            found(gpu, (rows, 1, 1), x, to, rows, n, length, extra, *packed(*keep))
+            return
         m = min(power_of_2(n), 64) if columns else 1
         r = TILE // share // m
         programs = outer * blocks(n, m) if columns else rows
@@ -268,7 +330,7 @@ def _plan(kind, compute, given, out, columns):
         parts = blocks(length, per)
         part, finish = part_kernels(kind, compute, given, out, columns, nk, (m, r), power_of_2(parts), 4, wide, asm)
         size = 4 * share
-        tops, owner = gpu.allocate(2 * rows * parts * size)
+        tops, owner = scratch(gpu, 2 * rows * parts * size)
         totals = tops + rows * parts * size
         part(gpu, (programs, parts, 1), x, tops, totals, rows, n, length, per, *packed(*keep))
         grid = (programs, parts if kind in ("softmax", "log_softmax") else 1, 1)
@@ -303,6 +365,7 @@ def variants(arch):
         found[f"softmax columns {dtype}"] = rows_of("softmax", dtype, 256, True)
         part, finish = part_kernels("softmax", "f32", dtype, dtype, False, 1, (1, TILE), 1, 4, False, asm)
         found |= {f"softmax part {dtype}": part, f"softmax finish {dtype}": finish}
+        found[f"softmax long {dtype}"] = long_kernel("softmax", "f32", dtype, dtype, 1, False, asm)
     for kind in ("log_softmax", "logsumexp", "var"):
         found[f"{kind} rows of 4096 f32"] = rows_of(kind, "f32", 4096)
     return found

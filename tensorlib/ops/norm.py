@@ -5,11 +5,13 @@ are free. Kernels compute f32, f16 and bf16 in f32; f64 is composed of other ops
 differentiated again.
 """
 
+import functools
 from math import prod
 
 from tensorlib import backend, tape
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import Layout, collapse
+from tensorlib.memo import memoised
 from tensorlib.ops import create, elementwise, index, movement, reduce
 from tensorlib.ops.elementwise import VJP, add, cast, mul, rsqrt, square, sub
 from tensorlib.registry import FLOAT_ONLY, OPS, SAME, define
@@ -172,6 +174,7 @@ def _rms_norm_ref(np, x, weight, eps=1e-5, out_dtype=None, offset=0.0):
             "rms_norm", g, x, weight, eps, offset, needs
         )
     },
+    wrap=functools.partial(memoised, operands=2),
 )
 def rms_norm(x, weight, eps=1e-5, out_dtype=None, offset=0.0):
     """x / sqrt(mean(x^2) + eps) * (weight + offset), over the last dim, in f32 (Zhang and Sennrich, arXiv:1910.07467).
@@ -211,6 +214,7 @@ def _layer_norm_ref(np, x, weight=None, bias=None, eps=1e-5, out_dtype=None):
     vjp={
         ("x", "weight", "bias"): lambda g, x, weight, eps, needs: _norm_vjp("layer_norm", g, x, weight, eps, 0.0, needs)
     },
+    wrap=functools.partial(memoised, operands=3),
 )
 def layer_norm(x, weight=None, bias=None, eps=1e-5, out_dtype=None):
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last dim, in f32 (Ba et al., arXiv:1607.06450).
