@@ -1,7 +1,9 @@
-"""Granite 3 (Granite 3.0 Language Models, 2024, section 2): Llama with four multipliers, of embeddings, scores, what
-sub-layers add, and logits (muP, arXiv:2203.03466).
+"""Granite 3 and its mixtures of experts (Granite 3.0 Language Models, 2024, section 2): Llama with four multipliers, of
+embeddings, scores, what sub-layers add, and logits (muP, arXiv:2203.03466).
 """
 
+import tensorlib
+from tensorlib import nn
 from zoo import llama
 
 
@@ -70,3 +72,76 @@ class GraniteForCausalLM(llama.LlamaForCausalLM):
     def logits(self, h_TD):
         """Scores [..., V] of what follows."""
         return super().logits(h_TD) / self.config.logits_scaling
+
+
+# ---- GraniteMoe: each token goes through the experts of the largest logits, weighed by their softmax -----------------
+
+
+class GraniteMoeConfig(GraniteConfig.plus(num_local_experts=8, num_experts_per_tok=2, experts_joined=True)):
+    """`experts_joined`: gate and up are one matrix; they are two in GGUF."""
+
+    @classmethod
+    def from_hf(cls, c):
+        """Out of the fields of a config.json (zoo/config.py)."""
+        c.only("hidden_act", str, "silu")
+        many = {name: c(name, int) for name in ("num_local_experts", "num_experts_per_tok")}
+        return super().from_hf(c)._replace(**many)
+
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        many, chosen = get("expert_count", int), get("expert_used_count", int)
+        made = super().with_gguf(get, file)
+        return made._replace(num_local_experts=many, num_experts_per_tok=chosen, experts_joined=False)
+
+
+TINY_MOE = GraniteMoeConfig(*TINY, 4, 2)
+
+
+class Matrices(nn.Module):
+    """[E, rows, columns], one per expert."""
+
+    def __init__(self, *shape):
+        self.weight = nn.Parameter(*shape, init=nn.init.fan_uniform(shape[-1]))
+
+
+class GraniteRouter(nn.Module):
+    def __init__(self, config):
+        self.layer = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
+
+
+class GraniteMoE(nn.Module):
+    down_proj = nn.Identity()  # it is in the experts
+
+    def __init__(self, config):
+        E, D, F, self._top_k = (
+            config.num_local_experts,
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_experts_per_tok,
+        )
+        self.router = GraniteRouter(config)
+        if config.experts_joined:
+            self.input_linear = Matrices(E, 2 * F, D)
+        else:
+            self.gate_linear, self.up_linear = Matrices(E, F, D), Matrices(E, F, D)
+        self.output_linear, self._joined = Matrices(E, D, F), config.experts_joined
+
+    def forward(self, x_TD):
+        ups = self.input_linear.weight if self._joined else (self.gate_linear.weight, self.up_linear.weight)
+        return tensorlib.moe(x_TD, self.router.layer(x_TD), ups, self.output_linear.weight, self._top_k)
+
+
+class GraniteMoeDecoderLayer(GraniteDecoderLayer):
+    MLP, mlp = GraniteMoE, property(lambda self: self.block_sparse_moe)
+
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.block_sparse_moe = vars(self).pop("mlp")
+
+
+class GraniteMoeModel(GraniteModel):
+    Layer = GraniteMoeDecoderLayer
+
+
+class GraniteMoeForCausalLM(GraniteForCausalLM):
+    Model = GraniteMoeModel

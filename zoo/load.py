@@ -14,20 +14,25 @@ ARCHITECTURES = {
     "gemma3": ("gemma", "Gemma3ForCausalLM", "Gemma3Config"),
     "glm4": ("glm", "Glm4ForCausalLM", "GlmConfig"),
     "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
+    "granitemoe": ("granite", "GraniteMoeForCausalLM", "GraniteMoeConfig"),
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
     "olmo": ("olmo", "OlmoForCausalLM", "OlmoConfig"),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", "Olmo2Config"),
     "phi2": ("phi", "PhiForCausalLM", "PhiConfig"),
     "phi3": ("phi3", "Phi3ForCausalLM", "Phi3Config"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
+    "qwen2moe": ("qwen2", "Qwen2MoeForCausalLM", "Qwen2MoeConfig"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", "Qwen3Config"),
+    "qwen3moe": ("qwen3", "Qwen3MoeForCausalLM", "Qwen3MoeConfig"),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
     "stablelm": ("stablelm", "StableLmForCausalLM", "StableLmConfig"),
     "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config"),
 }
+MIXTURES = {"llama": ("mixtral", "MixtralForCausalLM", "MixtralConfig")}  # which a file with experts is instead
 INTERLEAVED = (
     "glm4",
     "granite",
+    "granitemoe",
     "llama",
     "olmo",
     "smollm3",
@@ -62,6 +67,19 @@ GGUF_NAMES = {
     "post_feedforward_layernorm": "post_ffw_norm",
     "post_self_attn_layernorm": "post_attention_norm",
     "post_mlp_layernorm": "post_ffw_norm",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.router.layer": "ffn_gate_inp",
+    "block_sparse_moe.gate_linear": "ffn_gate_exps",
+    "block_sparse_moe.up_linear": "ffn_up_exps",
+    "block_sparse_moe.output_linear": "ffn_down_exps",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+}
+GGUF_NAMES |= {
+    f"{block}.{experts}.{part}_proj": f"ffn_{part}_{name}"
+    for block in ("mlp", "block_sparse_moe")
+    for experts, name in (("experts", "exps"), ("shared_expert", "shexp"), ("shared_experts", "shexp"))
+    for part in ("gate", "up", "down")
 }
 BEHIND = ("gemma2", "gemma3", "olmo2")  # whose post_attention_layernorm stands behind attention, as its name says
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -74,6 +92,8 @@ def gguf_name(path, arch="llama"):
     ('blk.3.attn_q.weight', 'output.weight')
     """
     stem, _, kind = path.rpartition(".")
+    if kind not in ("weight", "bias"):
+        stem, kind = path, "weight"
     layer = _LAYER.fullmatch(stem)
     name = GGUF_NAMES.get(layer[2] if layer else stem)
     if name == "ffn_norm" and arch in BEHIND and layer[2] == "post_attention_layernorm":
@@ -153,7 +173,8 @@ def load_gguf(path, context=None, device="cpu"):
         raise FormatError(
             path, "general.architecture", repr(arch), f"one of {known}", "this architecture is not here yet"
         )
-    module, model, config = ARCHITECTURES[arch]
+    mixture = arch in MIXTURES and file.require(f"{arch}.expert_count", int, 0)
+    module, model, config = (MIXTURES if mixture else ARCHITECTURES)[arch]
     module = importlib.import_module(f"zoo.{module}")
     config = gguf_config(file, getattr(module, config))
     if context is not None:

@@ -82,14 +82,16 @@ class KVCache:
     """
 
     def __init__(self, layers, kv_heads, max_len, head_dim, dtype="f16", device=None):
-        shape = (kv_heads, max_len, head_dim)
-        made = [empty(shape, dtype=dtype, device=device) for _ in range(2 * layers)]
-        self.layers = list(zip(made[::2], made[1::2]))
+        self.layers = self._memory(layers, kv_heads, max_len, head_dim, dtype, device)
         self.max_len, self.start = max_len, empty((1,), dtype="i64", device=device)
         self.length = 0
         if self.start.device.gpu is not None:
             decode.counters(self.start.device)  # now, since not while a graph records
         self.reset()
+
+    def _memory(self, layers, heads, max_len, width, dtype, device):
+        made = [empty((heads, max_len, width), dtype=dtype, device=device) for _ in range(2 * layers)]
+        return list(zip(made[::2], made[1::2]))
 
     def reset(self, length=0):
         """Forgets all tokens after the first `length`."""

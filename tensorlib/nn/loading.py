@@ -92,9 +92,9 @@ class Weights:
             return x
         return x.detach() if isinstance(x, Array) else as_tensor(x)
 
-    def converted(self, x, device):
+    def converted(self, x, device, dense=False):
         if hasattr(x, "dequantize"):
-            if self.dequantize:
+            if self.dequantize or dense:
                 x = x.dequantize("f32" if self.dtype is None else self.dtype)
         elif self.dtype is not None and x.dtype.kind == "f":
             x = x.to(self.dtype)
@@ -227,10 +227,11 @@ def _assign(found, weights):
             now = vars(owner).get(attribute)
             now = now if isinstance(now, Array) else None
             device = weights.device or (now.device if now is not None else "cpu")
-            x = weights.stored(name)
-            key = x.ptr, x.shape, getattr(x, "strides", None), str(getattr(x, "format", None) or x.dtype), str(device)
+            x, dense = weights.stored(name), owner._declared[attribute].dense
+            kind = str(getattr(x, "format", None) or x.dtype)
+            key = x.ptr, x.shape, getattr(x, "strides", None), kind, str(device), dense
             if key not in made:
-                made[key] = x, weights.converted(x, device)  # x is kept, so that nothing else gets its address
+                made[key] = x, weights.converted(x, device, dense)  # x is kept, so that nothing else gets its address
             value = made[key][1]
             if now is None or not now.requires_grad or not isinstance(value, Array):
                 setattr(owner, attribute, value)

@@ -33,10 +33,10 @@ class Parameter:
 
     `nn.Parameter(tensor)` is that tensor as a leaf that requires a gradient. An `optional` one may be missing in a
     file. `parts`: what a file may have in its place, for each matrix of a stack the paths of what lies in it one above
-    the other, from the module on.
+    the other, from the module on. One that is `dense` is dequantised when a file has blocks: more than products use it.
     """
 
-    __slots__ = ("draw", "dtype", "init", "optional", "parts", "shape")
+    __slots__ = ("dense", "draw", "dtype", "init", "optional", "parts", "shape")
     trainable, persistent = True, True
 
     def __new__(cls, *shape, **options):
@@ -44,8 +44,8 @@ class Parameter:
             return shape[0].detach().requires_grad_(cls.trainable)
         return super().__new__(cls)
 
-    def __init__(self, *shape, init=_init.zeros_, dtype="f32", optional=False, parts=()):
-        self.parts = parts
+    def __init__(self, *shape, init=_init.zeros_, dtype="f32", optional=False, parts=(), dense=False):
+        self.parts, self.dense = parts, dense
         self.shape, self.init, self.dtype, self.optional = shape, init, _dtype.get(dtype), optional
         self.draw = default.take() if _init.is_random(init) else None
 

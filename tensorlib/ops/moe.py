@@ -39,10 +39,11 @@ def _domain(s, dtype):
 def moe(x, router_logits, w_gate_up, w_down, top_k, normalize=True):
     """Mixture of experts: the sum over a token's top_k experts of weight * down(silu(gate(x)) * up(x)).
 
-    x (..., D); router_logits (..., E); w_gate_up (E, 2 I, D), gate above up; w_down (E, D, I); result (..., D). Both
-    weights may be QTensors, which stay in blocks, one expert after the other. The experts' shares are the softmax of
-    the logits over all of them, in f32 or f64; `normalize` makes those of a token's experts sum to 1 (Mixtral, Qwen;
-    Shazeer et al. 2017). On a GPU without a gradient it is six launches, and the same at every call. Raises ShapeError,
+    x (..., D); router_logits (..., E); w_gate_up (E, 2 I, D), gate above up, or a pair of the two, (E, I, D) each;
+    w_down (E, D, I); result (..., D). Weights may be QTensors, which stay in blocks, one expert after the other. The
+    experts' shares are the softmax of the logits over all of them, in f32 or f64; `normalize` makes those of a token's
+    experts sum to 1 (Mixtral, Qwen; Shazeer et al. 2017). Without a gradient it is the same launches at every call: six
+    on a GPU, on the CPU for up to as many choices as there are experts. Raises ShapeError,
     DTypeError.
 
     >>> from tensorlib.device import Array
@@ -80,11 +81,19 @@ def mix(x, weights, experts, w_gate_up, w_down):
 
 
 def _check(x, router_logits, w_gate_up, w_down, top_k):
+    if isinstance(w_gate_up, tuple):  # of half as many rows, each
+        for w in w_gate_up:
+            _check_one(x, router_logits, w, w_down, top_k, 1)
+    else:
+        _check_one(x, router_logits, w_gate_up, w_down, top_k, 2)
+
+
+def _check_one(x, router_logits, w_gate_up, w_down, top_k, halves):
     if w_gate_up.ndim != 3 or w_down.ndim != 3 or not x.ndim or not router_logits.ndim:
         shapes = [a.shape for a in (x, router_logits, w_gate_up, w_down)]
         raise ShapeError("moe", f"shapes {shapes}", "(..., D), (..., E), (E, 2 I, D), (E, D, I)", "reshape them")
     experts, d, inner = w_down.shape
-    wanted = [(*x.shape[:-1], experts), (experts, 2 * inner, d), (experts, d, inner)]
+    wanted = [(*x.shape[:-1], experts), (experts, halves * inner, d), (experts, d, inner)]
     shapes = [a.shape for a in (router_logits, w_gate_up, w_down)]
     if shapes != wanted or x.shape[-1] != d:
         got = f"x {x.shape}, router_logits {shapes[0]}, w_gate_up {shapes[1]}, w_down {shapes[2]}"

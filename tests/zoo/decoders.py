@@ -35,10 +35,19 @@ SIX["rope_parameters"] = GEMMA3["rope_parameters"]
 GRANITE = {"embedding_multiplier": 3.0, "attention_multiplier": 0.4, "residual_multiplier": 0.7, "logits_scaling": 5.0}
 
 
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+QWEN2_MOE = {**EXPERTS, "shared_expert_intermediate_size": 64, "use_sliding_window": False}
+MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+BLOCK = {".mlp.": ".block_sparse_moe."}
+GRANITE_BLOCK = {"router.": "router.layer.", "experts.gate_up_proj": "input_linear.weight"}
+GRANITE_BLOCK["experts.down_proj"] = "output_linear.weight"
+
+
 class Case(NamedTuple):
     """`model_type` of Hugging Face; what its config has beside SIZES; `variant` tells rows of one type apart.
 
     `context`: positions prepared for. `gguf`: the file's architecture, None where llama.cpp has none or it is not here.
+    `live`: what names of transformers' parameters have, and what the files' and ours have there.
     """
 
     model_type: str
@@ -46,6 +55,13 @@ class Case(NamedTuple):
     variant: str = ""
     context: int | None = None
     gguf: str | None = None
+    live: dict = {}
+
+    def name(self, theirs):
+        """Our name of a parameter of transformers'."""
+        for old, new in self.live.items():
+            theirs = theirs.replace(old, new)
+        return theirs
 
     @property
     def id(self):
@@ -90,4 +106,11 @@ CASES = [
     Case("falcon", {"ffn_hidden_size": 48}),
     Case("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}, "groups"),
     Case("falcon", {"multi_query": False, "parallel_attn": False}, "sequential"),
+    Case("mixtral", {**MIXTRAL, "sliding_window": 8}, live=BLOCK),
+    Case("mixtral", MIXTRAL, "everywhere", gguf="llama", live=BLOCK),
+    Case("qwen2_moe", {**QWEN2_MOE, "mlp_only_layers": [0], "norm_topk_prob": True}),
+    Case("qwen2_moe", QWEN2_MOE, "everywhere", gguf="qwen2moe"),
+    Case("qwen3_moe", {**EXPERTS, "head_dim": 16, "decoder_sparse_step": 2}),
+    Case("qwen3_moe", {**EXPERTS, "head_dim": 16, "norm_topk_prob": True}, "everywhere", gguf="qwen3moe"),
+    Case("granitemoe", {**MIXTRAL, **GRANITE}, gguf="granitemoe", live=GRANITE_BLOCK),
 ]

@@ -30,6 +30,9 @@ def randomise(model):
                 p.copy_(p + 0.1 * noise)
             else:
                 p.copy_(noise if "embed" in name else 1.5 * noise / p.shape[-1] ** 0.5)
+        for name, p in model.named_buffers():
+            if "correction_bias" in name:
+                p.copy_(0.3 * torch.randn(p.shape, generator=generator))
 
 
 def torch_model(case):
@@ -41,12 +44,12 @@ def torch_model(case):
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.id)
 def pair(request, tmp_path_factory):
-    """(transformers' model, ours) of a case, from one folder."""
+    """(transformers' model, ours, the case), from one folder."""
     case = request.param
     theirs = torch_model(case)
     folder = tmp_path_factory.mktemp("model")
     theirs.save_pretrained(folder)
-    return theirs, auto.load(folder, context=case.context)[1]
+    return theirs, auto.load(folder, context=case.context)[1], case
 
 
 def logits(theirs, ids):
@@ -64,14 +67,14 @@ def tensor(ids):
 
 
 def test_prefill(pair):
-    theirs, ours = pair
+    theirs, ours, _ = pair
     cache = ours.new_cache(32, "f32")
     got = ours(tensor(IDS), cache, last_only=False).numpy()
     close(got, logits(theirs, [IDS])[0])
 
 
 def test_cached_steps(pair):
-    theirs, ours = pair
+    theirs, ours, _ = pair
     cache = ours.new_cache(32, "f32")
     found = [ours(tensor(IDS[:5]), cache, last_only=False).numpy().copy()]
     found += [ours(tensor([i]), cache).numpy().copy() for i in IDS[5:]]
@@ -80,7 +83,7 @@ def test_cached_steps(pair):
 
 def test_recorded_steps(pair):
     """One step is recorded and replayed for all tokens after it, as generation does."""
-    theirs, ours = pair
+    theirs, ours, _ = pair
     cache, token, step = ours.new_cache(32, "f32"), tensor(IDS[4:5]), Capture("cpu")
     ours(tensor(IDS[:4]), cache)
     with step:
@@ -95,7 +98,7 @@ def test_recorded_steps(pair):
 
 def test_batch(pair):
     """Two sequences at once; the second has padding behind it, which nothing before it sees."""
-    theirs, ours = pair
+    theirs, ours, _ = pair
     padded = [*OTHER[:11], 0, 0, 0, 0, 0]
     got = ours(tensor([IDS, padded])).numpy()
     close(got[:1], logits(theirs, [IDS]))
@@ -104,7 +107,7 @@ def test_batch(pair):
 
 def test_training_step(pair):
     """Loss and the gradient of every weight."""
-    theirs, ours = pair
+    theirs, ours, case = pair
     theirs.zero_grad()
     ids = torch.tensor([IDS, OTHER])
     want = theirs(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
@@ -116,7 +119,7 @@ def test_training_step(pair):
     loss.backward()
     assert abs(loss.item() - want.item()) <= 1e-5 * abs(want.item())
     found = {name: p.grad for name, p in ours.named_parameters()}
-    expected = {name: p.grad for name, p in theirs.named_parameters()}
+    expected = {case.name(name): p.grad for name, p in theirs.named_parameters()}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         close(found[name].numpy(), gradient.numpy(), 1e-3)

@@ -13,6 +13,7 @@ names = pytest.importorskip("gguf")
 PERMUTED = (
     "llama",
     "granite",
+    "granitemoe",
     "olmo",
     "smollm3",
 )  # whose rows of q and k llama.cpp's converter moves next to their pairs
@@ -54,7 +55,10 @@ def metadata(arch, config, head_dim):
     same |= {"attention_multiplier": "attention.scale", "residual_multiplier": "residual_scale"}
     same |= {"logits_scaling": "logit_scale", "attn_logit_softcapping": "attn_logit_softcapping"}
     same |= {"final_logit_softcapping": "final_logit_softcapping", "clip_qkv": "attention.clamp_kqv"}
-    same |= {"use_parallel_residual": "use_parallel_residual"}
+    same |= {"use_parallel_residual": "use_parallel_residual", "num_experts_per_tok": "expert_used_count"}
+    same |= {"num_local_experts": "expert_count", "num_experts": "expert_count"}
+    same |= {"moe_intermediate_size": "expert_feed_forward_length"}
+    same |= {"shared_expert_intermediate_size": "expert_shared_feed_forward_length"}
     found |= {key: getattr(c, name) for name, key in same.items() if getattr(c, name, None) is not None}
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
 
@@ -64,6 +68,21 @@ def permuted(weight, heads):
     return (
         weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
     )
+
+
+def parts(name, weight):
+    """What is one tensor here and is not in a file: the experts' gate above up."""
+    if not name.endswith("gate_up_proj") or "experts" not in name:
+        yield name, weight
+        return
+    for part, value in zip(("gate_proj", "up_proj"), np.split(weight, 2, axis=1)):
+        yield name.replace("gate_up_proj", part), value
+
+
+def named(table, case, name):
+    """llama.cpp's name. Stacks of experts have what its converter calls them."""
+    name = f"{name.replace('block_sparse_moe', 'mlp')}.weight" if name.endswith("_proj") else case.name(name)
+    return table.get_name(name, try_suffixes=(".weight", ".bias"))
 
 
 def write(path, case, theirs):
@@ -79,7 +98,8 @@ def write(path, case, theirs):
         if arch in PERMUTED and ("q_proj" in name or "k_proj" in name):
             weight = permuted(weight, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
         weight = weight + 1 if arch.startswith("gemma") and "norm" in name else weight
-        tensors[table.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(weight)
+        for part, value in parts(name, weight.squeeze()):
+            tensors[named(table, case, part)] = np.ascontiguousarray(value)
     rope = config.rope_parameters
     for which in ("long", "short"):
         if f"{which}_factor" in rope:
