@@ -55,6 +55,33 @@ def channels_last(
 
 
 @triton.jit
+def _met(
+    x_ptr, p, k, count, plane, xn, out_h, out_w, step_d, step_h, step_w, VEC: tl.constexpr
+):  # fmt: skip
+    """Where the windows of positions begin, [positions, k]."""
+    known = tl.minimum(p, count - 1)
+    row = known // out_w
+    level = row // out_h
+    image = known // plane
+    z = level - image * (plane // (out_h * out_w))
+    at = z * step_d + (row - level * out_h) * step_h + (known - row * out_w) * step_w
+    return x_ptr + (image.to(tl.int64) * (xn * VEC) + at * VEC)[:, None] + k[None, :]
+
+
+@triton.jit
+def _finish(
+    total, out_ptr, bias_ptr, bias_step, group, m, p, outputs, plane, count, BIAS: tl.constexpr
+):  # fmt: skip
+    """out[n, m, p] = total (+ bias[m])"""
+    channel = group * outputs + m
+    if BIAS:
+        total += tl.load(bias_ptr + channel * bias_step, mask=m < outputs, other=0.0).to(tl.float32)[:, None]
+    to = (p // plane).to(tl.int64) * tl.num_programs(1) * outputs * plane + p % plane
+    to = out_ptr + to[None, :] + (channel.to(tl.int64) * plane)[:, None]
+    tl.store(to, total.to(out_ptr.dtype.element_ty), mask=(m < outputs)[:, None] & (p < count)[None, :])
+
+
+@triton.jit
 def implicit(
     w_ptr, x_ptr, out_ptr, bias_ptr, bias_step, count, outputs, run, pitch, plane, xn, xc, xg, out_h, out_w,
     step_d, step_h, step_w, win_d, win_h, win_w, tap_d, tap_h, tap_w,
@@ -64,25 +91,16 @@ def implicit(
     """out[n, m, p] = sum over windows' runs of w[m, k] x[p at k] (+ bias[m]): a tile of outputs by positions."""
     group, tiles = tl.program_id(1), tl.cdiv(outputs, BM)
     m = tl.program_id(0) % tiles * BM + tl.arange(0, BM)
-    n = tl.arange(0, BN)
-    p = tl.program_id(0) // tiles * BN + n
+    p = tl.program_id(0) // tiles * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
     plane, count, run, pitch = plane * OUT, count * OUT, run * RUN, pitch * RUN
-    taps = win_d * win_h * win_w
+    taps, inside = win_d * win_h * win_w, (p < count)[None, :]
+    x = x_ptr + group.to(tl.int64) * (xg * VEC)
     if UNIT == "p":
-        image = (p // plane).to(tl.int64)
-        xn, xc = xn * VEC, xc * VEC
-        inside = (p < count)[None, :]
-        x = x_ptr + group.to(tl.int64) * (xg * VEC) + (image * xn + p % plane)[None, :] + (k * xc)[:, None]
+        xc = xc * VEC
+        x = x + ((p // plane).to(tl.int64) * (xn * VEC) + p % plane)[None, :] + (k * xc)[:, None]
     else:
-        xn, tap_w, tap_h, tap_d = xn * VEC, tap_w * VEC, tap_h * VEC, tap_d * VEC
-        known = tl.minimum(p, count - 1)
-        row = known // out_w
-        level = row // out_h
-        image = (known // plane).to(tl.int64)
-        z = (level - known // plane * (plane // (out_h * out_w))) * step_d
-        at = z + (row - level * out_h) * step_h + (known - row * out_w) * step_w
-        x = x_ptr + group.to(tl.int64) * (xg * VEC) + (image * xn + at * VEC)[:, None] + k[None, :]
+        x = _met(x, p, k, count, plane, xn, out_h, out_w, step_d, step_h, step_w, VEC)
     steps = tl.cdiv(run, BK)
     rows = tl.minimum(m, outputs - 1)[:, None].to(tl.int64)
     a = w_ptr + (group.to(tl.int64) * outputs + rows) * pitch + k[None, :]
@@ -111,16 +129,12 @@ def implicit(
             turn = line == win_w
             slab += turn.to(tl.int32)
             over = slab == win_h
-            x += tl.where(ends, tap_w - first, BK) + tl.where(turn, tap_h, 0) + tl.where(over, tap_d, 0)
+            x += tl.where(ends, tap_w * VEC - first, BK)
+            x += tl.where(turn, tap_h * VEC, 0) + tl.where(over, tap_d * VEC, 0)
             first = tl.where(ends, 0, first + BK)
             line = tl.where(turn, 0, line)
             slab = tl.where(over, 0, slab)
-    channel = group * outputs + m
-    if BIAS:
-        total += tl.load(bias_ptr + channel * bias_step, mask=m < outputs, other=0.0).to(tl.float32)[:, None]
-    to = (p // plane).to(tl.int64) * tl.num_programs(1) * outputs * plane + p % plane
-    to = out_ptr + to[None, :] + (channel.to(tl.int64) * plane)[:, None]
-    tl.store(to, total.to(out_ptr.dtype.element_ty), mask=(m < outputs)[:, None] & (p < count)[None, :])
+    _finish(total, out_ptr, bias_ptr, bias_step, group, m, p, outputs, plane, count, BIAS)
 
 
 # ---- plans -----------------------------------------------------------------------------------------------------------
@@ -140,6 +154,12 @@ def kernel(dtype, tile, unit, vec, out, run, tail, bias, upcast, wide=False):
     types = [pointer(dtype)] * 4 + ["i64" if wide and n[0] in "xst" else "i32" for n in _SUMS]
     consts = {"BM": bm, "BN": bn, "BK": bk, "UNIT": unit, "VEC": vec, "OUT": out, "RUN": run, "TAIL": tail}
     return Kernel(implicit, types, (), warps, stages, **consts, BIAS=bias, UPCAST=upcast)
+
+
+def narrow(tile, run):
+    """The tile with BK no larger than a run needs."""
+    bm, bn, bk, *rest = tile
+    return (bm, bn, min(bk, max(16, power_of_2(run))), *rest)
 
 
 def choose(arch, outputs, count, groups, units):
@@ -187,6 +207,7 @@ def _vector(*numbers):
 def by_positions(s, dtype, tile, bias, upcast):
     """What launches windows of one tap on the input as it lies."""
     vec, run, out = _vector(s.xn, s.xc), _vector(s.channels), _vector(s.plane)
+    tile = narrow(tile, s.channels)
     made = kernel(dtype, tile, "p", vec, out, run, s.channels % tile[2] > 0, bias, upcast, s.wide())
     grid = blocks(s.outputs, tile[0]) * blocks(s.count, tile[1]), s.groups, 1
     args = (s.bias_step, s.count // out, s.outputs, s.channels // run, s.filled // run, s.plane // out)
@@ -242,6 +263,7 @@ def by_channels(s, dtype, tile, bias, upcast):
     vec, out = _vector(s.filled), _vector(s.plane)
     (td, th, tw), (wd, wh, ww) = (d * n for d, n in zip(s.dil, met.strides, strict=True)), s.win
     run, ww, tw = (ww * s.filled, 1, 0) if met.merged else (s.filled, ww, tw)
+    tile = narrow(tile, run)
     made = kernel(dtype, tile, "c", vec, out, vec, run % tile[2] > 0, bias, upcast, s.wide() or met.image >= BIG)
     grid = blocks(s.outputs, tile[0]) * blocks(s.count, tile[1]), s.groups, 1
     args = (s.bias_step, s.count // out, s.outputs, run // vec, prod(s.win) * s.filled // vec, s.plane // out)
