@@ -36,7 +36,7 @@ def quick({signature}):
     except (KeyError, TypeError, AttributeError):
         return watched(({call},))
     if room_ is None:  # a GPU's
-        return call_({pointers}){mixed_addresses}
+        return recorded({call}) if call_ is None else call_({pointers}){mixed_addresses}
     owner_ = bytes(room_)
     pointer_ = id(owner_) + 95 & -64  # a bytes object's payload is 32 bytes in, a Buffer begins at a multiple of 64
     buffer_ = Buffer(pointer_, nbytes_, owner_)
@@ -137,9 +137,9 @@ def memoised(op, function, operands=1, gpu=False):
         out, plan = _watched(recorded, args, arrays)
         if plan == "busy":
             tries[key] = tries.get(key, 0) + 1
-            plan = None if tries[key] >= TRIES else "unknown"
-        if type(plan) is FunctionType:
-            plans[key] = None, None, plan, None, None, None, None
+            plan = "never" if tries[key] >= TRIES else "unknown"
+        if type(plan) is FunctionType or plan == "never":  # a GPU's
+            plans[key] = None, None, None if plan == "never" else plan, None, None, None, None
         elif plan is not None and plan != "unknown" and plan.small:
             plans[key] = plan.small
         elif plan != "unknown":
@@ -178,7 +178,7 @@ def _key(arrays, rest, first):
 
 
 def _watched(function, args, operands):
-    """(result, a plan, or None for what cannot be repeated, or "unknown", or "busy": unknown for now)."""
+    """(result, a plan, or None or, on a GPU, "never", or "unknown", or "busy": a copy kept it from being known)."""
     arrays, watch = [a for a in operands if hasattr(a, "buffer")], _Watch()
     spans = sorted((a.buffer.ptr, a.buffer.ptr + a.buffer.nbytes) for a in arrays)
     if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
@@ -197,7 +197,7 @@ def _watched(function, args, operands):
     if gpu is not None:
         fine = isinstance(out, Array) and type(out) is type(arrays[0]) and out.device.gpu is gpu
         launches = [(reads, writes) for _, _, reads, writes in watch.launches]
-        return out, gpu_plan.plan(launches, events, operands, out) if fine else None
+        return out, (gpu_plan.plan(launches, events, operands, out) if fine else None) or "never"
     fine = _repeatable(watch.launches, arrays, args, out)
     return out, _plan(watch.launches, operands, out) if fine else None
 

@@ -10,6 +10,7 @@ name; until then what is read outside is 0, and nothing is written outside.
         [6, 4]]), tensor([5, 6]))
 """
 
+import functools
 from math import prod
 
 from tensorlib import backend
@@ -17,6 +18,7 @@ from tensorlib import dtype as _dtype
 from tensorlib.device import Array
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.layout import axis, broadcast_shapes
+from tensorlib.memo import memoised
 from tensorlib.ops import create, elementwise, movement, reduce
 from tensorlib.ops._launch import _RAW, cast, copy_into, number, separate, writable
 from tensorlib.ops.exchange import item
@@ -64,7 +66,10 @@ def _selected(g, x_shape, dim, index):
     return index_add(whole, dim, index, g if g.ndim else movement.reshape(g, 1) if whole.ndim else g)
 
 
-@define("index", SAME, lambda np, x, dim, ids: np.take(x, ids, dim), arity=2, vjp={"x": _selected})
+_quick = functools.partial(memoised, operands=(0, 2), gpu=True)  # of x, dim, index
+
+
+@define("index", SAME, lambda np, x, dim, ids: np.take(x, ids, dim), arity=2, vjp={"x": _selected}, wrap=_quick)
 def index_select(x, dim, index):
     """Elements `index` (1-d or 0-d integers, negative ones from the end) of one dim, in that order; a copy.
 
@@ -112,7 +117,7 @@ def _gathered(g, x_shape, dim, index):
     return scatter_add(create.zeros(type(g), x_shape, dtype=g.dtype, device=g.device), dim, index, g)
 
 
-@define("index", SAME, _gather_ref, arity=2, vjp={"x": _gathered})
+@define("index", SAME, _gather_ref, arity=2, vjp={"x": _gathered}, wrap=_quick)
 def gather(x, dim, index):
     """out[i, j] = x[index[i, j], j] for dim 0, and so on:
     `index` has x's number of dims, and no larger sizes but in dim.

@@ -150,6 +150,7 @@ def linear(x, weight, bias=None):
     arity=3,
     domain=_linear_domain,
     vjp=_LINEAR_VJP,
+    wrap=functools.partial(memoised, operands=3, gpu=True),
 )
 def _linear(x, weight, bias=None):
     """x @ weight.T + bias."""

@@ -14,6 +14,7 @@ from math import prod
 from tensorlib import backend, tape
 from tensorlib.device import CPU, Array, Buffer
 from tensorlib.errors import DeviceError, DTypeError, GradError, ShapeError
+from tensorlib.memo import memoised
 from tensorlib.ops import elementwise, linalg, moe, movement
 from tensorlib.ops._launch import fill
 from tensorlib.quant import formats, gpu, source
@@ -33,7 +34,7 @@ class QTensor(Like):
     """
 
     __slots__ = ("_dense", "buffer", "format", "offset", "planes", "shape")
-    node, requires_grad = None, False
+    node, requires_grad, dtype = None, False, None
 
     def __init__(self, buffer, offset, shape, format, planes=None):
         self.buffer, self.offset, self.shape, self.format = buffer, offset, tuple(shape), formats.get(format)
@@ -65,6 +66,11 @@ class QTensor(Like):
         return self.buffer.device
 
     @property
+    def layout(self):
+        """What a product with it depends on beside its device: see `tensorlib.memo`."""
+        return self.shape, self.format, self.offset, self.planes
+
+    @property
     def ptr(self):
         """Address of the first block."""
         return self.buffer.ptr + self.offset
@@ -80,8 +86,11 @@ class QTensor(Like):
 
     @property
     def where(self):
-        """Addresses of the blocks, or of the planes."""
-        return (self.ptr,) if self.planes is None else tuple(self.buffer.ptr + start for start in self.planes)
+        """Addresses of the blocks, or of the planes; of an empty one at the buffer's end its start, which it owns."""
+        if self.planes is None:
+            return (self.ptr,)
+        first, nbytes = self.buffer.ptr, self.buffer.nbytes
+        return tuple(first + start if start < nbytes else first for start in self.planes)
 
     def to(self, device):
         """On another device; itself if it is there. Raises DeviceError if there is no such device."""
@@ -253,23 +262,23 @@ class QTensor(Like):
 # ---- products on the tape --------------------------------------------------------------------------------------------
 
 
-def _recorded(**vjp):
+def _recorded(memo, **vjp):
     """Decorator: on the tape, but not among the rows, since a weight in blocks is no operand that tests can draw."""
 
     def decorate(function):
         op = Op(function.__name__, "linalg", len(vjp), FLOAT_ONLY, None, function.__doc__, None, vjp)
-        return tape.recorded(op, function)
+        return memoised(op, function, gpu=True, operands=memo) if memo else tape.recorded(op, function)
 
     return decorate
 
 
-@_recorded(x=lambda g, weight: quantized_product(g, weight), residual=lambda g: g)
+@_recorded(3, x=lambda g, weight: quantized_product(g, weight), residual=lambda g: g)
 def quantized_linear(x, weight, residual=None):
     """x [..., K] times a quantised weight [N, K], transposed, plus residual: what `QTensor.linear` calls."""
     return weight._linear(x, residual)
 
 
-@_recorded(x=lambda g, weight: quantized_linear(g, weight))
+@_recorded(0, x=lambda g, weight: quantized_linear(g, weight))
 def quantized_product(x, weight):
     """x [..., N] f32 times a quantised weight [N, K]: [..., K] f32, with the weights as f32. ShapeError, DTypeError.
 
