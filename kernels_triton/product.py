@@ -7,7 +7,7 @@ import triton.language as tl
 
 from .epilogue import sum_parts
 from .float8 import KINDS, reading
-from .launch import TYPES, Kernel, blocks, power_of_2
+from .launch import TYPES, Kernel, blocks, power_of_2, scratch
 
 WHOLE = ("bool", "u8", "i8", "u16", "i16", "u32", "i32", "u64", "i64")
 FLOATS = {"f16": tl.float16, "bf16": tl.bfloat16, "f32": tl.float32, "f64": tl.float64}
@@ -156,7 +156,7 @@ def scratch_then(first, rest, nbytes):
     """`first` into scratch memory instead of C, and `rest` from there."""
 
     def run(gpu, a, b, c, bias, r):
-        sums, owner = gpu.allocate(nbytes)
+        sums, owner = scratch(gpu, nbytes)
         first(gpu, a, b, sums, bias, r)
         rest(gpu, sums, c, bias, r)
         del owner  # what is launched next waits for these launches, as they are in one stream

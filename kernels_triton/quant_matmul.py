@@ -19,7 +19,7 @@ import functools
 import triton
 import triton.language as tl
 
-from .launch import Kernel, blocks, pick, pointer
+from .launch import Kernel, blocks, pick, pointer, scratch
 from .quant import FLOATS, assembly, codes
 from .quant_layout import ROWS, SCALE_TYPES, codebook, scales
 
@@ -194,9 +194,9 @@ def _plan(format, out, gpu, words):
     if parts == 1:
         kernel(gpu, (*grid, 1), *where, to, residual, n, k // 32, many, part)
         return
-    scratch, owner = gpu.allocate(4 * parts * many * n)
-    kernel(gpu, (*grid, parts), *where, scratch, residual, n, k // 32, many, part)
-    _add_parts(out, bool(residual))(gpu, (blocks(n, 1024), many, 1), scratch, where[-1], to, residual, n, many, parts)
+    sums, owner = scratch(gpu, 4 * parts * many * n)
+    kernel(gpu, (*grid, parts), *where, sums, residual, n, k // 32, many, part)
+    _add_parts(out, bool(residual))(gpu, (blocks(n, 1024), many, 1), sums, where[-1], to, residual, n, many, parts)
     del owner
 
 
