@@ -26,6 +26,8 @@ MODELS = {
     "qwen2": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", "Qwen3Config"),
     "phi3": ("phi3", "Phi3ForCausalLM", "Phi3Config"),
+    "deepseek_v2": ("deepseek", "DeepseekForCausalLM", "DeepseekConfig"),
+    "deepseek_v3": ("deepseek", "DeepseekForCausalLM", "DeepseekV3Config"),
     "gemma": ("gemma", "GemmaForCausalLM", "GemmaConfig"),
     "gemma2": ("gemma", "Gemma2ForCausalLM", "Gemma2Config"),
     "gemma3_text": ("gemma", "Gemma3ForCausalLM", "Gemma3Config"),

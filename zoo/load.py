@@ -9,6 +9,7 @@ from tensorlib.nn import VarBuilder
 
 # general.architecture of GGUF -> (module of this package, class of the model, class of its config)
 ARCHITECTURES = {
+    "deepseek2": ("deepseek", "DeepseekForCausalLM", "DeepseekConfig"),
     "gemma": ("gemma", "GemmaForCausalLM", "GemmaConfig"),
     "gemma2": ("gemma", "Gemma2ForCausalLM", "Gemma2Config"),
     "gemma3": ("gemma", "Gemma3ForCausalLM", "Gemma3Config"),
@@ -73,6 +74,14 @@ GGUF_NAMES = {
     "block_sparse_moe.up_linear": "ffn_up_exps",
     "block_sparse_moe.output_linear": "ffn_down_exps",
     "mlp.gate": "ffn_gate_inp",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.k_b_proj": "attn_k_b",
+    "self_attn.v_b_proj": "attn_v_b",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
 GGUF_NAMES |= {
@@ -93,7 +102,7 @@ def gguf_name(path, arch="llama"):
     """
     stem, _, kind = path.rpartition(".")
     if kind not in ("weight", "bias"):
-        stem, kind = path, "weight"
+        stem, kind = path, "bias" if kind.endswith("_bias") else "weight"
     layer = _LAYER.fullmatch(stem)
     name = GGUF_NAMES.get(layer[2] if layer else stem)
     if name == "ffn_norm" and arch in BEHIND and layer[2] == "post_attention_layernorm":

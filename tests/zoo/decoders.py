@@ -43,6 +43,13 @@ GRANITE_BLOCK = {"router.": "router.layer.", "experts.gate_up_proj": "input_line
 GRANITE_BLOCK["experts.down_proj"] = "output_linear.weight"
 
 
+MLA = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10}
+MLA |= {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, "moe_intermediate_size": 16}
+MLA |= {"num_key_value_heads": 4, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5}
+GROUPS = {"n_group": 4, "topk_group": 2}
+MSCALE = {"rope_parameters": {**YARN, "rope_theta": 1e4, "mscale": 0.707, "mscale_all_dim": 0.707}}
+
+
 class Case(NamedTuple):
     """`model_type` of Hugging Face; what its config has beside SIZES; `variant` tells rows of one type apart.
 
@@ -113,4 +120,8 @@ CASES = [
     Case("qwen3_moe", {**EXPERTS, "head_dim": 16, "decoder_sparse_step": 2}),
     Case("qwen3_moe", {**EXPERTS, "head_dim": 16, "norm_topk_prob": True}, "everywhere", gguf="qwen3moe"),
     Case("granitemoe", {**MIXTRAL, **GRANITE}, gguf="granitemoe", live=GRANITE_BLOCK),
+    Case("deepseek_v2", {**MLA, "q_lora_rank": None, "topk_method": "greedy", "attention_bias": True}),
+    Case("deepseek_v2", {**MLA, **GROUPS, **MSCALE, "topk_method": "group_limited_greedy"}, "groups", gguf="deepseek2"),
+    Case("deepseek_v3", {**MLA, **GROUPS, "norm_topk_prob": True}, gguf="deepseek2"),
+    Case("deepseek_v3", {**MLA, "n_group": 1, "topk_group": 1, "rope_interleave": False, **MSCALE}, "halves"),
 ]

@@ -60,7 +60,30 @@ def metadata(arch, config, head_dim):
     same |= {"moe_intermediate_size": "expert_feed_forward_length"}
     same |= {"shared_expert_intermediate_size": "expert_shared_feed_forward_length"}
     found |= {key: getattr(c, name) for name, key in same.items() if getattr(c, name, None) is not None}
+    if arch == "deepseek2":
+        found |= latent_metadata(c, rope)
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
+
+
+def latent_metadata(c, rope):
+    """What DeepSeek's files have beside."""
+    same = {"q_lora_rank": "attention.q_lora_rank", "kv_lora_rank": "attention.kv_lora_rank"}
+    same |= {"first_k_dense_replace": "leading_dense_block_count", "v_head_dim": "attention.value_length_mla"}
+    same |= {
+        "n_shared_experts": "expert_shared_count",
+        "n_routed_experts": "expert_count",
+        "n_group": "expert_group_count",
+    }
+    same |= {"topk_group": "expert_group_used_count", "routed_scaling_factor": "expert_weights_scale"}
+    found = {key: getattr(c, name) for name, key in same.items()}
+    found |= {"attention.head_count_kv": 1, "rope.dimension_count": c.qk_rope_head_dim}
+    found |= {"attention.key_length": c.kv_lora_rank + c.qk_rope_head_dim, "attention.value_length": c.kv_lora_rank}
+    found["attention.key_length_mla"] = c.qk_nope_head_dim + c.qk_rope_head_dim
+    found["expert_weights_norm"] = bool(c.norm_topk_prob)
+    found["expert_gating_func"] = 2 if c.model_type == "deepseek_v3" else 1
+    if rope["rope_type"] == "yarn":
+        found["rope.scaling.yarn_log_multiplier"] = 0.1 * rope["mscale_all_dim"]
+    return found
 
 
 def permuted(weight, heads):
@@ -70,18 +93,24 @@ def permuted(weight, heads):
     )
 
 
-def parts(name, weight):
-    """What is one tensor here and is not in a file: the experts' gate above up."""
-    if not name.endswith("gate_up_proj") or "experts" not in name:
+def parts(name, weight, config):
+    """What is one tensor here and is not in a file: the experts' gate above up; of every head, what makes k and v."""
+    if name.endswith("gate_up_proj") and "experts" in name:
+        for part, value in zip(("gate_proj", "up_proj"), np.split(weight, 2, axis=1)):
+            yield name.replace("gate_up_proj", part), value
+    elif "kv_b_proj" in name:
+        weight = weight.reshape(config.num_attention_heads, -1, weight.shape[1])
+        k, v = np.split(weight, [config.qk_nope_head_dim], axis=1)
+        yield name.replace("kv_b_proj", "k_b_proj"), k.swapaxes(1, 2)
+        yield name.replace("kv_b_proj", "v_b_proj"), v
+    else:
         yield name, weight
-        return
-    for part, value in zip(("gate_proj", "up_proj"), np.split(weight, 2, axis=1)):
-        yield name.replace("gate_up_proj", part), value
 
 
 def named(table, case, name):
     """llama.cpp's name. Stacks of experts have what its converter calls them."""
     name = f"{name.replace('block_sparse_moe', 'mlp')}.weight" if name.endswith("_proj") else case.name(name)
+    name = name.replace("correction_bias", "correction.bias")
     return table.get_name(name, try_suffixes=(".weight", ".bias"))
 
 
@@ -98,7 +127,7 @@ def write(path, case, theirs):
         if arch in PERMUTED and ("q_proj" in name or "k_proj" in name):
             weight = permuted(weight, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
         weight = weight + 1 if arch.startswith("gemma") and "norm" in name else weight
-        for part, value in parts(name, weight.squeeze()):
+        for part, value in parts(name, weight.squeeze(), config):
             tensors[named(table, case, part)] = np.ascontiguousarray(value)
     rope = config.rope_parameters
     for which in ("long", "short"):
