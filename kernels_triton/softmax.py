@@ -20,8 +20,8 @@ from .tiles import WIDE, cells, decay, divide, largest, narrow, packed, reach, r
 # elements of a row held in registers at most, f64 half as many: 32 warps with 32 of 64 registers, unless that spills
 ROW = {75: 16384, 80: 32768, 89: 16384, 90: 32768, 100: 16384}
 COLUMN = 1024  # the same of a middle dim, with 8 columns at least
-SHORT = 4096  # elements of a tile of several rows
-FEW = 1024  # the same if these are not enough for all multiprocessors
+SHORT, WARP = 4096, 128  # elements of a tile of several rows, which are at most so long
+FEW = 1024  # the same of longer ones, and if those are not enough for all multiprocessors
 TILE = 2048  # of longer ones
 LONG = 32768, 32  # of rows in one program each, one at a time per multiprocessor, and warps
 PARTS = 256  # of a row at most
@@ -276,13 +276,14 @@ def warps_of(elements, few, each=32):
 
 
 def tile_rows(rows, r, units):
-    """Rows of a tile of short ones, of r elements of 4 bytes each: so many that programs are few, but enough.
+    """Rows of a tile of short ones, of r elements of 4 bytes each: SHORT elements if a warp has whole rows, so that
+    programs are few, but enough.
 
-    >>> tile_rows(1 << 18, 128, 132), tile_rows(4096, 128, 132), tile_rows(3, 128, 132), tile_rows(8192, 8192, 132)
-    (32, 8, 4, 1)
+    >>> tile_rows(1 << 18, 128, 132), tile_rows(4096, 128, 132), tile_rows(3, 128, 132), tile_rows(8192, 512, 132)
+    (32, 8, 4, 2)
     """
-    many = max(1, SHORT // r)
-    return many if blocks(rows, many) >= 2 * units else min(power_of_2(rows), max(1, FEW // r))
+    many = SHORT // r if r <= WARP else 1
+    return many if blocks(rows, many) >= 2 * units and many > 1 else min(power_of_2(rows), max(1, FEW // r))
 
 
 def _whole(arch, units, columns, compute, rows, n, length):
