@@ -12,12 +12,13 @@ from math import prod
 from typing import NamedTuple
 
 from tensorlib import backend
-from tensorlib.device import Array
+from tensorlib.device import Array, Buffer
 from tensorlib.errors import DeviceError, DTypeError, ShapeError
 from tensorlib.layout import Layout
+from tensorlib.layout import contiguous as row_major
 from tensorlib.ops import conv_rows
 from tensorlib.ops._launch import copy_into, fill
-from tensorlib.ops.conv_shape import Window, deep, folds, padding_of, per_dim, phases
+from tensorlib.ops.conv_shape import LEAST, Window, deep, filled_channels, folds, padding_of, per_dim, phases
 from tensorlib.ops.movement import contiguous
 from tensorlib.registry import FLOAT_ONLY, define
 
@@ -26,12 +27,11 @@ GROUP = 256  # output positions that one thread packs at a time
 CHUNK = 24 << 10  # bytes of input that a thread sums windows over at a time
 DIRECT = 8  # input channels per group below which a GPU takes no matrix product, a CPU one per example
 FEW = 4  # output channels per group up to which a group of one input channel is summed without packing
-LEAST = 16  # output channels per group for which a GPU lays out the input of f16 and bf16 anew
 SQUARES = (3, 5, 7)  # windows that have kernels of their own there
 FLOATS = ("f32", "f16", "bf16", "f64")
 HALVES = ("f16", "bf16")
 KNOWN = 1 << 12  # calls that are remembered at most
-_known = {}  # by layouts and arguments: (shape of the output, Call)
+_known = {}  # by layouts and arguments: (bytes of the output, its layout, Call, folded)
 
 
 @define("conv", FLOAT_ONLY, **conv_rows.conv(1))
@@ -158,16 +158,19 @@ def _batched(out, x, dims):
 
 
 def _conv(op, dims, x, weight, bias, stride, padding, dilation, groups):
-    operands = (x, weight) if bias is None else (x, weight, bias)
-    options = (tuple(v) if isinstance(v, list) else v for v in (stride, padding, dilation, groups))
-    key = (op, backend.threads(x.device.type), *options, *((a.layout, a.dtype, a.device) for a in operands))
+    if list in (type(stride), type(padding), type(dilation)):
+        stride, padding, dilation = (tuple(v) if isinstance(v, list) else v for v in (stride, padding, dilation))
+    device, last = x.device, None if bias is None else (bias.layout, bias.dtype, bias.device)
+    own = x.layout, x.dtype, device, weight.layout, weight.dtype, weight.device, last
+    key = (op, backend.threads(device.type), stride, padding, dilation, groups, *own)
     known = _known.get(key)
     if known is None:
         if len(_known) >= KNOWN:
             _known.clear()
-        known = _known[key] = _prepared(op, dims, x, weight, bias, stride, padding, dilation, groups)
-    shape, call, folded = known
-    out = type(x).empty(shape, x.dtype, x.device)
+        shape, *rest = _prepared(op, dims, x, weight, bias, stride, padding, dilation, groups)
+        known = _known[key] = prod(shape) * x.dtype.itemsize, row_major(shape), *rest
+    nbytes, layout, call, folded = known
+    out = type(x)(Buffer.allocate(nbytes, device), layout, x.dtype)
     _launch(call, out, x, weight, bias)
     return contiguous(out.view(out.layout.permute((1, 0, *range(2, out.ndim))))) if folded else out
 
@@ -313,19 +316,12 @@ def _call(shape, x, taps, key, bias, window, groups):
 
 def _on_gpu(x, taps, key, words, work):
     dtype, (groups, m, channels) = x.dtype.name, words[2:5]
-    filled = _filled(channels, groups) if dtype in HALVES and m >= LEAST else 0
+    filled = filled_channels(channels, groups) if dtype in HALVES and m >= LEAST else 0
     name = "implicit" if filled else "direct" if channels < DIRECT else "conv"
     found = backend.kernel("conv", name, dtype, device=x.device.type)
     if name == "implicit":
         words, key = (*words, filled), (filled, *key)
     return Call(found, words, 0, (), ("taps first", *key), lambda w: _taps_first(w.view(taps), filled), work)
-
-
-def _filled(channels, groups):
-    """How many channels per group a kernel that reads 8 or 16 bytes at a time is given; 0: it is not for so few."""
-    if groups > 1:
-        return channels if channels % 8 == 0 and channels >= LEAST else 0
-    return 4 if channels <= 4 else -(-channels // 8) * 8
 
 
 def _depthwise(x, taps, key, words, window, work):

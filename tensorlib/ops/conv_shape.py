@@ -7,6 +7,8 @@ from tensorlib.errors import ShapeError
 
 LANES = 32  # output positions of a panel of the kernel for products
 
+LEAST = 16  # output channels per group for which a GPU lays out the input of f16 and bf16 anew
+
 
 class Window(NamedTuple):
     """How a convolution meets its input, per dim: output size, stride, padding before, dilation (may be negative)."""
@@ -61,3 +63,14 @@ def folds(batch, size):
     """Whether the positions of a batch's examples should share panels: of one example they would leave many empty."""
     positions = prod(size)
     return batch > 1 and 0 < positions < 8 * LANES and -(-positions // LANES) * LANES > 1.2 * positions
+
+
+def filled_channels(channels, groups):
+    """How many channels per group a GPU's kernel that reads 8 or 16 bytes at a time is given; 0: it is not for so few.
+
+    >>> filled_channels(3, 1), filled_channels(12, 1), filled_channels(32, 2), filled_channels(12, 2)
+    (4, 16, 32, 0)
+    """
+    if groups == 1:
+        return 4 if channels <= 4 else -(-channels // 8) * 8
+    return channels if channels % 8 == 0 and channels >= LEAST else 0
