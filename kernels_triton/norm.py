@@ -21,6 +21,7 @@ from .segments import combine_whole
 from .softmax import REGISTERS, ROW, tile_rows, warps_of
 from .tiles import byte_table, cells, mean_of, reach, real
 
+EACH = 16  # elements that a thread holds; twice as many where there is a mean to find
 LONG = 16384, 32  # elements of a piece of a long row, warps: one program per multiprocessor
 PIECE = 1024  # elements of a row of a table that a program copies
 
@@ -149,7 +150,7 @@ def shape_of(rows, n, limit, units, centred):
     if r > limit:
         return (1, LONG[0]), LONG[1], True
     m = tile_rows(rows, r, units)
-    return (m, r), warps_of(m * r, blocks(rows, m) <= units, 32 if centred else 16), False
+    return (m, r), warps_of(m * r, blocks(rows, m) <= units, 2 * EACH if centred else EACH), False
 
 
 def _norm(centred, dtypes):

@@ -237,12 +237,12 @@ def arg_tiles(
         tl.store(places + (p * parts + part), index.to(tl.int64), mask=inside)
         if is_last(counter + tl.program_id(0), parts):
             q = tl.arange(0, PARTS)[None, :]
-            known = inside[:, None] & (q < parts)
-            v = tl.load(values + (p[:, None] * parts + q), mask=known, other=START).to(ACC)
-            i = tl.load(places + (p[:, None] * parts + q), mask=known, other=0)
-            top = over(v, 1, "amax" if LARGEST else "amin")
-            same = known & ((v == top[:, None]) | ((v != v) & (top != top)[:, None]))
-            tl.store(found + p, tl.min(tl.where(same, i, tl.full([], 1 << 62, tl.int64)), 1), mask=inside)
+            there = inside[:, None] & (q < parts)
+            w = tl.load(values + (p[:, None] * parts + q), mask=there, other=START).to(ACC)
+            i = tl.load(places + (p[:, None] * parts + q), mask=there, other=0)
+            top = over(w, 1, "amax" if LARGEST else "amin")
+            first_of = there & ((w == top[:, None]) | ((w != w) & (top != top)[:, None]))
+            tl.store(found + p, tl.min(tl.where(first_of, i, tl.full([], 1 << 62, tl.int64)), 1), mask=inside)
     else:
         tl.store(found + p, index.to(tl.int64), mask=inside)
 
@@ -313,5 +313,6 @@ def variants(arch):
     found["amax rows f32"] = kernel("amax", "f32", "f32", "f32", (1, TILE), False, 1, 0, True, False, False)
     found["sum rows i32"] = kernel("sum", "i64", "i32", "i64", (1, TILE // 2), False, 1, 0, True, False, False)
     found["sum strided f32"] = kernel("sum", "f32", "f32", "f32", (1, TILE // 2), False, 2, 2, True, False, False)
+    found["argmax of parts f32"] = arg_kernel(True, "f32", "f32", (1, ARG), 1, 16, False)
     found["argmax rows f32"] = arg_kernel(True, "f32", "f32", (1, ARG), 1, 1, False)
     return found

@@ -25,6 +25,7 @@ FEW = 1024  # the same of longer ones, and if those are not enough for all multi
 TILE = 2048  # of longer ones
 LONG = 32768, 32  # of rows in one program each, one at a time per multiprocessor, and warps
 PARTS = 256  # of a row at most
+EACH = 32  # elements of 4 bytes that a thread holds
 REGISTERS = 64  # that half of a unit's threads can have; masks and f64 may need more
 NAMES = ("softmax", "log_softmax", "logsumexp", "var")
 
@@ -268,7 +269,7 @@ def part_kernels(kind, compute, given, out, columns, nk, shape, parts, warps, wi
     return part, finish
 
 
-def warps_of(elements, few, each=32):
+def warps_of(elements, few, each):
     """Warps so that a thread holds `each` elements of 4 bytes: with 32, what 64 registers allow, adding up between
     threads costs least; half as many if programs are so few that all that counts is when the last is done.
     """
@@ -297,7 +298,7 @@ def _whole(arch, units, columns, compute, rows, n, length):
     else:
         m = tile_rows(rows, r * share, units)
         programs = blocks(rows, m)
-    return (m, r), programs, warps_of(m * r * share, programs <= units)
+    return (m, r), programs, warps_of(m * r * share, programs <= units, EACH)
 
 
 def _plan(kind, compute, given, out, columns):

@@ -36,6 +36,7 @@ def test_sums_and_extremes(shape, dims, launches, device):
 
 def test_extremes_and_their_places(device):
     reductions.test_the_first_of_equal_extremes(50)
+    reductions.test_the_first_of_equal_extremes(5000)
     reductions.test_integers_and_bools()
     reductions.test_infinities(10)
     reductions.test_means_of_equal_elements_are_exact()
