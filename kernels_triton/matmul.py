@@ -285,4 +285,9 @@ def variants(arch):
                 names = Names(dtype, dtype, dtype, "none", "none", act, precision)
                 label = f"{dtype} persistent {order[1]} {act}"
                 found[label] = persistent.kernel(names, numbers(names, arch), tile, order, ("c_m", "N"), "", "")
+        if family == "half":
+            names = names._replace(c="f32", bias="f32", act="scaled")
+            found["f16 persistent scaled"] = persistent.kernel(
+                names, numbers(names, arch), tile, _ROWS, ("c_m", "N"), "m", ""
+            )
     return found | matvec.variants(arch)

@@ -24,6 +24,7 @@ HALF = {
     120: (Tile(128, 128, 64, 8, 3), *_AMPERE),
     "gfx942": (Tile(128, 128, 64, 4, 2), Tile(64, 64, 64, 4, 2), Tile(32, 64, 64, 4, 2), Tile(16, 64, 128, 4, 2)),
 }
+FULL = 4  # quarters of the multiprocessors that persistent programs must keep busy, at least
 PERSISTENT = {
     90: {"half": Tile(128, 256, 64, 8, 3), "tf32": Tile(128, 256, 32, 8, 3)},
     100: {"half": Tile(128, 256, 64, 8, 3)},

@@ -67,8 +67,8 @@ def kernel(names, found, tile, units, divisible, bias, lies):
     """The Kernel of a tile: `found` are the Numbers, whose `dot` is the dtype of both operands."""
     a = (tile.m, tile.k) if units[0] == "k" else (tile.k, tile.m)
     b = (tile.k, tile.n) if units[1] == "n" else (tile.n, tile.k)
-    # f32 takes twice the shared memory on its way to rows, of which the operands leave half as much
-    half = found.dot.name == "fp32" or halves(names.act, lies, tile)
+    # sums in f32 take all the shared memory that the operands leave on their way to rows, and more
+    half = names.c == "f32" or halves(names.act, lies, tile)
     types = [f"tensordesc<{found.dot.name}[{x},{y}]>" for x, y in (a, b)] + [memory(d) for d in names[2:5]]
     return Kernel(
         persistent, (*types, "i32", "i32", "i32", "i64", "i64", "i64"), divisible, warps=tile.warps, stages=tile.stages,
@@ -92,7 +92,9 @@ def plan(p, names, gpu, otherwise):
         return None
     if configs.tuned(gpu, found.family, p):
         return None
-    if not order[0] or not order[1] or order[2] != "n" or lies == "any" or configs.count(tile, p.m, p.n) < units:
+    if not order[0] or not order[1] or order[2] != "n" or lies == "any":
+        return None
+    if 4 * configs.count(tile, p.m, p.n) < configs.FULL * units:
         return None
     a = [p.m, p.k, p.a[0]] if order[0] == "k" else [p.k, p.m, p.a[1]]
     b = [p.k, p.n, p.b[1]] if order[1] == "n" else [p.n, p.k, p.b[0]]
