@@ -19,6 +19,7 @@ import triton.language as tl
 from .launch import Kernel, blocks, pick, pointer, power_of_2
 
 BIG = 1 << 31
+SHORT = 12  # steps
 # (BM, BN, BK, warps, stages) from the largest; the last is for few outputs
 TILES = {
     75: ((64, 64, 16, 4, 1), (16, 64, 16, 4, 1)),
@@ -27,6 +28,7 @@ TILES = {
     120: ((128, 128, 32, 8, 3), (64, 128, 32, 4, 3), (16, 128, 32, 4, 3)),
     "gfx942": ((128, 128, 32, 8, 2), (64, 128, 32, 4, 2), (16, 128, 32, 4, 2)),
 }
+COPY = (128, 64, 8)  # positions, channels, warps of a tile that is copied
 _COPY = """channels wide xn xc xd xh xw in_d in_h in_w low_d low_h low_w take_d take_h take_w plane y_h y_w""".split()
 _SUMS = """bias_step count outputs run pitch plane xn xc xg out_h out_w step_d step_h step_w win_d win_h win_w
 tap_d tap_h tap_w""".split()
@@ -35,9 +37,9 @@ tap_d tap_h tap_w""".split()
 @triton.jit
 def channels_last(
     x_ptr, y_ptr, channels, wide, xn, xc, xd, xh, xw, in_d, in_h, in_w, low_d, low_h, low_w, take_d, take_h, take_w,
-    plane, y_h, y_w, BP: tl.constexpr, BC: tl.constexpr, VEC: tl.constexpr,
+    plane, y_h, y_w, BP: tl.constexpr, BC: tl.constexpr, VEC: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """y[n, z, y, x, c] = x[n, c, z take + low, ...], 0 outside of x."""
+    """y[n, z, y, x, c] = x[n, c, z take + low, ...], 0 outside of x. TAIL: BC does not divide the channels."""
     wide = wide * VEC
     p = tl.program_id(0) * BP + tl.arange(0, BP)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -49,9 +51,12 @@ def channels_last(
     z = level * take_d + low_d
     inside = (x >= 0) & (x < in_w) & (y >= 0) & (y < in_h) & (z >= 0) & (z < in_d) & (p < plane)
     at = x_ptr + image * xn + (z * xd + y * xh + x * xw)[None, :] + (c * xc)[:, None]
-    values = tl.load(at, mask=inside[None, :] & (c < channels)[:, None], other=0.0)
+    known, kept = inside[None, :], (p < plane)[:, None]
+    if TAIL:
+        known, kept = known & (c < channels)[:, None], kept & (c < wide)[None, :]
+    values = tl.load(at, mask=known, other=0.0)
     to = y_ptr + image * plane * wide + p[:, None] * wide + c[None, :]
-    tl.store(to, tl.trans(values), mask=(p < plane)[:, None] & (c < wide)[None, :])
+    tl.store(to, tl.trans(values), mask=kept)
 
 
 @triton.jit
@@ -141,10 +146,11 @@ def implicit(
 
 
 @functools.cache
-def copy_kernel(dtype, bp, bc, vec, wide):
-    """The Kernel that lays out BP positions by BC channels a program."""
+def copy_kernel(dtype, shape, vec, tail, wide=False):
+    """The Kernel that lays out tiles of a shape (BP positions, BC channels, warps)."""
     types = [pointer(dtype)] * 2 + ["i64" if wide and n[0] == "x" else "i32" for n in _COPY]
-    return Kernel(channels_last, types, BP=bp, BC=bc, VEC=vec)
+    bp, bc, warps = shape
+    return Kernel(channels_last, types, (), warps, BP=bp, BC=bc, VEC=vec, TAIL=tail)
 
 
 @functools.cache
@@ -156,19 +162,23 @@ def kernel(dtype, tile, unit, vec, out, run, tail, bias, upcast, wide=False):
     return Kernel(implicit, types, (), warps, stages, **consts, BIAS=bias, UPCAST=upcast)
 
 
-def narrow(tile, run):
-    """The tile with BK no larger than a run needs."""
-    bm, bn, bk, *rest = tile
-    return (bm, bn, min(bk, max(16, power_of_2(run))), *rest)
+def narrow(tile, run, taps):
+    """The tile with BK no larger than a run needs, and no more stages than there are steps."""
+    bm, bn, bk, warps, stages = tile
+    bk = min(bk, max(16, power_of_2(run)))
+    return bm, bn, bk, warps, min(stages, taps * blocks(run, bk))
 
 
-def choose(arch, outputs, count, groups, units):
-    """The largest tile that the outputs fill, and of which there are enough for the multiprocessors."""
+def choose(arch, s, units):
+    """The largest tile that the outputs fill, and of which there are enough for the multiprocessors; of few steps none
+    that leaves no room for another block, whose loads hide that it waits.
+    """
     *tiles, last = pick(TILES, arch)
-    if outputs <= 32:
+    if s.outputs <= 32:
         return last
-    fitting = [t for t in tiles if t[0] < 2 * outputs]
-    enough = lambda t: 4 * blocks(outputs, t[0]) * blocks(count, t[1]) * groups >= 3 * units  # noqa: E731
+    short = s.filled * prod(s.win) < SHORT * tiles[0][2]
+    fitting = [t for t in tiles if t[0] < 2 * s.outputs and not (short and t[0] * t[1] > 128 * 128)]
+    enough = lambda t: 4 * blocks(s.outputs, t[0]) * blocks(s.count, t[1]) * s.groups >= 3 * units  # noqa: E731
     return next(filter(enough, fitting), fitting[-1])
 
 
@@ -207,7 +217,7 @@ def _vector(*numbers):
 def by_positions(s, dtype, tile, bias, upcast):
     """What launches windows of one tap on the input as it lies."""
     vec, run, out = _vector(s.xn, s.xc), _vector(s.channels), _vector(s.plane)
-    tile = narrow(tile, s.channels)
+    tile = narrow(tile, s.channels, 1)
     made = kernel(dtype, tile, "p", vec, out, run, s.channels % tile[2] > 0, bias, upcast, s.wide())
     grid = blocks(s.outputs, tile[0]) * blocks(s.count, tile[1]), s.groups, 1
     args = (s.bias_step, s.count // out, s.outputs, s.channels // run, s.filled // run, s.plane // out)
@@ -245,14 +255,14 @@ class Met:
         return inside and near and set(s.pad) == {0} and all(n % 8 == 0 for n in (s.xn, *s.x))
 
 
-def copying(s, met, dtype):
+def copying(s, met, dtype, shape=None):
     """What writes the copy: a function (gpu, input, copy)."""
     vec, plane = _vector(s.filled), prod(met.size)
     channels = s.channels * s.groups
-    bc = min(64, power_of_2(met.wide))
-    bp = 4096 // bc
-    made = copy_kernel(dtype, bp, bc, vec, s.wide())
-    grid = blocks(plane, bp), blocks(met.wide, bc), s.images
+    least = power_of_2(met.wide)
+    shape = shape or (COPY if least >= COPY[1] else (COPY[0] * COPY[1] // least, least, COPY[2]))
+    made = copy_kernel(dtype, shape, vec, channels % shape[1] > 0, s.wide())
+    grid = blocks(plane, shape[0]), blocks(met.wide, shape[1]), s.images
     args = (channels, met.wide // vec, s.xn, s.xc, *s.x, *s.size, *met.low, *met.take, plane, *met.size[1:])
     return lambda gpu, x, y: made(gpu, grid, x, y, *args)
 
@@ -263,7 +273,7 @@ def by_channels(s, dtype, tile, bias, upcast):
     vec, out = _vector(s.filled), _vector(s.plane)
     (td, th, tw), (wd, wh, ww) = (d * n for d, n in zip(s.dil, met.strides, strict=True)), s.win
     run, ww, tw = (ww * s.filled, 1, 0) if met.merged else (s.filled, ww, tw)
-    tile = narrow(tile, run)
+    tile = narrow(tile, run, wd * wh * ww)
     made = kernel(dtype, tile, "c", vec, out, vec, run % tile[2] > 0, bias, upcast, s.wide() or met.image >= BIG)
     grid = blocks(s.outputs, tile[0]) * blocks(s.count, tile[1]), s.groups, 1
     args = (s.bias_step, s.count // out, s.outputs, run // vec, prod(s.win) * s.filled // vec, s.plane // out)
@@ -286,7 +296,7 @@ def by_channels(s, dtype, tile, bias, upcast):
 def steps(dtype, gpu, words, bias, tile=None):
     """What launches a convolution of those words (without the addresses): a function (gpu, weights, x, out, bias)."""
     s, upcast = Shape(words), gpu.arch == 75
-    tile = tile or choose(gpu.arch, s.outputs, s.count, s.groups, gpu.units)
+    tile = tile or choose(gpu.arch, s, gpu.units)
     return (by_positions if s.adjacent() else by_channels)(s, dtype, tile, bias, upcast)
 
 
@@ -312,6 +322,6 @@ def variants(arch):
     found["channels bf16 bias, ragged"] = kernel("bf16", tile, "c", 8, 4, 8, True, True, upcast)
     found["channels f16 few"] = kernel("f16", tile, "c", 4, 8, 4, True, True, upcast)
     found["positions f16 by 4"] = kernel("f16", tile, "p", 4, 4, 8, False, True, upcast)
-    found["copy f16"] = copy_kernel("f16", 64, 64, 8, False)
-    found["copy f16 few"] = copy_kernel("f16", 1024, 4, 4, False)
+    found["copy f16"] = copy_kernel("f16", COPY, 8, False)
+    found["copy f16 few"] = copy_kernel("f16", (1024, 4, 4), 4, True)
     return found
