@@ -40,6 +40,7 @@ ZOO_PROGRAMS = (
     "diff",
     "embed",
     "generate",
+    "gguf_names",
     "load",
     "metadata",
     "mixes",

@@ -31,6 +31,10 @@ MODELS = {
     "gemma": ("gemma", "GemmaForCausalLM", "GemmaConfig"),
     "gemma2": ("gemma", "Gemma2ForCausalLM", "Gemma2Config"),
     "gemma3_text": ("gemma", "Gemma3ForCausalLM", "Gemma3Config"),
+    "gpt2": ("gpt2", "Gpt2LMHeadModel", "Gpt2Config"),
+    "gpt_bigcode": ("gpt2", "GptBigCodeForCausalLM", "GptBigCodeConfig"),
+    "gpt_neox": ("gpt_neox", "GptNeoxForCausalLM", "GptNeoxConfig"),
+    "mpt": ("mpt", "MptForCausalLM", "MptConfig"),
     "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
     "granitemoe": ("granite", "GraniteMoeForCausalLM", "GraniteMoeConfig"),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
@@ -69,9 +73,12 @@ def load(folder, context=None, device="cpu", dtype=None, head=None):
     if context is not None and hasattr(values, "max_position_embeddings"):
         values = values._replace(max_position_embeddings=min(context, values.max_position_embeddings))
     file, model = tensorlib.load(folder), getattr(importlib.import_module(model.__module__), head or model.__name__)
+    body, rename = f"{getattr(model, 'body', '')}.", None  # of a decoder whose file may have no head, and not this then
+    if body != "." and not any(name.startswith(body) for name in file.tensors):
+        rename = lambda path: path.removeprefix(body)  # noqa: E731
     prefix = f"{getattr(model, 'prefix', '')}."  # of an encoder whose file has a head, too
     prefix = prefix if any(name.startswith(prefix) for name in file.tensors) else ""
-    return file, VarBuilder(file, dtype=dtype, device=device, prefix=prefix).load(model(values))
+    return file, VarBuilder(file, rename, prefix, device, dtype).load(model(values))
 
 
 def is_folder(path):

@@ -31,6 +31,7 @@ LATER = {
     "conv": "Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d "
     + " ".join(f"{kind}Pad{n}d" for kind in "Zero Constant Reflection Replication Circular".split() for n in (1, 2, 3)),
     "caches": "AppendCache ConcatCache RotatingCache ScatteredCache",
+    "alibi": "Alibi alibi_slopes",
     "latent_cache": "LatentCache",
     "paged_cache": "PagedCache",
     "activations": "activation",

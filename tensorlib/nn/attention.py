@@ -114,6 +114,10 @@ class KVCache:
     def _count(self, name, n):
         launch(kernel("counter", name, device=self.start.device.type), (self.start.ptr, n), writes=(self.start,))
 
+    def positions(self, ids):
+        """i64 [T]: where the next tokens `ids` [T] stand, read from memory when a recorded step is replayed."""
+        return elementwise.add(arange(ids.shape[-1], device=ids.device), self.start)
+
     def append(self, layer, k, v, rotary=None):
         """Writes k and v [T, kv_heads, head_dim] behind what is there, k rotated first (unless rotary is None);
         returns the layer's (keys, values).
@@ -160,6 +164,10 @@ class FullAttention:
 
     def advance(self, n):
         """Nothing: no token is kept."""
+
+    def positions(self, ids):
+        """i64 [T]: where the tokens `ids` [..., T] of every sequence stand."""
+        return arange(ids.shape[-1], device=ids.device)
 
     def attend(self, layer, q, k, v, rotary, **options):
         """Causal attention within each sequence, q and k rotated first: q's shape. ShapeError. See KVCache.attend."""

@@ -25,6 +25,7 @@ def longrope(original):
 
 
 HALF = {"partial_rotary_factor": 0.5}
+PARTIAL = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.5}}
 GEMMA3 = {"layer_types": ["sliding_attention", "full_attention"]}
 GEMMA3["rope_parameters"] = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -48,6 +49,15 @@ MLA |= {"n_routed_experts": 8, "n_shared_experts": 2, "num_experts_per_tok": 3, 
 MLA |= {"num_key_value_heads": 4, "first_k_dense_replace": 1, "routed_scaling_factor": 1.5}
 GROUPS = {"n_group": 4, "topk_group": 2}
 MSCALE = {"rope_parameters": {**YARN, "rope_theta": 1e4, "mscale": 0.707, "mscale_all_dim": 0.707}}
+
+
+GPT = {"n_inner": 48, "num_key_value_heads": 4}
+WIDE = {"intermediate_size": 128, "num_key_value_heads": 4}  # MPT's own: four times the hidden size
+
+
+def mpt(**fields):
+    """MPT's tiny config; `fields` are those of its attention."""
+    return {**WIDE, "attn_config": {"alibi": True, **fields}}
 
 
 class Case(NamedTuple):
@@ -124,4 +134,17 @@ CASES = [
     Case("deepseek_v2", {**MLA, **GROUPS, **MSCALE, "topk_method": "group_limited_greedy"}, "groups", gguf="deepseek2"),
     Case("deepseek_v3", {**MLA, **GROUPS, "norm_topk_prob": True}, gguf="deepseek2"),
     Case("deepseek_v3", {**MLA, "n_group": 1, "topk_group": 1, "rope_interleave": False, **MSCALE}, "halves"),
+    Case("gpt2", GPT, gguf="gpt2"),
+    Case("gpt_bigcode", {**GPT, "num_key_value_heads": 1}, gguf="starcoder"),
+    Case("gpt_bigcode", {**GPT, "multi_query": False}, "heads"),
+    Case("gpt_neox", {"num_key_value_heads": 4}, gguf="gptneox", live={"lm_head": "embed_out"}),
+    Case(
+        "gpt_neox",
+        {"num_key_value_heads": 4, "use_parallel_residual": False, **PARTIAL},
+        "sequential",
+        live={"lm_head": "embed_out"},
+    ),
+    Case("mpt", mpt(), gguf="mpt"),
+    Case("mpt", {**mpt(clip_qkv=1.0, softmax_scale=0.3), "n_heads": 2, "num_attention_heads": 2}, "clipped"),
+    Case("mpt", {**mpt(), "d_model": 48, "hidden_size": 48, "num_attention_heads": 6, "n_heads": 6}, "six-heads"),
 ]

@@ -126,6 +126,14 @@ def test_training_step(pair):
     ours.requires_grad_(False)
 
 
+def test_a_file_of_the_body_alone(tmp_path):
+    """GPT-2's own, whose names begin without "transformer."."""
+    theirs = torch_model(next(case for case in CASES if case.model_type == "gpt2"))
+    theirs.transformer.save_pretrained(tmp_path)
+    ours = auto.load(tmp_path)[1]
+    close(ours(tensor(IDS)).numpy(), logits(theirs, [IDS])[0])
+
+
 def test_a_folder_generates_text(tmp_path, capsys):
     """The command takes a folder with a tokenizer.json, and says what the ids say."""
     tokenizers = pytest.importorskip("tokenizers")

@@ -22,12 +22,16 @@ EPSILONS = {
     "phi2": "layer_norm_eps",
     "stablelm": "layer_norm_eps",
     "olmo": "none: it is fixed",
+    "gpt2": "layer_norm_epsilon",
+    "starcoder": "layer_norm_epsilon",
+    "gptneox": "layer_norm_eps",
+    "mpt": "layer_norm_epsilon",
 }  # of LayerNorm
 
 
 def metadata(arch, config, head_dim):
     """llama.cpp's keys, as its converter writes them of a config."""
-    c, rope = config, config.rope_parameters
+    c, rope = config, getattr(config, "rope_parameters", {"rope_type": "default", "rope_theta": 1e4})
     rope = rope.get("full_attention", rope)
     found = {
         "context_length": c.max_position_embeddings,
@@ -60,6 +64,8 @@ def metadata(arch, config, head_dim):
     same |= {"moe_intermediate_size": "expert_feed_forward_length"}
     same |= {"shared_expert_intermediate_size": "expert_shared_feed_forward_length"}
     found |= {key: getattr(c, name) for name, key in same.items() if getattr(c, name, None) is not None}
+    if arch == "mpt":
+        found |= {"attention.max_alibi_bias": float(c.attn_config.alibi_bias_max)}
     if arch == "deepseek2":
         found |= latent_metadata(c, rope)
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
@@ -94,7 +100,7 @@ def permuted(weight, heads):
 
 
 def parts(name, weight, config):
-    """What is one tensor here and is not in a file: the experts' gate above up; of every head, what makes k and v."""
+    """The tensors that llama.cpp's converter makes of one: it takes gate from up and k from v, and turns GPT-2's."""
     if name.endswith("gate_up_proj") and "experts" in name:
         for part, value in zip(("gate_proj", "up_proj"), np.split(weight, 2, axis=1)):
             yield name.replace("gate_up_proj", part), value
@@ -103,6 +109,13 @@ def parts(name, weight, config):
         k, v = np.split(weight, [config.qk_nope_head_dim], axis=1)
         yield name.replace("kv_b_proj", "k_b_proj"), k.swapaxes(1, 2)
         yield name.replace("kv_b_proj", "v_b_proj"), v
+    elif config.model_type == "gpt2" and weight.ndim == 2 and ".h." in name:
+        yield name, weight.T
+    elif config.model_type == "gpt_neox" and "query_key_value" in name:
+        yield (
+            name,
+            weight.reshape(config.num_attention_heads, 3, -1, *weight.shape[1:]).swapaxes(0, 1).reshape(weight.shape),
+        )
     else:
         yield name, weight
 
@@ -129,7 +142,7 @@ def write(path, case, theirs):
         weight = weight + 1 if arch.startswith("gemma") and "norm" in name else weight
         for part, value in parts(name, weight.squeeze(), config):
             tensors[named(table, case, part)] = np.ascontiguousarray(value)
-    rope = config.rope_parameters
+    rope = getattr(config, "rope_parameters", {})
     for which in ("long", "short"):
         if f"{which}_factor" in rope:
             tensors[f"rope_factors_{which}.weight"] = np.array(rope[f"{which}_factor"], np.float32)

@@ -1,0 +1,94 @@
+"""Names of weights: Hugging Face's, which the models have, and GGUF's."""
+
+import re
+
+# Hugging Face's parameter paths -> GGUF's (equal to the gguf package's own name map, which takes 150 ms to import: a
+# test)
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_up_proj": "ffn_up",
+    "self_attn.dense": "attn_output",
+    "model.final_layernorm": "output_norm",
+    "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+    "mlp.c_fc": "ffn_up",
+    "mlp.c_proj": "ffn_down",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.router.layer": "ffn_gate_inp",
+    "block_sparse_moe.gate_linear": "ffn_gate_exps",
+    "block_sparse_moe.up_linear": "ffn_up_exps",
+    "block_sparse_moe.output_linear": "ffn_down_exps",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.gate.e_score_correction_bias": "exp_probs_b",
+    "self_attn.q_a_proj": "attn_q_a",
+    "self_attn.q_a_layernorm": "attn_q_a_norm",
+    "self_attn.q_b_proj": "attn_q_b",
+    "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
+    "self_attn.kv_a_layernorm": "attn_kv_a_norm",
+    "self_attn.k_b_proj": "attn_k_b",
+    "self_attn.v_b_proj": "attn_v_b",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "gpt_neox.embed_in": "token_embd",
+    "gpt_neox.final_layer_norm": "output_norm",
+    "embed_out": "output",
+    "transformer.wte": "token_embd",
+    "transformer.wpe": "position_embd",
+    "transformer.ln_f": "output_norm",
+    "transformer.norm_f": "output_norm",
+    "attention.query_key_value": "attn_qkv",
+    "attention.dense": "attn_output",
+    "mlp.dense_h_to_4h": "ffn_up",
+    "mlp.dense_4h_to_h": "ffn_down",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+    "attn.c_attn": "attn_qkv",
+    "attn.c_proj": "attn_output",
+    "norm_1": "attn_norm",
+    "norm_2": "ffn_norm",
+    "attn.Wqkv": "attn_qkv",
+    "attn.out_proj": "attn_output",
+    "ffn.up_proj": "ffn_up",
+    "ffn.down_proj": "ffn_down",
+}
+GGUF_NAMES |= {
+    f"{block}.{experts}.{part}_proj": f"ffn_{part}_{name}"
+    for block in ("mlp", "block_sparse_moe")
+    for experts, name in (("experts", "exps"), ("shared_expert", "shexp"), ("shared_experts", "shexp"))
+    for part in ("gate", "up", "down")
+}
+BEHIND = ("gemma2", "gemma3", "olmo2")  # whose post_attention_layernorm stands behind attention, as its name says
+_LAYER = re.compile(r"(?:model|gpt_neox|transformer)\.(?:layers|h|blocks)\.(\d+)\.(.+)")
+
+
+def gguf_name(path, arch="llama"):
+    """GGUF's name of a parameter, or None if it has none.
+
+    >>> gguf_name("model.layers.3.self_attn.q_proj.weight"), gguf_name("lm_head.weight")
+    ('blk.3.attn_q.weight', 'output.weight')
+    """
+    stem, _, kind = path.rpartition(".")
+    if kind not in ("weight", "bias"):
+        stem, kind = path, "bias" if kind.endswith("_bias") else "weight"
+    layer = _LAYER.fullmatch(stem)
+    name = GGUF_NAMES.get(layer[2] if layer else stem)
+    if name == "ffn_norm" and arch in BEHIND and layer[2] == "post_attention_layernorm":
+        name = "post_attention_norm"
+    return name and (f"blk.{layer[1]}.{name}.{kind}" if layer else f"{name}.{kind}")
