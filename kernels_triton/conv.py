@@ -1,4 +1,5 @@
 """Convolutions over NCDHW as implicit matrix products: no patch matrix of the input exists, and none is padded.
+(`implicit`, for f16 and bf16, is in implicit.py.)
 
 `conv`: a tile of BM output channels times BN output positions (of all images), summed over taps and blocks of BK input
 channels with tl.dot; with few input channels (FLAT) over taps and channels as one index. `direct`: groups of few input

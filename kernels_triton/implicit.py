@@ -320,7 +320,7 @@ def variants(arch):
         found[f"positions f16 {size}"] = kernel("f16", tile, "p", 8, 8, 8, False, False, upcast)
     tile = pick(TILES, arch)[-2]
     found["channels bf16 bias, ragged"] = kernel("bf16", tile, "c", 8, 4, 8, True, True, upcast)
-    found["channels f16 few"] = kernel("f16", tile, "c", 4, 8, 4, True, True, upcast)
+    found["channels f16 few"] = kernel("f16", narrow(tile, 28, 7), "c", 4, 8, 4, True, True, upcast)
     found["positions f16 by 4"] = kernel("f16", tile, "p", 4, 4, 8, False, True, upcast)
     found["copy f16"] = copy_kernel("f16", COPY, 8, False)
     found["copy f16 few"] = copy_kernel("f16", (1024, 4, 4), 4, True)

@@ -1,9 +1,10 @@
 """Convolutions and transposed convolutions in one, two and three dims, with torch.nn.functional's arguments.
 
 One kernel in three dims does them (kernels_numba/conv.py; depthwise.py where a group has one input channel): the input
-is read where it lies, whatever its strides, and neither padded nor unfolded. Sums are f32 for f32, f16 and bf16, and
-f64 for f64; a result is within (terms + 1) u sum |x||w| of the exact one, u = 2**-24 (f64: 2**-53), before it is
-rounded to its dtype.
+is read where it lies, whatever its strides, and neither padded nor unfolded. (GPUs copy most inputs of f16 and bf16
+with channels adjacent and zeros around them: kernels_triton/implicit.py.) Sums are f32 for f32, f16 and bf16, and f64
+for f64; a result is within (terms + 1) u sum |x||w| of the exact one, u = 2**-24 (f64: 2**-53), before it is rounded to
+its dtype.
 """
 
 from collections.abc import Callable
