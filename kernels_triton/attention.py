@@ -15,10 +15,13 @@ A table has (rows, keys, warps, stages) of a tile by head dim up to 64, 128, 256
 
 import functools
 
+from triton.tools.tensor_descriptor import TensorDescriptor
+
 from .attention_decode import merge
 from .flash import Config, attention
 from .float8 import reading
-from .launch import Kernel, blocks, pick, pointer, power_of_2
+from .launch import COUNTERS, TYPES, Kernel, blocks, pick, pointer, power_of_2, scratch
+from .persistent import Element, Memory
 
 SIZES = {"f32": 4, "f16": 2, "bf16": 2, "f8e4m3": 1, "f8e5m2": 1}
 DIMS = (64, 128, 256)
@@ -48,7 +51,7 @@ WIDE = {  # f32
 DECODE = {  # few rows, of operands of 16 bits, split or not
     75: ((16, 32, 4, 1), (16, 32, 4, 1), (16, 16, 4, 1)),
     80: ((16, 64, 4, 3), (16, 32, 4, 3), (16, 32, 8, 2)),
-    90: ((16, 64, 4, 2), (16, 32, 4, 3), (16, 32, 8, 2)),
+    90: ((16, 64, 4, 2), (16, 64, 4, 3), (16, 32, 8, 2)),
     "gfx942": ((16, 64, 4, 1), (16, 32, 4, 1), (16, 32, 4, 1)),
 }
 DECODE_WIDE = {
@@ -58,7 +61,19 @@ DECODE_WIDE = {
 }
 FEW = 32  # rows (queries times heads of a KV head) up to which tiles are those of decoding; beyond 16, of 8 warps
 MOST = 128  # segments of the keys
-LOOSE = ("starts_ptr", "key_starts_ptr", "table_ptr", "start_ptr", "length_ptr", "mask_ptr", "slopes_ptr")
+LOADED = {90: {64: (128, 64, 4, 3, 2), 128: (128, 128, 8, 3, 2)}}  # tiles of the copy engine by head dim, Config.LOADS
+LARGE = 1 << 27  # queries times keys times heads for which descriptors pay
+NEAR = 16 << 20  # bytes of keys and values that stay in the cache
+LOOSE = (
+    "counter_ptr",
+    "starts_ptr",
+    "key_starts_ptr",
+    "table_ptr",
+    "start_ptr",
+    "length_ptr",
+    "mask_ptr",
+    "slopes_ptr",
+)
 
 
 def tiles(arch, q, kv, width, few, mask=False):
@@ -86,16 +101,12 @@ def arithmetic(arch, q, kv):
 def compiled(dtypes, config, warps, stages):
     """The Kernel of a Config; dtypes: of the memory of q, of the caches, of out and of a block table."""
     q, kv, out, index = dtypes
-    pointers = (
-        pointer(q),
-        pointer(kv),
-        pointer(kv),
-        "*fp32" if config.SPLIT else pointer(out),
-        "*fp32",
-        "*i64",
-        "*i64",
-    )
-    types = (*pointers, pointer(index), "*i64", "*i64", "*fp32", "*fp32", "i64", "i64", *("i32",) * 9)
+    operands = (pointer(q), pointer(kv), pointer(kv))
+    if config.LOADS:
+        rows = (config.BM, config.BN, config.BN)
+        operands = tuple(f"tensordesc<{p[1:]}[1,{n},{config.D}]>" for p, n in zip(operands, rows))
+    types = (*operands, pointer(out), "*fp32", "*fp32", "*i32", "*i64", "*i64", pointer(index), "*i64", "*i64")
+    types += ("*fp32", "*fp32", "i64", "i64", *("i32",) * 10)
     types += ("i32", "i64", "i64", "i32", "i64", "i64", "i32", "i64", "i32", "i64", "i64", "i64", "i32")  # strides
     types += ("i32", "i32", "i32", "i32", "fp32", "fp32")
     even = ("width", "qt", "qh", "kh", "kr", "kp", "vh", "vr", "vp", "ot", "oh")
@@ -125,8 +136,46 @@ def _packed(group, most):
     return max(n for n in range(1, min(group, most) + 1) if group % n == 0)
 
 
+def _steps(q, kv, out, words):
+    """Strides in elements: of q, k, v with their pages, out."""
+    steps = [s // SIZES[q] for s in words[14:16]]
+    for first, page in ((17, 38), (20, 39)):
+        steps += [words[first] // SIZES[kv], words[first + 1] // SIZES[kv], words[page] // SIZES[kv]]
+    return [*steps, *(s // SIZES[out] for s in words[23:25])]
+
+
+def _loads(arch, q, kv, words, steps, few):
+    """The tile of a kernel for the copy engine, or None: many queries, whose blocks of keys end with what they see."""
+    (t, heads, _, width), keys = words[:4], min(words[8], words[7] if words[7] >= 0 else words[0])
+    rows, whole = LOADED.get(arch), words[10] < 0 or (words[10] == 0 and t == keys)
+    if rows is None or q != kv or SIZES[q] != 2 or width not in rows or few or not whole or t * keys * heads < LARGE:
+        return None
+    if any(words[4:7]) or words[11] < 0 or words[32] or words[37] or any(s % 8 for s in steps):
+        return None
+    return rows[width] if not (words[13] | words[16] | words[19]) & 15 else None
+
+
+def _descriptors(q, made, words, steps):
+    """Of q, k, v as (heads, rows, dims)."""
+    (t, heads, groups, width), keys = words[:4], min(words[8], words[7] if words[7] >= 0 else words[0])
+    given = ((words[13], heads, t, steps[1], steps[0], made.BM), (words[16], groups, keys, *steps[2:4], made.BN))
+    given += ((words[19], groups, keys, *steps[5:7], made.BN),)
+    return [
+        TensorDescriptor(Memory(ptr, Element(TYPES[q])), [n, rows, width], [a, b, 1], [1, block, width])
+        for ptr, n, rows, a, b, block in given
+    ]
+
+
+def _segments(gpu, programs, few, keys, bn):
+    """How many segments of the keys: few rows fill the GPU once or, with many programs, twice; a segment has a block
+    at least.
+    """
+    wanted = gpu.units // programs if not few else blocks(gpu.units * (1 if 4 * programs <= gpu.units else 2), programs)
+    return max(1, min(wanted, blocks(keys, bn), MOST))
+
+
 def _forward(q, kv, out, index):
-    size_q, size_kv, size_out = SIZES[q], SIZES[kv], SIZES[out]
+    size_kv = SIZES[kv]
 
     def plan(gpu, words):
         t, heads, groups, width = words[:4]
@@ -137,43 +186,36 @@ def _forward(q, kv, out, index):
         pack = pack if few else 1
         eight, memory = reading(kv, gpu.arch, gpu.interpreted)
         made, warps, stages = config(gpu.arch, q, kv, words, few, pack, eight)
+        steps = _steps(q, kv, out, words)
+        loads = _loads(gpu.arch, q, kv, words, steps, few)
+        if loads:
+            bm, bn, warps, stages, loads = loads
+            made = made._replace(BM=bm, BN=bn, LOADS=loads)
         per = made.BM // pack
         count = t // per + sequences if words[32] else blocks(t, per)
         programs = count * (heads // pack)
-        wanted = blocks(2 * gpu.units, programs) if few else 0 if words[31] else gpu.units // programs
-        segments = max(1, min(wanted, blocks(words[8], made.BN), MOST))
-        made = made._replace(SPLIT=segments > 1)
-        target, stats, more = words[22], words[31], ()
+        segments = 1 if words[31] or loads else _segments(gpu, programs, few, words[8], made.BN)
+        inside = few if programs <= COUNTERS else 0
+        records, stats, counters, owner = words[31], 0, 0, None
         if segments > 1:
-            records = t * heads * segments
-            target, owner = gpu.allocate(4 * records * (made.D + 2))
-            stats, more = target + 4 * records * made.D, (owner,)
-        steps = [s // size_q for s in words[14:16]]
-        for first, page in ((17, 38), (20, 39)):
-            steps += [words[first] // size_kv, words[first + 1] // size_kv, words[page] // size_kv]
-        steps += [s // size_out for s in words[23:25]]
-        unit = counted_in((width, *steps))
+            made = made._replace(SPLIT=-1 if not inside else made.BM if words[32] else power_of_2(inside))
+            some = t * heads * segments
+            records, owner = scratch(gpu, 4 * some * (made.D + 2))
+            stats, counters = records + 4 * some * made.D, gpu.workspace()
+        together = 1
+        if words[10] >= 0 and not words[32]:  # the longest first, of heads whose keys fit into the cache
+            together = max(1, min(heads, NEAR // (2 * words[8] * width * size_kv) * group) // pack)
+        unit = 1 if loads else counted_in((width, *steps))
         made = made._replace(STEP=unit)
-        width, steps = width // unit, [s // unit for s in steps] + [s // 4 for s in words[26:29]]
-        arguments = [words[13], words[16], words[19], target, stats, words[32], words[33], words[35]]
-        arguments += [words[4], words[6], words[25], words[30], words[5], words[7]]
-        arguments += [t, words[8], width, heads, pack, group, count, segments, sequences, *steps, words[29], words[36]]
-        arguments += [words[9], words[10], words[11], words[12]]
+        arguments = _descriptors(q, made, words, steps) if loads else [words[13], words[16], words[19]]
+        arguments += [words[22], records, stats, counters, words[32], words[33], words[35]]
+        arguments += [words[4], words[6], words[25], words[30], words[5], words[7], t, words[8], width // unit, heads]
+        arguments += [pack, group, count, together, segments, sequences, *(s // unit for s in steps)]
+        arguments += [*(s // 4 for s in words[26:29]), words[29], words[36], *words[9:13]]
         compiled((q, memory, out, index), made, warps, stages)(gpu, (programs, segments, 1), *arguments)
-        if more:
-            merge(
-                gpu,
-                out,
-                made.D,
-                segments,
-                target,
-                stats,
-                words[22],
-                t,
-                heads,
-                width * unit,
-                *(s * unit for s in steps[8:10]),
-            )
+        if made.SPLIT < 0:
+            merge(gpu, out, made.D, segments, records, stats, words[22], t, heads, width, *steps[8:10])
+        del owner
 
     return plan
 
@@ -195,13 +237,18 @@ def variants(arch):
         words[3], words[25] = width, more.get("MASK", 0)
         eight, memory = reading(kv, arch)
         made, warps, stages = config(arch, q, kv, words, few, 4 if few else 1, eight)
-        made = made._replace(SPLIT=few > 0, **more)
+        made = made._replace(SPLIT=few, **more)
         found[label] = compiled((q, memory, q, "i32"), made, warps, stages)
 
     for width in DIMS:
         for q, kv in (("f16", "f16"), ("f32", "f16"), ("f32", "f32")):
             add(f"{q} {kv} {width}", q, kv, width)
             add(f"decode {q} {kv} {width}", q, kv, width, 16)
+    for width, (bm, bn, warps, stages, loads) in LOADED.get(arch, {}).items():
+        words[3], words[4] = width, 0
+        made = config(arch, "f16", "f16", words, 0, 1)[0]._replace(BM=bm, BN=bn, LOADS=loads)
+        found[f"copy engine f16 {width}"] = compiled(("f16", "f16", "f16", "i32"), made, warps, stages)
+        words[4] = 1
     add("bf16 bf16 128", "bf16", "bf16", 128)
     add("decode f32 bf16 128, 32 rows", "f32", "bf16", 128, 32)
     add("f32 f8e4m3 128", "f32", "f8e4m3", 128)

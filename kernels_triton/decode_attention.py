@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 
 from .attention import MOST, SIZES, arithmetic, tiles
+from .attention_decode import joined
 from .decode_matvec import store_groups
-from .flash import LOWEST, Config, attend, span, terms_of
+from .flash import Config, attend, span, terms_of
 from .float8 import KINDS, reading
 from .launch import Kernel, blocks, pointer, power_of_2
 from .rope import put
@@ -63,30 +64,10 @@ def write(y, row, mine, width, out_ptr, q_ptr, d_ptr, sum_ptr, R: tl.constexpr, 
 
 
 @triton.jit
-def joined(records_ptr, stats_ptr, first, mine, segments, R: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
-           TOGETHER: tl.constexpr):  # fmt: skip
-    """[R, D]: the records of rows whose first ones are `first`, weighted; S: segments at most"""
-    every = tl.arange(0, S)[None, :]
-    there = mine[:, None] & (every < segments)
-    top = tl.max(tl.load(stats_ptr + (first[:, None] + every) * 2, mask=there, other=LOWEST), 1)
-    acc, total = tl.zeros((R, D), tl.float32), tl.zeros((R,), tl.float32)
-    s, d = tl.arange(0, TOGETHER), tl.arange(0, D)
-    for base in range(0, segments, TOGETHER):
-        known = mine[:, None] & (base + s < segments)[None, :]
-        at = first[:, None] + base + s[None, :]
-        sums = tl.load(stats_ptr + at * 2 + 1, mask=known, other=0.0)
-        weight = tl.exp2(tl.load(stats_ptr + at * 2, mask=known, other=LOWEST) - top[:, None])
-        some = tl.load(records_ptr + (at[:, :, None] * D + d[None, None, :]), mask=(sums != 0)[:, :, None], other=0.0)
-        acc += tl.sum(some * weight[:, :, None], 1)
-        total += tl.sum(sums * weight, 1)
-    return acc / tl.where(total == 0, 1.0, total)[:, None]
-
-
-@triton.jit
 def step(q_ptr, k_ptr, v_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, start_ptr, out_ptr, oq_ptr, od_ptr, os_ptr,
          records_ptr, stats_ptr, counter_ptr, limit, half, rows, width, group, segments, kh, kr, vh, vr, scale,
          C: tl.constexpr, PAIRS: tl.constexpr, KIND: tl.constexpr, GROUPED: tl.constexpr, R: tl.constexpr,
-         S: tl.constexpr, TOGETHER: tl.constexpr, SEM: tl.constexpr):  # fmt: skip
+         TOGETHER: tl.constexpr, SEM: tl.constexpr):  # fmt: skip
     """See the docstring of the file; strides in elements. Programs: (KV head, segment)."""
     head, segment = tl.program_id(0), tl.program_id(1)
     r, d = tl.arange(0, C.BM), tl.arange(0, C.D)
@@ -120,7 +101,7 @@ def step(q_ptr, k_ptr, v_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, start_ptr,
         tl.debug_barrier()
         if tl.atomic_add(counter_ptr + head, 1, sem=SEM) == segments - 1:
             i = tl.arange(0, R)
-            y = joined(records_ptr, stats_ptr, (head * group + i) * segments, i < group, segments, R, C.D, S, TOGETHER)
+            y = joined(records_ptr, stats_ptr, (head * group + i) * segments, i < group, segments, R, C.D, TOGETHER)
             write(y, head * group + i, i < group, width, out_ptr, oq_ptr, od_ptr, os_ptr, R, C.D, GROUPED)
             tl.atomic_xchg(counter_ptr + head, 0, sem="relaxed")
     else:
@@ -134,7 +115,7 @@ def compiled(cache, memory, config, warps, stages, pairs, grouped, group, sem="a
     kv, rows = pointer(memory), power_of_2(group)
     types = ("*fp32", "*fp32", "*fp32", kv, kv, "*fp32", "*fp32", "*i64", "*fp32", "*i8", "*fp32", "*i32", "*fp32")
     types += ("*fp32", "*i32", *("i32",) * 6, *("i64",) * 4, "fp32")
-    facts = {"C": config, "PAIRS": pairs, "KIND": KINDS.get(cache, 0), "GROUPED": grouped, "R": rows, "S": MOST}
+    facts = {"C": config, "PAIRS": pairs, "KIND": KINDS.get(cache, 0), "GROUPED": grouped, "R": rows}
     facts |= {"TOGETHER": max(1, JOINED // (rows * config.D)), "SEM": sem}
     loose = ("start_ptr", "counter_ptr")
     return Kernel(step, types, ("half", "width", "kh", "kr", "vh", "vr"), warps, stages, loose=loose, **facts)

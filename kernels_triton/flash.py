@@ -8,6 +8,9 @@ visited by a loop that compares nothing, and those at the edges, visited by a se
 f16 and bf16 queries are multiplied as they are. f32 queries of narrow caches, and the weights, become two terms of the
 cache's dtype each, 17 to 22 bits at the speed of narrow products; rows of queries are scaled by a power of 2 before.
 f32 caches are multiplied in PRECISION. float8 caches are widened in registers, from their bits.
+Each of several segments stores a record (values relative to the segment's maximum; maximum and sum). Of few rows it
+then counts with an atomic that releases what it stored; the last one, which has acquired all of them, joins the records
+in the order of the segments.
 A key that a query does not see has weight 0, and those behind all that a tile sees are not read; but NaN or infinity in
 a value that another query of the tile sees, or that lies before a window in its first block, spreads.
 """
@@ -17,20 +20,23 @@ from collections import namedtuple
 import triton
 import triton.language as tl
 
+from .attention_decode import LOWEST, inside, lined, record
 from .float8 import widened
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-3.0e38)  # the maximum of nothing
 
 
 # What a kernel is compiled for. BM, BN: tile of rows and keys; D: dims of a tile, EVEN: all of them are there. STEP:
 # what strides and width are counted in, so that the compiler knows what divides them. SAME: V has K's strides of rows.
 # PACKED: several heads stand beside one another. LEFT, RIGHT: whether what a query sees is bounded. PLACE & 1: start is
 # an address, & 2: length is. PARTS: terms of a product's operands, 0 if they are f32, in PRECISION. EIGHT: see
-# float8.py. PAGE: rows of a page or 0. SPLIT: results are records of a segment. The rest: whether there is such.
+# float8.py. PAGE: rows of a page or 0. SPLIT: 0, or there are segments: so many rows of a tile (a power of 2) the last
+# one joins, -1: another kernel. LOADS: q, k, v are descriptors of (heads, rows, dims), for the copy engine; 2: one loop
+# visits all blocks, and compares in those at the edges. The rest: whether there is such.
 Config = namedtuple(
     "Config",
-    "BM BN D EVEN STEP SAME PACKED LEFT RIGHT PLACE CAP MASK SLOPES PARTS PRECISION EIGHT PAGE VARLEN SPLIT LSE",
+    "BM BN D EVEN STEP SAME PACKED LEFT RIGHT PLACE CAP MASK SLOPES PARTS PRECISION EIGHT PAGE VARLEN SPLIT LSE LOADS",
+    defaults=(False,),
 )
 
 # ---- who sees what --------------------------------------------------------------------------------------------------
@@ -137,6 +143,15 @@ def rows_of(ptr, stride, page_stride, table, n0, keys, width, C: tl.constexpr, E
 
 
 @triton.jit
+def fetched(ptr, stride, page_stride, table, n0, keys, width, C: tl.constexpr, EDGE: tl.constexpr):
+    """`rows_of`, or what the copy engine brings; `stride` is the head then"""
+    if C.LOADS:
+        return ptr.load([stride, n0, 0]).reshape((C.BN, C.D))
+    else:
+        return rows_of(ptr, stride, page_stride, table, n0, keys, width, C, EDGE)
+
+
+@triton.jit
 def products(high, low, k, C: tl.constexpr):
     """q k^T"""
     if C.PARTS == 2:
@@ -166,10 +181,10 @@ def visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C: tl.cons
     """(weighted values, their weights' sum, maximum) with one more block of keys"""
     high, low, factor, cap = query
     at, mask_rows, slope = row
-    table, keys, width, left, right = bounds
+    table, keys, width, left, right, f0, f1 = bounds
     n0 = block * C.BN
     n = n0 + tl.arange(0, C.BN)
-    s = products(high, low, rows_of(*k_rows, table, n0, keys, width, C, EDGE), C)
+    s = products(high, low, fetched(*k_rows, table, n0, keys, width, C, EDGE), C)
     if C.CAP or C.MASK or C.SLOPES:
         s = adjusted(s, factor, cap, at, n, keys, mask_rows, slope, C, EDGE)
         if EDGE:
@@ -181,12 +196,16 @@ def visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C: tl.cons
         new = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new[:, None])
     else:
-        new = tl.maximum(top, tl.max(s * factor, 1))
+        if C.LOADS == 2:  # noqa: SIM102 - the compiler knows the one, not the other
+            if (block < f0) | (block >= f1):
+                s = tl.where(seen(at[:, None], n[None, :], keys, left, right, C), s, float("-inf"))
+        most = tl.max(s * factor, 1) if C.PARTS == 2 else tl.max(s, 1) * factor
+        new = tl.maximum(top, most)
         p = tl.exp2(s * factor - new[:, None])
     alpha = tl.exp2(top - new)
     total = total * alpha + tl.sum(p, 1)
     acc = acc * alpha[:, None]
-    v = rows_of(*v_rows, table, n0, keys, width, C, EDGE)
+    v = fetched(*v_rows, table, n0, keys, width, C, EDGE)
     if C.PARTS == 2:
         p_high, p_low = parts(p, v.dtype)
         acc = tl.dot(p_high, v, tl.dot(p_low, v, acc))
@@ -196,9 +215,27 @@ def visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C: tl.cons
 
 
 @triton.jit
-def query_of(at, mask, scale, cap, TYPE: tl.constexpr, C: tl.constexpr):
+def query_of(q_ptr, where, more, C: tl.constexpr):
     """`terms_of` the rows of Q in memory"""
-    return terms_of(tl.load(at, mask=mask, other=0.0), scale, cap, TYPE, C)
+    begin, q1, head, steps, mine, qt, qh = where
+    k_ptr, width, scale, cap = more
+    if C.LOADS:
+        x = q_ptr.load([head, q1, 0]).reshape((C.BM, C.D))
+        return x, x, scale * LOG2E, cap
+    else:
+        d = tl.arange(0, C.D)[None, :]
+        TYPE: tl.constexpr = tl.float32 if C.PARTS == 0 else tl.float16 if C.EIGHT else k_ptr.dtype.element_ty
+        x = tl.load(q_ptr + begin * qt + head * qh + steps[:, None] + d, mask=mine[:, None] & (d < width), other=0.0)
+        return terms_of(x, scale, cap, TYPE, C)
+
+
+@triton.jit
+def start_of(ptr, g, head_step, step, page_step, C: tl.constexpr):
+    """What `fetched` begins with, for a KV head"""
+    if C.LOADS:
+        return ptr, g, page_step
+    else:
+        return ptr + g.to(tl.int64) * head_step, step, page_step
 
 
 @triton.jit
@@ -226,18 +263,17 @@ def attend(query, k_rows, v_rows, row, bounds, blocks, C: tl.constexpr):
     acc, total = tl.zeros((BM, D), tl.float32), tl.zeros((BM,), tl.float32)
     top = tl.full((BM,), LOWEST, tl.float32)
     b0, f0, f1, b1 = blocks
-    for block in range(f0, f1):
-        acc, total, top = visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C, False)
-    for i in range(f0 - b0 + b1 - f1):
-        block = tl.where(b0 + i < f0, b0 + i, f1 + b0 + i - f0)
-        acc, total, top = visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C, True)
+    bounds += (f0, f1)
+    if C.LOADS == 2:
+        for block in range(b0, b1):
+            acc, total, top = visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C, False)
+    else:
+        for block in range(f0, f1):
+            acc, total, top = visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C, False)
+        for i in range(f0 - b0 + b1 - f1):
+            block = tl.where(b0 + i < f0, b0 + i, f1 + b0 + i - f0)
+            acc, total, top = visit(block, acc, total, top, query, k_rows, v_rows, row, bounds, C, True)
     return acc, total, top
-
-
-@triton.jit
-def lined(r, pack, step, head_step, C: tl.constexpr):
-    """Where a tile's rows are, relative to the first: the queries `step` apart, their heads `head_step`"""
-    return r // pack * step + r % pack * head_step if C.PACKED else r * step
 
 
 @triton.jit
@@ -254,24 +290,26 @@ def row_of(r, head, q1, t, first, pack, mask, slopes_ptr, C: tl.constexpr):
 
 
 @triton.jit
-def result(out_ptr, more_ptr, acc, total, top, where, steps, C: tl.constexpr):
-    """Stores what was found: a segment's record, or the quotient and, if asked for, log2 of the sum"""
-    r, mine, begin, head, pack, dims = where
-    ot, oh, heads, t, segments = steps
+def result(pointers, acc, total, top, where, steps, C: tl.constexpr):
+    """Stores the quotient and, if asked for, log2 of the sum."""
+    out_ptr, more_ptr = pointers
+    r, mine, begin, head, pack, width = where
+    ot, oh, _, t, _, _ = steps
     d = tl.arange(0, C.D)[None, :]
-    if C.SPLIT:
-        at = (begin * heads + head) * segments + tl.program_id(1)
-        at += lined(r, pack, heads * segments, segments, C)
-        tl.store(out_ptr + at[:, None] * C.D + d, acc, mask=(mine & (total != 0))[:, None])
-        tl.store(more_ptr + at * 2, top, mask=mine)
-        tl.store(more_ptr + at * 2 + 1, total, mask=mine)
-    else:
-        acc = acc / tl.where(total == 0, 1.0, total)[:, None]
-        at = out_ptr + begin * ot + head * oh + lined(r, pack, ot, oh, C)[:, None] + d
-        tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=mine[:, None] & dims)
-        if C.LSE:
-            sums = tl.where(total == 0, float("inf"), top + tl.log2(total))
-            tl.store(more_ptr + head.to(tl.int64) * t + begin + r, sums, mask=mine)
+    acc = acc / tl.where(total == 0, 1.0, total)[:, None]
+    at = out_ptr + begin * ot + head * oh + lined(r, pack, ot, oh, C)[:, None] + d
+    tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=mine[:, None] & (d < width))
+    if C.LSE:
+        sums = tl.where(total == 0, float("inf"), top + tl.log2(total))
+        tl.store(more_ptr + head.to(tl.int64) * t + begin + r, sums, mask=mine)
+
+
+@triton.jit
+def turn(blocks, together, count):
+    """(block, pack of heads) of a program: blocks of `together` packs, out of `count`, in turns"""
+    before, number = tl.program_id(0) // (blocks * together) * together, tl.program_id(0) % (blocks * together)
+    turns = tl.minimum(together, count - before)
+    return number // turns, before + number % turns
 
 
 # ---- the kernel -----------------------------------------------------------------------------------------------------
@@ -279,17 +317,20 @@ def result(out_ptr, more_ptr, acc, total, top, where, steps, C: tl.constexpr):
 
 # fmt: off
 @triton.jit
-def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, starts_ptr, key_starts_ptr, table_ptr, start_ptr, length_ptr,
-              mask_ptr, slopes_ptr, start, length, t, rows, width, heads, pack, group, q_blocks, segments, sequences,
-              qt, qh, kh, kr, kp, vh, vr, vp, ot, oh, mb, mh, mt, batch, table_step, left, right, scale, cap,
-              C: tl.constexpr):
-    """See the docstring of the file; strides in elements. Programs: (block of rows, heads in packs; segment)."""
+def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, stats_ptr, counter_ptr, starts_ptr, key_starts_ptr, table_ptr,
+              start_ptr, length_ptr, mask_ptr, slopes_ptr, start, length, t, rows, width, heads, pack, group, q_blocks,
+              together, segments, sequences, qt, qh, kh, kr, kp, vh, vr, vp, ot, oh, mb, mh, mt, batch, table_step,
+              left, right, scale, cap, C: tl.constexpr):
+    """See the docstring of the file; strides in elements. Programs: (blocks of rows of `together` packs of heads in
+    turns, other packs; segment).
+    """
     # fmt: on
     if C.STEP > 1:
         width, qt, qh, kh, kr, kp = width * C.STEP, qt * C.STEP, qh * C.STEP, kh * C.STEP, kr * C.STEP, kp * C.STEP
         vh, vr, vp, ot, oh = vh * C.STEP, vr * C.STEP, vp * C.STEP, ot * C.STEP, oh * C.STEP
-    block, head = tl.program_id(0) % q_blocks, tl.program_id(0) // q_blocks * pack
-    r, d = tl.arange(0, C.BM), tl.arange(0, C.D)
+    block, head = turn(q_blocks, together, heads // pack)
+    head *= pack
+    r = tl.arange(0, C.BM)
     per = C.BM // pack if C.PACKED else C.BM
     q0, table = t * 0, table_ptr
     if C.VARLEN:
@@ -313,19 +354,18 @@ def attention(q_ptr, k_ptr, v_ptr, out_ptr, more_ptr, starts_ptr, key_starts_ptr
     q1 = block * per  # the first query, within its sequence
     if q1 < t:
         begin = (q0 + q1).to(tl.int64)
-        mine = lined(r, pack, 1, 0, C) < t - q1
-        if C.PACKED:
-            mine &= r < per * pack
-        at_q = q_ptr + begin * qt + head * qh + lined(r, pack, qt, qh, C)[:, None] + d[None, :]
-        TYPE: tl.constexpr = tl.float32 if C.PARTS == 0 else tl.float16 if C.EIGHT else k_ptr.dtype.element_ty
-        query = query_of(at_q, mine[:, None] & (d < width)[None, :], scale, cap, TYPE, C)
+        mine = inside(r, t - q1, pack, C)
+        at_q = (begin, q1, head, lined(r, pack, qt, qh, C), mine, qt, qh)
+        query = query_of(q_ptr, at_q, (k_ptr, width, scale, cap), C)
+        k_rows = start_of(k_ptr, head // group, kh, kr, kp, C)
+        v_rows = start_of(v_ptr, head // group, vh, kr if C.SAME else vr, kp if C.SAME else vp, C)
         row = row_of(r, head, q1, t, first, pack, (mask_ptr, mb, mh, mt, batch), slopes_ptr, C)
         last = first + tl.minimum(q1 + per, t) - 1
         lo, inner, outer, hi = edges(first + q1, last, keys, left, right, C)
         visited = span(lo, inner, outer, hi, tl.program_id(1), segments, C.BN)
-        g = (head // group).to(tl.int64)
-        k_rows = (k_ptr + g * kh, kr, kp)
-        v_rows = (v_ptr + g * vh, kr if C.SAME else vr, kp if C.SAME else vp)
         acc, total, top = attend(query, k_rows, v_rows, row, (table, hi, width, left, right), visited, C)
-        where = (r, mine, begin, head, pack, (d < width)[None, :])
-        result(out_ptr, more_ptr, acc, total, top, where, (ot, oh, heads, t, segments), C)
+        where, steps = (r, mine, begin, head, pack, width), (ot, oh, heads, t, t - q1, segments)
+        if C.SPLIT:
+            record((out_ptr, more_ptr, stats_ptr, counter_ptr), acc, total, top, where, steps, C)
+        else:
+            result((out_ptr, more_ptr), acc, total, top, where, steps, C)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tensorlib
+from kernels_triton import attention
 from tensorlib.ops import fused
 from tests.sim.host import install
 from tests.sim.interpreted import test_attention as interpreted
@@ -103,3 +104,17 @@ def test_heads_of_40_dims(device):
         assert (abs(got - want) <= 2.0**-8 * (abs(want) + abs(want).max())).all()
     made = [kernel.consts["C"] for kernel, _ in device.ready if "C" in kernel.consts]
     assert {c.STEP for c in made if not c.EVEN} == {8}
+
+
+@pytest.mark.parametrize("device", [90], indirect=True)
+@pytest.mark.parametrize("width, causal", [(64, True), (128, False)])
+def test_copy_engine(width, causal, device, monkeypatch):
+    """Many queries, whose tiles come through descriptors: four heads, pairs of which share keys; ragged rows."""
+    monkeypatch.setattr(attention, "LARGE", 0)
+    rng = np.random.default_rng(7)
+    q, k, v = (rounded(rng.standard_normal((1, n, 150, width)), "f16") for n in (4, 2, 2))
+    some = (array(x, "f16") for x in (q, k, v))
+    found = read(tensorlib.scaled_dot_product_attention(*some, is_causal=causal, enable_gqa=True))[0]
+    want, bound = reference(q[0].transpose(1, 0, 2), k[0], v[0], 0 if causal else 150, 150)
+    assert (abs(found.transpose(1, 0, 2) - want) <= 2.0**-9 * abs(v).max() + 2.0**-24 * bound).all()
+    assert [kernel.consts["C"].LOADS for kernel, _ in device.ready if "C" in kernel.consts][-1]
