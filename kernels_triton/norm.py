@@ -124,7 +124,7 @@ def norm_long(
             y *= 1.0 + offset
         if BIAS:
             y += tl.load(b + c, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + c, y.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + c, y.to(out.dtype.element_ty), mask=inside, eviction_policy="evict_first")
 
 
 @functools.cache

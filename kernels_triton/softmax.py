@@ -217,7 +217,7 @@ def long_rows(
             c = end - back + r
             v = load_or(x + c, c < length, float("-inf"), GIVEN, ACC, ASM) - most
             y = decay(v, ACCURATE, ASM) * last if KIND == "softmax" else v - last
-            tl.store(out + c, narrow(y, OUT, kind), mask=c < length)
+            tl.store(out + c, narrow(y, OUT, kind), mask=c < length, eviction_policy="evict_first")
 
 
 def _names(columns):
