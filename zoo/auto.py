@@ -26,6 +26,7 @@ MODELS = {
     "qwen2": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", "Qwen3Config"),
     "phi3": ("phi3", "Phi3ForCausalLM", "Phi3Config"),
+    "chatglm": ("chatglm", "ChatGlmForConditionalGeneration", "ChatGlmConfig"),
     "deepseek_v2": ("deepseek", "DeepseekForCausalLM", "DeepseekConfig"),
     "deepseek_v3": ("deepseek", "DeepseekForCausalLM", "DeepseekV3Config"),
     "gemma": ("gemma", "GemmaForCausalLM", "GemmaConfig"),

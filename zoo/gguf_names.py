@@ -53,6 +53,11 @@ GGUF_NAMES = {
     "transformer.wpe": "position_embd",
     "transformer.ln_f": "output_norm",
     "transformer.norm_f": "output_norm",
+    "transformer.embedding.word_embeddings": "token_embd",
+    "transformer.encoder.final_layernorm": "output_norm",
+    "transformer.output_layer": "output",
+    "self_attention.query_key_value": "attn_qkv",
+    "self_attention.dense": "attn_output",
     "attention.query_key_value": "attn_qkv",
     "attention.dense": "attn_output",
     "mlp.dense_h_to_4h": "ffn_up",
@@ -75,7 +80,7 @@ GGUF_NAMES |= {
     for part in ("gate", "up", "down")
 }
 BEHIND = ("gemma2", "gemma3", "olmo2")  # whose post_attention_layernorm stands behind attention, as its name says
-_LAYER = re.compile(r"(?:model|gpt_neox|transformer)\.(?:layers|h|blocks)\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:model|gpt_neox|transformer|transformer\.encoder)\.(?:layers|h|blocks)\.(\d+)\.(.+)")
 
 
 def gguf_name(path, arch="llama"):

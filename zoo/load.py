@@ -9,6 +9,7 @@ from zoo.gguf_names import gguf_name
 
 # general.architecture of GGUF -> (module of this package, class of the model, class of its config)
 ARCHITECTURES = {
+    "chatglm": ("chatglm", "ChatGlmForConditionalGeneration", "ChatGlmConfig"),
     "deepseek2": ("deepseek", "DeepseekForCausalLM", "DeepseekConfig"),
     "gemma": ("gemma", "GemmaForCausalLM", "GemmaConfig"),
     "gemma2": ("gemma", "Gemma2ForCausalLM", "Gemma2Config"),
@@ -35,6 +36,7 @@ ARCHITECTURES = {
 }
 MIXTURES = {"llama": ("mixtral", "MixtralForCausalLM", "MixtralConfig")}  # which a file with experts is instead
 INTERLEAVED = (
+    "chatglm",
     "glm4",
     "granite",
     "granitemoe",
