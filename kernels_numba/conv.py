@@ -16,7 +16,7 @@ from llvmlite import ir
 
 from . import levels, matmul, scalar, simd
 from .half import bf16_to_f32, f16_to_f32
-from .lanes import MEMORY, inline
+from .lanes import F64, MEMORY
 from .matmul import PAD, SIZES, TILES, compiled, kernel
 from .simd import _I64, _call, _const, _load, _make, _pointer, _shuffle, _splat, vec
 
@@ -80,17 +80,9 @@ def words_of(dtype):
     return {"dtype": dtype, "compute": compute, "lanes": lanes, "v": f"{compute}x{lanes}", "size": SIZES[dtype]}
 
 
-@inline
-def _put_f64(a, x, n):
-    if n >= 8:
-        simd.st_f64x8(a, x)
-    else:
-        simd.stn_f64x8(a, x, n)
-
-
 def put_of(dtype):
     """Function f(address, vector, n): stores the first n lanes, in `dtype`."""
-    return _put_f64 if dtype == "f64" else MEMORY[dtype].put
+    return (F64 if dtype == "f64" else MEMORY[dtype]).put
 
 
 def bias_of(dtype):

@@ -25,13 +25,17 @@ from .simd import (
     ld_bf16x16,
     ld_f16x16,
     ld_f32x16,
+    ld_f64x8,
     ldn_f32x16,
+    ldn_f64x8,
     ldn_i16x16,
     shuffle,
     st_bf16x16,
     st_f16x16,
     st_f32x16,
+    st_f64x8,
     stn_f32x16,
+    stn_f64x8,
     stn_i16x16,
     vabs,
     vadd,
@@ -95,6 +99,19 @@ def _put_bf16(a, x, n):
         stn_i16x16(a, _f2b(x), n)
 
 
+@inline
+def _part_f64(a, n):
+    return ld_f64x8(a) if n >= 8 else ldn_f64x8(a, n)
+
+
+@inline
+def _put_f64(a, x, n):
+    if n >= 8:
+        st_f64x8(a, x)
+    else:
+        stn_f64x8(a, x, n)
+
+
 class Memory(NamedTuple):
     """How 16 elements of a dtype are read as f32 and written: `ld(a)`, `part(a, n)`, `st(a, x)`, `put(a, x, n)`.
 
@@ -113,6 +130,7 @@ MEMORY = {
     "f16": Memory(2, ld_f16x16, _part_f16, st_f16x16, _put_f16),
     "bf16": Memory(2, ld_bf16x16, _part_bf16, st_bf16x16, _put_bf16),
 }
+F64 = Memory(8, ld_f64x8, _part_f64, st_f64x8, _put_f64)  # 8 elements, as f64
 
 
 @inline

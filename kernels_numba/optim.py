@@ -10,7 +10,7 @@ multiplies the parameter (decoupled weight decay: 1 - lr * weight_decay).
 from typing import NamedTuple
 
 from . import simd
-from .lanes import MEMORY, greater, inline
+from .lanes import F64, MEMORY, greater, inline
 from .simd import _llvm, _make
 
 NUMBERS = 9
@@ -74,19 +74,6 @@ def _sign(b, t, x):
 vsign = _make("vsign", lambda x: x, _sign, 1)
 
 
-@inline
-def _part_f64(a, n):
-    return simd.ld_f64x8(a) if n >= 8 else simd.ldn_f64x8(a, n)
-
-
-@inline
-def _put_f64(a, x, n):
-    if n >= 8:
-        simd.st_f64x8(a, x)
-    else:
-        simd.stn_f64x8(a, x, n)
-
-
 def _source(step):
     states = step.states
     addresses = ", ".join(f"a_{name}" for name in states)
@@ -130,12 +117,11 @@ def build(name, *params, source=None):
         return None
     scope = {**vars(simd), "greater": greater, "vsqrt": vsqrt, "vsign": vsign}
     if params[0] == "f64":
-        memory = {"part": _part_f64, "put": _put_f64, "state_part": _part_f64, "state_put": _put_f64}
-        scope |= memory | {"size": 8, "state_size": 8, "lanes": 8, "splat": simd.splat_f64x8}
+        own, state, splat = F64, F64, simd.splat_f64x8
     else:
-        own, state = MEMORY[params[0]], MEMORY["f32"]
-        memory = {"part": own.part, "put": own.put, "state_part": state.part, "state_put": state.put}
-        scope |= memory | {"size": own.size, "state_size": 4, "lanes": 16, "splat": simd.splat_f32x16}
+        own, state, splat = MEMORY[params[0]], MEMORY["f32"], simd.splat_f32x16
+    scope |= {"part": own.part, "put": own.put, "state_part": state.part, "state_put": state.put}
+    scope |= {"size": own.size, "state_size": state.size, "lanes": 64 // state.size, "splat": splat}
     exec(compile(_source(STEPS[name]), f"<optim {name}>", "exec"), scope)
     scope["update"] = inline(scope["update"])
     return scope["step"]

@@ -11,7 +11,7 @@ import contextlib
 
 import tensorlib
 from tensorlib import autograd, data, nn, optim, train
-from zoo.train_mnist import accuracy
+from zoo.train_mnist import accuracy, one_cycle
 
 
 class BasicBlock(nn.Module):
@@ -79,27 +79,8 @@ def fit(
     """Trains by SGD with momentum and one cycle; returns the losses. Goes on from the last checkpoint, if there is
     one.
     """
-    loader = data.DataLoader(training, batch_size, shuffle=True, drop_last=True, seed=seed)
-    total = epochs * len(loader)
     optimizer = optim.SGD(model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = optim.lr_scheduler.OneCycleLR(optimizer, lr, total + 1)
-    objects = {"model": model, "optimizer": optimizer, "schedule": schedule, "loader": loader}
-    first = (checkpoints.load(**objects) or 0) if checkpoints else 0
-    progress, losses = train.Progress(total, first, label=type(model).__name__, show=show), []
-    steps = iter(progress)
-    while loader.epoch < epochs:
-        for x, y in loader:
-            next(steps)
-            optimizer.zero_grad()
-            loss = tensorlib.cross_entropy(model(augment(x)), y)
-            loss.backward()
-            optimizer.step(), schedule.step()
-            losses.append(loss.item())
-            progress.log(loss=losses[-1], lr=schedule.get_last_lr()[0])
-        if checkpoints:
-            checkpoints.save(first + len(losses), **objects)
-    next(steps, None)  # ends the bar
-    return losses
+    return one_cycle(model, training, optimizer, epochs, batch_size, seed, checkpoints, show, augment)
 
 
 def main(arguments=None):

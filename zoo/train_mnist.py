@@ -65,10 +65,15 @@ def fit(
     model, training, epochs=12, batch_size=64, lr=3e-3, seed=0, checkpoints=None, show=None, augment=shifted
 ):  # fmt: skip
     """Trains by AdamW and one cycle; returns the losses. Goes on from the last checkpoint, if there is one."""
+    optimizer = optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
+    return one_cycle(model, training, optimizer, epochs, batch_size, seed, checkpoints, show, augment)
+
+
+def one_cycle(model, training, optimizer, epochs, batch_size, seed, checkpoints, show, augment):
+    """Trains a classifier, with one cycle of the optimizer's rate; the losses."""
     loader = data.DataLoader(training, batch_size, shuffle=True, drop_last=True, seed=seed)
     total = epochs * len(loader)
-    optimizer = optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-2)
-    schedule = optim.lr_scheduler.OneCycleLR(optimizer, lr, total + 1)
+    schedule = optim.lr_scheduler.OneCycleLR(optimizer, optimizer.defaults["lr"], total + 1)
     objects = {"model": model, "optimizer": optimizer, "schedule": schedule, "loader": loader}
     first = (checkpoints.load(**objects) or 0) if checkpoints else 0
     progress, losses = train.Progress(total, first, label=type(model).__name__, show=show), []
