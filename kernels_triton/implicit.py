@@ -166,7 +166,7 @@ def narrow(tile, run, taps):
     """The tile with BK no larger than a run needs, and no more stages than there are steps."""
     bm, bn, bk, warps, stages = tile
     bk = min(bk, max(16, power_of_2(run)))
-    return bm, bn, bk, warps, min(stages, taps * blocks(run, bk))
+    return bm, bn, bk, warps, min(stages, max(2, taps * blocks(run, bk)))
 
 
 def choose(arch, s, units):
