@@ -23,7 +23,7 @@ FUNCTIONS = """cuCtxGetLimit cuCtxSetLimit cuCtxSetCurrent cuDeviceGet cuFuncSet
 cuGetErrorString cuModuleLoadData cuModuleUnload cuPointerGetAttribute cuOccupancyMaxActiveClusters
 cuTensorMapEncodeIm2col cuTensorMapEncodeTiled""".split()
 SOURCE = """
-static int value(int *p) { *p = 100000; return 0; }
+static int value(int *p) { *p = 232448; return 0; }
 static int handle(void **p) { *p = (void *)64; return 0; }
 int cuDeviceGetAttribute(int *p, int a, int d) { return value(p); }
 int cuFuncGetAttribute(int *p, int a, void *f) { *p = a == 0 ? 1024 : 16; return 0; }
@@ -75,6 +75,7 @@ class StandIn(Workspaces):
     """A Gpu (see kernels_triton/driver.py) whose memory is the host's and whose kernels run nowhere."""
 
     index, name, units, arch, shared, memory, interpreted, trace = 0, "stand-in", 132, 90, 232448, 1 << 33, False, None
+    tuned = {}
 
     def __init__(self):
         from kernels_triton.report import target
