@@ -242,9 +242,19 @@ def half_bits(x):
 
 
 @triton.jit
-def scales(s_ptr, b_ptr, at, super_at, inside, KIND: tl.constexpr):
-    """(d, m) of the first and of the second 16 weights of the groups `at`, in f32; 0 where not inside, or without m."""
+def scale_bits(s_ptr, b_ptr, at, super_at, inside, KIND: tl.constexpr):
+    """What the planes scale and base hold of the groups `at`; 0 where not inside."""
     s = tl.load(s_ptr + at, mask=inside, other=0).to(tl.int32)
+    if KIND == "d" or KIND == "dm" or KIND == "e":
+        base = s
+    else:
+        base = tl.load(b_ptr + super_at, mask=inside, other=0).to(tl.int32)
+    return s, base
+
+
+@triton.jit
+def scales_of(s, base, inside, KIND: tl.constexpr):
+    """(d, m) of the first and of the second 16 weights of groups, in f32; 0 where not inside, or without m."""
     if KIND == "d":
         d = half_bits(s)
         first, second, low, high = d, d, d, d
@@ -256,7 +266,6 @@ def scales(s_ptr, b_ptr, at, super_at, inside, KIND: tl.constexpr):
         d = tl.where(inside, bits.to(tl.float32, bitcast=True), 0.0)
         first, second, low, high = d, d, d, d
     else:
-        base = tl.load(b_ptr + super_at, mask=inside, other=0).to(tl.int32)
         d, one, two = half_bits(base & 0xFFFF), s & 0xFF, s >> 8
         if KIND == "x":
             first = d * (s - 32).to(tl.float32)
@@ -276,6 +285,13 @@ def scales(s_ptr, b_ptr, at, super_at, inside, KIND: tl.constexpr):
                 first, second = d * (one & 15).to(tl.float32), d * (two & 15).to(tl.float32)
                 low, high = low * (one >> 4).to(tl.float32), low * (two >> 4).to(tl.float32)
     return first, second, low, high
+
+
+@triton.jit
+def scales(s_ptr, b_ptr, at, super_at, inside, KIND: tl.constexpr):
+    """`scales_of` the groups `at`, read now."""
+    s, base = scale_bits(s_ptr, b_ptr, at, super_at, inside, KIND)
+    return scales_of(s, base, inside, KIND)
 
 
 @triton.jit

@@ -21,16 +21,18 @@ import triton.language as tl
 
 from .launch import Kernel, blocks, pick, pointer, scratch
 from .quant import FLOATS, assembly, codes
-from .quant_layout import ROWS, SCALE_TYPES, codebook, scales
+from .quant_layout import ROWS, SCALE_TYPES, codebook, scale_bits, scales_of
 
-# by rows of activations up to which they hold: (rows of weights, rows of activations, groups of 32, warps, stages)
-_HMMA = {16: (64, 16, 4, 4, 3), 32: (64, 32, 4, 4, 3), 64: (64, 64, 2, 4, 3), 128: (128, 128, 1, 8, 3)}
+# by rows of activations up to which they hold: (rows of weights, rows of activations, groups of 32, warps, stages,
+# whether scales, too narrow for asynchronous copies, are read a step ahead)
+_HMMA = {16: (64, 16, 4, 4, 3, False), 32: (64, 32, 4, 4, 3, False), 64: (64, 64, 2, 4, 3, False)}
+_WGMMA = {rows: (*config[:5], True) for rows, config in _HMMA.items()}
 CONFIGS = {
-    75: {16: (32, 16, 2, 4, 1), 32: (32, 32, 2, 4, 1), 128: (64, 32, 1, 4, 1)},
-    80: _HMMA,
-    90: _HMMA | {128: (128, 128, 2, 8, 3)},
-    120: _HMMA,
-    "gfx942": {16: (64, 16, 2, 4, 2), 64: (64, 64, 2, 4, 2), 128: (64, 128, 2, 8, 2)},
+    75: {16: (32, 16, 2, 4, 1, False), 32: (32, 32, 2, 4, 1, False), 128: (64, 32, 1, 4, 1, False)},
+    80: _HMMA | {128: (128, 128, 1, 8, 3, False)},
+    90: _WGMMA | {128: (128, 128, 2, 8, 3, True)},
+    120: _HMMA | {128: (128, 128, 1, 8, 3, False)},
+    "gfx942": {16: (64, 16, 2, 4, 2, False), 64: (64, 64, 2, 4, 2, False), 128: (64, 128, 2, 8, 2, False)},
 }
 PARTS = 8  # of K at most
 
@@ -90,11 +92,20 @@ def unpacked(words, d, m, ASM: tl.constexpr, SIGNED: tl.constexpr, BIAS: tl.cons
 
 
 @triton.jit
+def bits_at(scale_ptr, base_ptr, row, group, stop, groups, KIND: tl.constexpr):
+    """`scale_bits` of groups [ROWS, GROUPS], 0 from `stop` on."""
+    at = (row * groups)[:, None] + group[None, :]
+    super_at = (row * (groups // 8))[:, None] + (group // 8)[None, :]
+    there = tl.broadcast_to((group < stop)[None, :], at.shape)
+    return scale_bits(scale_ptr, base_ptr, tl.max_contiguous(at, [1, 1]), super_at, there, KIND)
+
+
+@triton.jit
 def matmul(
     low_ptr, high_ptr, scale_ptr, base_ptr, x_ptr, power_ptr, out_ptr, residual_ptr, n, groups, many, part,
     ROWS: tl.constexpr, MANY: tl.constexpr, GROUPS: tl.constexpr, RESIDUAL: tl.constexpr, PARTS: tl.constexpr,
     ASM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, KIND: tl.constexpr, BIAS: tl.constexpr,
-    TABLE: tl.constexpr, MINIMUM: tl.constexpr,
+    TABLE: tl.constexpr, MINIMUM: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """A tile of ROWS rows of weights by MANY rows of activations, or the part of its sum that is over some of K."""
     first_row, first_token = tl.program_id(0) * ROWS, tl.program_id(1) * MANY
@@ -110,13 +121,19 @@ def matmul(
     acc = tl.zeros((ROWS, MANY), tl.float32)
     start = tl.program_id(2) * part
     stop = tl.minimum(start + part, groups)
+    if AHEAD:
+        s, base = bits_at(scale_ptr, base_ptr, row, start + tl.arange(0, GROUPS), stop, groups, KIND)
     for first in range(start, stop, GROUPS):
         group = first + tl.arange(0, GROUPS)
         at = (row * groups)[:, None] + group[None, :]
         there = tl.broadcast_to((group < stop)[None, :], at.shape)
         one, two = codes(low_ptr, high_ptr, at, there, ASM, LOW, HIGH, TABLE)
-        super_at = (row * (groups // 8))[:, None] + (group // 8)[None, :]
-        d, e, m, k = scales(scale_ptr, base_ptr, tl.max_contiguous(at, [1, 1]), super_at, there, KIND)
+        if AHEAD:
+            d, e, m, k = scales_of(s, base, there, KIND)
+            s, base = bits_at(scale_ptr, base_ptr, row, group + GROUPS, stop, groups, KIND)
+        else:
+            now, whole = bits_at(scale_ptr, base_ptr, row, group, stop, groups, KIND)
+            d, e, m, k = scales_of(now, whole, there, KIND)
         inside = (first + i // 16 < stop)[:, None]
         x = tl.load(x_at + first * 32, mask=inside, other=0.0)
         y = tl.load(x_at + first * 32 + 16, mask=inside, other=0.0)
@@ -157,13 +174,13 @@ def _halves(dtype):
 
 @functools.cache
 def _matmul(format, out, residual, asm, parts, config):
-    row, (rows, many, groups, warps, stages) = ROWS[format], config
+    row, (rows, many, groups, warps, stages, ahead) = ROWS[format], config
     floats = ("*fp16", "*fp32", "*fp32" if parts else pointer(out), pointer(out))
     types = ("*i32", "*i32", *SCALE_TYPES[row.scale], *floats, "i32", "i32", "i32", "i32")
     kernel = Kernel(
         matmul, types, (), warps, stages, ROWS=rows, MANY=many, GROUPS=groups, RESIDUAL=residual and not parts,
         PARTS=parts, ASM=asm, LOW=row.low, HIGH=row.high, KIND=row.scale, BIAS=row.bias, TABLE=codebook(row),
-        MINIMUM=row.minimum,
+        MINIMUM=row.minimum, AHEAD=ahead,
     )  # fmt: skip
     kernel.items = 32 * rows * groups
     return kernel
@@ -184,7 +201,7 @@ def _config(arch, many):
 
 def _plan(format, out, gpu, words):
     *where, to, n, k, residual, many = words
-    config = rows, tokens, groups, _, _ = _config(gpu.arch, many)
+    config = rows, tokens, groups, *_ = _config(gpu.arch, many)
     grid, steps = (blocks(n, rows), blocks(many, tokens)), blocks(k // 32, groups)
     # two programs per multiprocessor, but none with less than two steps
     parts = max(1, min(PARTS, 2 * gpu.units // (grid[0] * grid[1]), steps // 2))

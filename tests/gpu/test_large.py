@@ -5,6 +5,7 @@ import pytest
 
 import tensorlib
 from tensorlib.dtype import get
+from tests.sim.quant_cases import check_linear
 
 U = {"f16": 2.0**-11, "bf16": 2.0**-8, "f32": 2.0**-24}
 # units of a product's terms that a precision of f32 loses, as in tests/sim/test_matmul.py
@@ -41,6 +42,13 @@ def test_products(real, dtype, turned, precision, m, n, k):
     assert (
         np.abs(found - exact) <= most * (k * U["f32"] + LOST[precision]) + U[dtype] * np.abs(exact) + 2.0**-24
     ).all()
+
+
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+def test_prompts_of_quantised_weights(real, dtype):
+    """Enough tiles for persistent programs, with factors of rows where activations are f32."""
+    check_linear("q4_k", 14_336, 512, 512, dtype, residual=True)
+    check_linear("q6_k", 1024, 512, 100, dtype)
 
 
 def test_rows_of_a_vocabulary(real):
