@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+import tensorlib
 from tensorlib.io import gguf
 from tests.zoo import test_decoders as whole
-from tests.zoo.decoders import CASES
+from tests.zoo.decoders import CASES, SIZES
+from zoo.generate import TextModel
 from zoo.load import load_gguf
 
 names = pytest.importorskip("gguf")
@@ -158,3 +160,34 @@ def test_gguf(case, tmp_path):
     cache, want = ours.new_cache(32, "f32"), whole.logits(theirs, [whole.IDS])[0]
     whole.close(ours(whole.tensor(whole.IDS[:12]), cache, last_only=False).numpy(), want[:12])
     whole.close(ours(whole.tensor(whole.IDS[12:]), cache, last_only=False).numpy(), want[12:])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.gguf in ("qwen2moe", "deepseek2")], ids=lambda c: c.id)
+def test_experts_in_blocks(case, tmp_path):
+    """Logits are those of the same weights as floats, as far as activations in 8 bits allow, for all tokens but those
+    that these send to other experts; recorded steps, which take the experts that a token chose, give what steps do that
+    go through the experts one by one.
+    """
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 64, "intermediate_size": 64, "kv_lora_rank": 32}
+    case = case._replace(fields={**case.fields, **{k: v for k, v in sizes.items() if k in {*SIZES, *case.fields}}})
+    theirs = whole.torch_model(case)
+    paths = [tmp_path / f"{kind}.gguf" for kind in ("floats", "blocks")]
+    write(paths[0], case, theirs)
+    with gguf.open(paths[0]) as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+        wide = {name for name, x in tensors.items() if x.ndim > 1 and x.shape[-1] % 32 == 0 and "gate_inp" not in name}
+        assert {f"blk.1.ffn_{part}_exps.weight" for part in ("gate", "up", "down")} <= wide
+        blocks = {name: tensorlib.quantize(x, "q8_0") if name in wide else x for name, x in tensors.items()}
+        gguf.write(paths[1], dict(file.metadata), blocks)
+        floats = {name: x.dequantize() if name in wide else x for name, x in blocks.items()}
+        gguf.write(tmp_path / "same.gguf", dict(file.metadata), floats)
+    exact, model = (TextModel(*load_gguf(path), cache_dtype="f32") for path in (tmp_path / "same.gguf", paths[1]))
+    want, ids = exact.logits(whole.IDS), list(whole.IDS)
+    errors = np.abs(model.logits(whole.IDS) - want).max(1) / np.abs(want).max()
+    assert np.quantile(errors, 0.75) <= 0.05
+    got = list(model.generate(whole.IDS, 8))
+    one = model.model.new_cache(64, "f32")
+    for _ in range(8):
+        one.reset()
+        ids.append(int(model.model(whole.tensor(ids), one).numpy()[-1].argmax()))
+    assert got == ids[len(whole.IDS) :]
