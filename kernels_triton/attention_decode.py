@@ -13,7 +13,7 @@ from .launch import Kernel, pointer
 
 LOWEST = tl.constexpr(-3.0e38)  # the maximum of nothing
 TOGETHER = tl.constexpr(16)  # records that are read at a time
-JOINED = tl.constexpr(8192)  # their elements, of several rows
+JOINED = tl.constexpr(4096)  # their elements, of several rows
 
 
 @triton.jit
