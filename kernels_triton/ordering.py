@@ -196,28 +196,33 @@ def form(dtype):
     return consts, f"*{'u' if kind == 'u' and bits < 32 else 'i'}{bits}"
 
 
-def _own(n, warps):
-    """How many bits number the words of a thread."""
-    return (n // (32 * warps)).bit_length() - 1
+def turns(arch):
+    """Whether places are turned (network.py): not for AMD's GPUs, where Triton 3.7 fails to split words of a thread."""
+    return not isinstance(arch, str)
+
+
+def _own(n, warps, turn=True):
+    """How many bits number the words of a thread; 0 unless places are turned."""
+    return (n // (32 * warps)).bit_length() - 1 if turn else 0
 
 
 @functools.cache
-def _short(dtype, n, ids, values, shift, offset):
+def _short(dtype, n, ids, values, shift, offset, turn=True):
     consts, raw = form(dtype)
     rows, log = max(1, 1024 // n), n.bit_length() - 1
     types = (raw, "*i64", raw, "*i64", *(offset[0],) * 3, "i32")
     consts |= {"IDS": ids, "VALUES": values, "SHIFT": shift, "ROWS": rows.bit_length() - 1, "LOG": log}
     warps = 4 if rows * n < CHUNK else 8
-    made = Kernel(sort_short, types, warps=warps, ROT=_own(rows * n, warps), OFFSET=offset[1], **consts)
+    made = Kernel(sort_short, types, warps=warps, ROT=_own(rows * n, warps, turn), OFFSET=offset[1], **consts)
     made.items = rows * n
     return made
 
 
 @functools.cache
-def _chunks(dtype, first, ids, shift, part, offset):
+def _chunks(dtype, first, ids, shift, part, offset, turn=True):
     consts, raw = form(dtype)
     consts |= {"FIRST": first, "IDS": ids, "SHIFT": shift, "PART": part, "LOG": CHUNK.bit_length() - 1}
-    consts |= {"ROT": _own(CHUNK, 8), "OFFSET": offset[1]}
+    consts |= {"ROT": _own(CHUNK, 8, turn), "OFFSET": offset[1]}
     made = Kernel(sort_chunks, (raw, "*i64", "*i64", *(offset[0],) * 4, "i32"), warps=8, **consts)
     made.items = CHUNK
     return made
@@ -276,7 +281,7 @@ def order(gpu, dtype, x, rows, n, k, flip, indices, values=0):
             grid = (blocks(rows, 1 << kernel.consts["ROWS"]), 1, 1)
             kernel(gpu, grid, x, copied or x, found, rows, n, kept, flip)
         elif n <= SHORT:
-            kernel = _short(dtype, max(16, power_of_2(n)), permuted, copied != 0, shift, offset)
+            kernel = _short(dtype, max(16, power_of_2(n)), permuted, copied != 0, shift, offset, turns(gpu.arch))
             grid = (blocks(rows, 1 << kernel.consts["ROWS"]), 1, 1)
             kernel(gpu, grid, x, ids, copied or x, found, rows, n, kept, flip)
         else:
@@ -302,7 +307,7 @@ def _selected(gpu, dtype, x, ids, rows, n, k, flip, how, offset):
         if picks:
             _pick_chunks(form_of, first, offset)(gpu, grid, words, found, *numbers)
         else:
-            _chunks(form_of, first, *how, offset)(gpu, grid, words, ids, found, *numbers)
+            _chunks(form_of, first, *how, offset, turns(gpu.arch))(gpu, grid, words, ids, found, *numbers)
         words, row_n, first, owner = found, out_n, False, new
         if chunks == 1:
             return words, out_n, owner
@@ -313,7 +318,7 @@ def _merged(gpu, dtype, x, ids, rows, n, _, flip, how, offset):
     chunks, total = blocks(n, CHUNK), rows * n
     memory, owner = gpu.allocate(16 * total)
     front, back = memory, memory + 8 * total
-    kernel = _chunks(dtype, True, *how, offset)
+    kernel = _chunks(dtype, True, *how, offset, turns(gpu.arch))
     kernel(gpu, (rows * chunks, 1, 1), x, ids, front, n, chunks, CHUNK, n, flip)
     run = CHUNK
     while run < n:
@@ -323,13 +328,14 @@ def _merged(gpu, dtype, x, ids, rows, n, _, flip, how, offset):
     return front, n, owner
 
 
-def variants_of_order():
+def variants_of_order(arch):
     """Kernels of every size and width, for the room sort."""
     from .dims import NARROW
 
-    found = {f"{d} {n}": _short(d, n, False, True, 0, NARROW) for d in ("f16", "f32") for n in (32, 1024, 4096)}
-    found["i64 4096, upper half"] = _short("i64", 4096, True, True, 32, NARROW)
-    found |= {"chunks f32": _chunks("f32", True, False, 0, 32, NARROW), "merge": _merge(NARROW, 3)}
+    turn = turns(arch)
+    found = {f"{d} {n}": _short(d, n, False, True, 0, NARROW, turn) for d in ("f16", "f32") for n in (32, 1024, 4096)}
+    found["i64 4096, upper half"] = _short("i64", 4096, True, True, 32, NARROW, turn)
+    found |= {"chunks f32": _chunks("f32", True, False, 0, 32, NARROW, turn), "merge": _merge(NARROW, 3)}
     found |= {f"first of {d} {n}": _picks(d, n, True, NARROW) for d, n in (("f32", 4096), ("f16", 4096), ("f32", 256))}
     found["first of chunks f32"] = _pick_chunks("f32", True, NARROW)
     return found | {"finish f32": _finish("f32", False, True, 32, NARROW)}

@@ -178,6 +178,6 @@ def build(name, *params, source=None):
 def variants(arch):
     """Kernels of every kind, for the committed table of what the compiler makes of them."""
     count, write = _unique_kernels("f32", True)
-    return variants_of_order() | {
+    return variants_of_order(arch) | {
         "unique f32, first": count, "unique f32, second": write, "searchsorted f32": _search_kernel("f32", "i64"),
     }  # fmt: skip

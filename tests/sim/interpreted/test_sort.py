@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from kernels_triton import ordering
 from tensorlib.ops import sort
 from tests.sim.interpreted.devices import check
 
@@ -28,6 +29,12 @@ def some(shape, dtype):
 def test_short_rows(dtype, descending, device):
     for shape in ((3, 1), (70, 5), (3, 100)):
         check(lambda x: tuple(sort.sort(x, -1, descending)), some(shape, dtype))
+
+
+def test_places_need_not_be_turned(device, monkeypatch):
+    monkeypatch.setattr(ordering, "turns", lambda arch: False)
+    for shape in ((70, 5), (3, 100), (1, 4600)):
+        check(lambda x: tuple(sort.sort(x, -1)), some(shape, "f4"))
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", "u1"])
