@@ -212,7 +212,7 @@ def _short(dtype, n, ids, values, shift, offset, turn=True):
     rows, log = max(1, 1024 // n), n.bit_length() - 1
     types = (raw, "*i64", raw, "*i64", *(offset[0],) * 3, "i32")
     consts |= {"IDS": ids, "VALUES": values, "SHIFT": shift, "ROWS": rows.bit_length() - 1, "LOG": log}
-    warps = 4 if rows * n < CHUNK else 8
+    warps = 4 if rows * n < CHUNK else 16 if n > CHUNK and consts["BITS"] <= 16 else 8
     made = Kernel(sort_short, types, warps=warps, ROT=_own(rows * n, warps, turn), OFFSET=offset[1], **consts)
     made.items = rows * n
     return made
