@@ -150,8 +150,15 @@ class LlamaLayer(nn.Module):
         return x + self.mlp.down_proj(F.silu(self.mlp.gate_proj(h)) * self.mlp.up_proj(h))
 
 
+def same(x):
+    """x itself."""
+    return x
+
+
 class Llama(nn.Module):
-    """zoo.llama.LlamaForCausalLM without a cache, the output layer tied."""
+    """zoo.llama.LlamaForCausalLM without a cache, the output layer tied; `before`: what that does to its input."""
+
+    before = staticmethod(same)
 
     def __init__(self, c):
         super().__init__()
@@ -167,7 +174,43 @@ class Llama(nn.Module):
         cos, sin = (part.float().to(self.model.embed_tokens.weight.dtype) for part in (angles.cos(), angles.sin()))
         for layer in self.model.layers:
             x = layer(x, cos, sin)
-        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
+        return F.linear(self.before(self.model.norm(x)), self.model.embed_tokens.weight)
+
+
+def rounded(x):
+    """x in 8 bits per 32, as products with weights in blocks take it; gradients as if it were not."""
+    parts = x.detach().unflatten(-1, (-1, 32))
+    top = parts.abs().amax(-1, keepdim=True)
+    eighth = torch.where(top > 0, 127 / top, 0.0)
+    return ((parts * eighth).round() * (top * (1 / 127))).flatten(-2) + (x - x.detach())
+
+
+class LoRALinear(nn.Linear):
+    """tensorlib.nn.lora.LoRALinear over a weight in blocks."""
+
+    def __init__(self, base, rank, alpha):
+        super().__init__(base.in_features, base.out_features, bias=False)
+        self.weight.requires_grad_(False)
+        self.lora_A = nn.Linear(base.in_features, rank, bias=False)
+        self.lora_B = nn.Linear(rank, base.out_features, bias=False)
+        self.scaling = alpha / rank
+
+    def forward(self, x):
+        return F.linear(rounded(x), self.weight) + self.lora_B(self.lora_A(x)) * self.scaling
+
+
+class LoRALlama(Llama):
+    """What zoo.train_lora makes of a Llama in blocks: those as what they stand for, frozen."""
+
+    before = staticmethod(rounded)
+
+    def __init__(self, c, rank=8, alpha=16):
+        super().__init__(c)
+        self.requires_grad_(False)
+        for layer in self.model.layers:
+            for part in (layer.self_attn, layer.mlp):
+                for name, linear in list(part.named_children()):
+                    setattr(part, name, LoRALinear(linear, rank, alpha))
 
 
 def rotated(x, cos, sin):
@@ -229,10 +272,14 @@ def ppo(forward, states, actions, log_probs, advantages, returns, clip=0.2, entr
     return 0.5 * F.mse_loss(values, returns) - gain + entropy * (every.exp() * every).sum(-1).mean()
 
 
-def fit(model, batches, loss, optimizer, schedule, clip=None, low=False):
-    """The losses of a step per batch; `schedule` steps after each, products in bf16 if `low`."""
+def fit(model, batches, loss, optimizer, schedule, clip=None, low=False, states=None):
+    """The losses of a step per batch; `schedule` steps after each, products in bf16 if `low`. `states`, a list, gets
+    the trained weights before each step.
+    """
     losses, forward = [], lowered(model) if low else model
     for batch in batches:
+        if states is not None:
+            states.append({k: p.detach().clone() for k, p in model.named_parameters() if p.requires_grad})
         optimizer.zero_grad()
         found = loss(forward, *batch)
         found.backward()
