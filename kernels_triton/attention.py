@@ -150,7 +150,9 @@ def _loads(arch, q, kv, words, steps, few):
     rows, whole = LOADED.get(arch), words[10] < 0 or (words[10] == 0 and t == keys)
     if rows is None or q != kv or SIZES[q] != 2 or width not in rows or few or not whole or t * keys * heads < LARGE:
         return None
-    if any(words[4:7]) or words[11] < 0 or words[32] or words[37] or any(s % 8 for s in steps):
+    if any(words[4:7]) or not words[11] > 0 or words[32] or words[37] or any(s % 8 for s in steps):
+        return None
+    if words[12] or words[25] or words[30]:  # a cap, a mask, slopes: scores are more than scaled products
         return None
     return rows[width] if not (words[13] | words[16] | words[19]) & 15 else None
 

@@ -118,3 +118,25 @@ def test_copy_engine(width, causal, device, monkeypatch):
     want, bound = reference(q[0].transpose(1, 0, 2), k[0], v[0], 0 if causal else 150, 150)
     assert (abs(found.transpose(1, 0, 2) - want) <= 2.0**-9 * abs(v).max() + 2.0**-24 * bound).all()
     assert [kernel.consts["C"].LOADS for kernel, _ in device.ready if "C" in kernel.consts][-1]
+
+
+@pytest.mark.parametrize("device", [90], indirect=True)
+@pytest.mark.parametrize("option", ["scale", "mask", "softcap"])
+def test_what_the_copy_engine_is_not_for(option, device, monkeypatch):
+    """Scores that are more than products: their kernel takes pointers, however many queries there are."""
+    rng = np.random.default_rng(7)
+    q, k, v = (array(rounded(rng.standard_normal((1, n, 150, 64)), "f16"), "f16") for n in (2, 2, 2))
+
+    def run():
+        if option == "softcap":
+            heads = (x.squeeze(0).transpose(0, 1).contiguous() for x in (q, k, v))
+            q1, k1, v1 = heads
+            return read(tensorlib.attention(q1, k1.transpose(0, 1), v1.transpose(0, 1), softcap=5.0))
+        mask = tensorlib.ones(150, 150, dtype="bool", device="cuda:0").tril() if option == "mask" else None
+        return read(tensorlib.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None,
+                                                           scale=0.0 if option == "scale" else None))  # fmt: skip
+
+    want = run()
+    monkeypatch.setattr(attention, "LARGE", 0)
+    tensorlib.memo.forget()
+    assert (run() == want).all()
