@@ -118,13 +118,13 @@ def cartpole(steps, lr):
     return Case(train_cartpole.ActorCritic, twins.ActorCritic, train, optimizer, schedule, twins.ppo, 0.5, fixed=False)
 
 
-def adapters(make, config, training, size, steps, lr, format="q4_1", before=60):
-    """A Case of adapters beside a Llama in blocks, which was trained for some steps before. Blocks have no f64."""
+def adapters(make, config, training, size, steps, lr, format="q4_1"):
+    """A Case of adapters beside a Llama in blocks, which was trained before for up to 60 steps. Blocks have no f64."""
     warm = max(1, steps // 20)
 
     def model():
         made = make()
-        train_gpt.fit(made, training, before, size, 1e-3, show=False)
+        train_gpt.fit(made, training, min(steps, 60), size, 1e-3, show=False)
         for layer in made.modules():
             if isinstance(layer, nn.Linear | nn.Embedding):
                 layer.weight = tensorlib.quantize(layer.weight.detach(), format)
@@ -211,7 +211,7 @@ def cases(steps=200, mnist=None, width=16, size=32, count=640, context=64, slowe
         **{f"{k}/{CALM}": v._replace(kinds=("float32",)) for k, v in networks(*images, slower * CALM).items()},
         "gpt": language(gpt, twin, characters, size, steps, steady),
         "tinystories": language(made, lambda: twins.Llama(config), story, size, steps, steady),
-        "lora": adapters(made, config, story, size, steps, steady),
+        "lora": adapters(made, config, story, size, steps, 2e-4 / slower),
         "cartpole": cartpole(steps, 2.5e-3 / slower),
     }
 

@@ -36,13 +36,15 @@ CORNERS = ["mnist-cnn", "cifar-resnet18"]  # whose rounding grows at their own r
 
 @pytest.mark.parametrize("name", [name for name in those("float32") if name not in CORNERS])
 def test_losses_are_torchs_in_f32(name):
-    """No farther from f64 than thrice what torch is, of which a loss's own rounding is the least."""
+    """No farther from f64 than thrice what torch is, of which a loss's own rounding is the least, or 1e-5 where products take 8 bits:
+    a value between two of them may go either way (a tenth more of alpha would make 1e-4).
+    """
     case = CASES[name]
     weights, batches, losses = curves.ours(case, STEPS)
     other, exact = (curves.theirs(case, weights, batches, kind) for kind in ("float32", "float64"))
-    own = max(curves.apart(other, exact), 4 * U)
+    own, least = curves.apart(other, exact), 1e-5 if name == "lora" else 4 * U
     assert own < curves.BOUNDS["float32"] and losses[0] != losses[-1]
-    assert curves.apart(losses, exact) < 3 * own
+    assert curves.apart(losses, exact) < 3 * max(own, least)
 
 
 @pytest.mark.parametrize("name", [name for name in those("bf16") if name not in CORNERS])
