@@ -36,8 +36,8 @@ CORNERS = ["mnist-cnn", "cifar-resnet18"]  # whose rounding grows at their own r
 
 @pytest.mark.parametrize("name", [name for name in those("float32") if name not in CORNERS])
 def test_losses_are_torchs_in_f32(name):
-    """No farther from f64 than thrice what torch is, of which a loss's own rounding is the least, or 1e-5 where products take 8 bits:
-    a value between two of them may go either way (a tenth more of alpha would make 1e-4).
+    """No farther from f64 than thrice what torch is, of which a loss's own rounding is the least. Where products take 8
+    bits 1e-5 is: a value between two of them may go either way (a tenth more of alpha would make 1e-4).
     """
     case = CASES[name]
     weights, batches, losses = curves.ours(case, STEPS)
