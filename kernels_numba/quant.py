@@ -265,27 +265,32 @@ _EXPERTS = '''
 def experts(a, tid, nth):
     """out[i] = activations[i // per] . weights[ids[i]], NaN for an id that is none. Threads share the rows of all.
 
-    Words: weights, packed activations, out, N, K, ids (i64), how many of them, per, matrices of weights.
+    Choices of one expert that follow one another share what is unpacked, if per is 1. Words: weights, packed
+    activations, out, N, K, ids (i64), how many of them, per, matrices of weights.
     """
-    w, y, out, n, k, ids, many, per, matrices = (
-        arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6), arg(a, 7), arg(a, 8)
-    )
+    w, y, out, n, k, ids = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
+    many, per, matrices = arg(a, 6), arg(a, 7), arg(a, 8)
     blocks = k // 32
     size = {size}
     stride = k // {elements} * {nbytes}
-    at, end = n * many * tid // nth, n * many * (tid + 1) // nth
-    while at < end:
-        i = at // n
-        r0 = at - i * n
-        r1 = min(n, r0 + end - at)
+    r0 = n * tid // nth
+    r1 = n * (tid + 1) // nth
+    i = 0
+    while i < many:
         e = ld_i64(ids + 8 * i)
+        live = 1
+        while per == 1 and live < {tokens} and i + live < many and ld_i64(ids + 8 * (i + live)) == e:
+            live += 1
         to = out + 4 * n * i
-        if 0 <= e < matrices:
-            one_token(w + e * n * stride, y + i // per * size, to, 0, n, blocks, stride, size, r0, r1, 1)
-        else:
+        if e < 0 or e >= matrices:
             for r in range(r0, r1):
-                st_f32(to + 4 * r, nan)
-        at += r1 - r0
+                for j in range(live):
+                    st_f32(to + 4 * (n * j + r), nan)
+        elif live == 1:
+            one_token(w + e * n * stride, y + i // per * size, to, 0, n, blocks, stride, size, r0, r1, live)
+        else:
+            many_tokens(w + e * n * stride, y + i * size, to, 0, n, blocks, stride, size, r0, r1, live)
+        i += live
 '''
 TOKENS = 4  # that share a weight row while it is unpacked
 AHEAD = 8192  # bytes

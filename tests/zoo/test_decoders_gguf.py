@@ -165,8 +165,7 @@ def test_gguf(case, tmp_path):
 @pytest.mark.parametrize("case", [case for case in CASES if case.gguf in ("qwen2moe", "deepseek2")], ids=lambda c: c.id)
 def test_experts_in_blocks(case, tmp_path):
     """Logits are those of the same weights as floats, as far as activations in 8 bits allow, for all tokens but those
-    that these send to other experts; recorded steps, which take the experts that a token chose, give what steps do that
-    go through the experts one by one.
+    that these send to other experts; recorded steps give what whole prompts do.
     """
     sizes = {"hidden_size": 64, "moe_intermediate_size": 64, "intermediate_size": 64, "kv_lora_rank": 32}
     case = case._replace(fields={**case.fields, **{k: v for k, v in sizes.items() if k in {*SIZES, *case.fields}}})
