@@ -148,13 +148,9 @@ def _softener(count):
     return soften
 
 
-def _decode(dtype, width, rows):
-    """Per (query, head, range of keys): maximum (f32 at byte 0), sum (at 4) and sum of weighted values (from 64 on).
-
-    args: 13 Q (f32), 14 its stride of t, 15 of heads, 16 K, 17 its stride of heads, 18 of rows, 19 V, 20, 21 likewise,
-    22 records, laid out [T][heads][ranges] of row + 64 bytes with row = 4 * D padded to 16, 23 keys per range (a
-    multiple of 16), 24 ranges, 25 scratch, 26 its bytes per thread: rows * row + 16 * keys per range + 1024,
-    27 how many threads have scratch. The caches have at least 16 rows.
+def grouped(dtype, width, rows):
+    """f(a, t, h, base, low, high, k, v, to, scratch): the records of the heads of KV head h, and of keys low to high of
+    the range that begins with key `base` and at k and v; `to`: the first head's. See `_decode`.
     """
     memory, vectors = MEMORY[dtype], (width + 15) // 16
     # queries stay in registers: 16 of the 32 (or of the 16 pairs)
@@ -163,8 +159,8 @@ def _decode(dtype, width, rows):
     scores, soften, values = _scores(width, rows, memory), _softener(count), _all_values(width, rows, memory)
 
     @shared
-    def heads_of_group(a, t, h, base, low, high, k, v, record, scratch):
-        """`rows` heads from h on; low and high are within the range that begins with key `base`"""
+    def some(a, t, h, base, low, high, k, v, record, scratch):
+        """`rows` heads from h on."""
         s, records = scratch + rows * row + 256, arg(a, 24) * (row + 64)
         for g in range(rows):
             q = arg(a, 13) + t * arg(a, 14) + (h + g) * arg(a, 15)
@@ -180,6 +176,26 @@ def _decode(dtype, width, rows):
             st_f32(record + g * records, ld_f32(results + 4 * g))
             st_f32(record + g * records + 4, ld_f32(results + 64 + 4 * g))
 
+    @inline
+    def every(a, t, h, base, low, high, k, v, to, scratch):
+        group = arg(a, 1) // arg(a, 2)
+        for g in range(0, group, rows):
+            g = min(g, group - rows)
+            some(a, t, h * group + g, base, low, high, k, v, to + g * arg(a, 24) * (row + 64), scratch)
+
+    return every
+
+
+def _decode(dtype, width, rows):
+    """Per (query, head, range of keys): maximum (f32 at byte 0), sum (at 4) and sum of weighted values (from 64 on).
+
+    args: 13 Q (f32), 14 its stride of t, 15 of heads, 16 K, 17 its stride of heads, 18 of rows, 19 V, 20, 21 likewise,
+    22 records, laid out [T][heads][ranges] of row + 64 bytes with row = 4 * D padded to 16, 23 keys per range (a
+    multiple of 16), 24 ranges, 25 scratch, 26 its bytes per thread: rows * row + 16 * keys per range + 1024,
+    27 how many threads have scratch. The caches have at least 16 rows.
+    """
+    heads_of_group, size = grouped(dtype, width, rows), ((width + 15) // 16 + 1) * 64
+
     @shared
     def task(a, h, r, scratch):
         group, keys, base = arg(a, 1) // arg(a, 2), keys_of(a), r * arg(a, 23)
@@ -189,10 +205,8 @@ def _decode(dtype, width, rows):
             low = max(first_key(a, position) - base, 0)
             high = min(end_key(a, position, keys) - base, arg(a, 23))
             if low < high:
-                for g in range(0, group, rows):
-                    head = h * group + min(g, group - rows)
-                    record = arg(a, 22) + ((t * arg(a, 1) + head) * arg(a, 24) + r) * (row + 64)
-                    heads_of_group(a, t, head, base, low, high, k, v, record, scratch)
+                record = arg(a, 22) + ((t * arg(a, 1) + h * group) * arg(a, 24) + r) * size
+                heads_of_group(a, t, h, base, low, high, k, v, record, scratch)
 
     def decode(a, tid, nth):
         team, per, start = min(nth, arg(a, 27)), arg(a, 23), start_of(a)
@@ -206,26 +220,28 @@ def _decode(dtype, width, rows):
     return decode
 
 
+@shared
+def join(record, step, first, end, width, to):
+    """The result of a (query, head) from its records `first` to `end`; overwrites their heads."""
+    m, total = lowest(), zero_f32x16()
+    for r in range(first, end):
+        m = greater(m, splat_f32x16(ld_f32(record + r * step)))
+    for r in range(first, end):
+        weight = exp2(vsub(splat_f32x16(ld_f32(record + r * step)), m))
+        total = fma(splat_f32x16(ld_f32(record + r * step + 4)), weight, total)
+        st_f32x16(record + r * step, weight)
+    for d in range(0, width, 16):
+        o = zero_f32x16()
+        for r in range(first, end):
+            o = fma(ld_f32x16(record + r * step + 64 + 4 * d), ld_f32x16(record + r * step), o)
+        _put(to + 4 * d, vdiv(o, greater(tiny(), total)), width - d)
+
+
 def _merge():
-    """Joins the ranges of every (query, head); overwrites the records' heads.
+    """Joins the ranges of every (query, head).
 
     args: 13 records, 14 keys per range, 15 ranges, 16 out (f32), 17 its stride of t, 18 of heads
     """
-
-    @shared
-    def join(record, step, first, end, width, to):
-        m, total = lowest(), zero_f32x16()
-        for r in range(first, end):
-            m = greater(m, splat_f32x16(ld_f32(record + r * step)))
-        for r in range(first, end):
-            weight = exp2(vsub(splat_f32x16(ld_f32(record + r * step)), m))
-            total = fma(splat_f32x16(ld_f32(record + r * step + 4)), weight, total)
-            st_f32x16(record + r * step, weight)
-        for d in range(0, width, 16):
-            o = zero_f32x16()
-            for r in range(first, end):
-                o = fma(ld_f32x16(record + r * step + 64 + 4 * d), ld_f32x16(record + r * step), o)
-            _put(to + 4 * d, vdiv(o, greater(tiny(), total)), width - d)
 
     def merge(a, tid, nth):
         heads, width, per, keys = arg(a, 1), arg(a, 3), arg(a, 14), keys_of(a)

@@ -33,6 +33,8 @@ ZOO_PROGRAMS = (
     "__init__",
     "__main__",
     "auto",
+    "batch",
+    "beam",
     "cli",
     "commands",
     "completion",
@@ -51,7 +53,14 @@ ZOO_PROGRAMS = (
     "prebuild",
     "quantize",
     "serve",
+    "serve_answer",
     "serve_api",
+    "serve_embed",
+    "serve_errors",
+    "serve_http",
+    "serve_queue",
+    "serve_request",
+    "serve_text",
     "speculative",
     "stream",
     "tools",
@@ -63,7 +72,8 @@ ZOO_PROGRAMS = (
     "train_tinystories",
     "verify",
 )  # what is not a model
-READS_ENVIRONMENT = ("tensorlib/backend.py", "tensorlib/device.py", "tensorlib/io/hub.py")  # hub: the Hub's own HF_*
+# hub: the Hub's own HF_*; serve: its key, which an argument would show to everybody
+READS_ENVIRONMENT = ("tensorlib/backend.py", "tensorlib/device.py", "tensorlib/io/hub.py", "zoo/serve.py")
 HEAVY = "numpy numba llvmlite torch triton transformers tokenizers".split()
 FUNCTION_LINES = 60
 

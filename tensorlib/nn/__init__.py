@@ -34,6 +34,7 @@ LATER = {
     "alibi": "Alibi alibi_slopes",
     "latent_cache": "LatentCache",
     "paged_cache": "PagedCache",
+    "batch_cache": "BatchCache",
     "activations": "activation",
     "sequences": "Sequences",
     "dropout": "AlphaDropout Dropout Dropout1d Dropout2d Dropout3d",

@@ -102,6 +102,14 @@ class PagedCache:
 
     def step(self, sequences, counts):
         """`counts[i]` tokens of sequences[i] come next. ContextError, with nothing changed, without enough pages."""
+        places, table, lengths, starts = self._planned(sequences, counts)
+        rows = self._rows(places)
+        self._step = [tensor(x, device=self._device) for x in (rows, table, lengths, starts)]
+
+    def _planned(self, sequences, counts):
+        """Lists: the rows of all pages together that the tokens go to, the pages of each sequence, filled up to the
+        most, how many tokens it has then, where its tokens begin.
+        """
         if len(sequences) != len(counts) or len(set(sequences)) != len(sequences) or not min(counts, default=0) > 0:
             got = f"sequences {sequences}, counts {counts}"
             raise ShapeError(
@@ -117,10 +125,12 @@ class PagedCache:
             starts.append(starts[-1] + count)
         most = max(len(self._tables[name]) for name in sequences)
         table = [self._tables[name] + [0] * (most - len(self._tables[name])) for name in sequences]
-        lengths = [self._lengths[name] for name in sequences]
+        return rows, table, [self._lengths[name] for name in sequences], starts
+
+    def _rows(self, places):
+        """The same rows of every head: pages are [heads, rows of a page]."""
         _, heads, size, _ = self._shape
-        rows = [row // size * heads * size + head * size + row % size for row in rows for head in range(heads)]
-        self._step = [tensor(x, device=self._device) for x in (rows, table, lengths, starts)]
+        return [place // size * heads * size + head * size + place % size for place in places for head in range(heads)]
 
     def _needed(self, name, count):
         """Pages that `count` more tokens of a sequence take."""
@@ -156,11 +166,16 @@ class PagedCache:
         wanted = (rows.shape[0] // heads, heads, width)
         if k.shape != wanted or v.shape != wanted:
             raise ShapeError("PagedCache", f"k {k.shape}, v {v.shape}", f"both {wanted}", "see step")
+        pair = self._pages(layer)
+        for pages, x in zip(pair, (k, v)):
+            pages.reshape((-1, width))[rows] = x.to(self._dtype).to(self._device).reshape((-1, width))
+        return pair
+
+    def _pages(self, layer):
+        """A layer's pages, made when they are first asked for."""
         if layer not in self._layers:
             made = [empty(self._shape, dtype=self._dtype, device=self._device) for _ in range(2)]
             self._layers[layer] = tuple(x.zero_() for x in made)  # rows behind a length are read, and have no weight
-        for pages, x in zip(self._layers[layer], (k, v)):
-            pages.reshape((-1, width))[rows] = x.to(self._dtype).to(self._device).reshape((-1, width))
         return self._layers[layer]
 
     def attend(self, layer, q, k, v, scale=None, window=0, softcap=0.0):

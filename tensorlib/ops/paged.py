@@ -7,7 +7,7 @@
 (2, 8, 32)
 """
 
-from tensorlib import tape
+from tensorlib import backend, tape
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.ops import create, flash, fused, index, movement
 from tensorlib.ops.elementwise import cast
@@ -44,7 +44,9 @@ def paged_attention(q, k_pages, v_pages, block_table, lengths, cu_seq_q=None, sc
     one. All three are lists or integer tensors; on GPUs tensors are read by the kernel alone, and a graph may replay
     it. scale, window and softcap as in `attention`. Raises ShapeError, DTypeError.
 
-    On GPUs one kernel, on the CPU a gather per sequence (Kwon et al., arXiv:2309.06180).
+    Kwon et al., arXiv:2309.06180. On GPUs one kernel, on the CPU two where every sequence has one query (f32) and pages
+    have a multiple of 16 rows, which read tensors when they run: a capture may replay them; a page that does not exist
+    gives NaN. Else a gather per sequence.
     """
     sequences = _count(block_table)
     counts = (sequences, _count(lengths), sequences if cu_seq_q is None else _count(cu_seq_q) - 1)
@@ -53,6 +55,8 @@ def paged_attention(q, k_pages, v_pages, block_table, lengths, cu_seq_q=None, sc
     if q.device.type != "cpu" and q.dtype.name != "f64" and not recording:
         starts = range(sequences + 1) if cu_seq_q is None else cu_seq_q
         return flash.paged(q, k_pages, v_pages, block_table, lengths, starts, scale, window, softcap)
+    if cu_seq_q is None and q.dtype.name == "f32" and k_pages.shape[2] % 16 == 0 and not recording:
+        return _one_each(q, k_pages, v_pages, block_table, lengths, scale, window, softcap)
     table, lengths = _listed(block_table), _listed(lengths)
     starts = list(range(sequences + 1)) if cu_seq_q is None else _listed(cu_seq_q)
     wide, found = q.dtype if q.dtype.name == "f64" else "f32", []
@@ -62,6 +66,30 @@ def paged_attention(q, k_pages, v_pages, block_table, lengths, cu_seq_q=None, sc
         some = cast(movement.narrow(q, 0, starts[i], starts[i + 1] - starts[i]), wide)
         found.append(fused.attention(some, k, v, n - some.shape[0], scale, True, window, softcap, n))
     return cast(movement.cat(found, 0), q.dtype)
+
+
+def _one_each(q, k, v, table, lengths, scale, window, softcap):
+    """A query per sequence, on the CPU: see kernels_numba/attention_paged.py."""
+    q, k, v = map(flash._adjacent, (q, k, v))
+    table, lengths = (flash._integers(x, q) for x in (table, lengths))
+    (count, heads, width), (pages, groups, size, _), most = q.shape, k.shape, table.shape[1]
+    out, row, threads = type(q).empty(q.shape, "f32", q.device), 4 * (-(-width // 16) * 16), backend.threads("cpu")
+    together = min(4, heads // groups)
+    per_thread = together * row + 16 * size + 1024
+    records = fused._scratch(count * heads * most * (row + 64), q.device)
+    scratch = fused._scratch(threads * per_thread, q.device)
+    words = [*q.shape[:2], groups, width, 0, 0, 0, 0, size, 1, window]
+    words += [float(width**-0.5 if scale is None else scale), float(softcap), *flash.steps(q)]
+    for x in (k, v):
+        words += [x.ptr, *(s * x.dtype.itemsize for s in x.strides[1:3])]
+    words += [records.ptr, size, most, scratch.ptr, per_thread, threads, table.ptr, lengths.ptr]
+    words += [*(x.strides[0] * x.dtype.itemsize for x in (k, v)), pages, *flash.steps(out)]
+    reads, name = (q, k, v, table, lengths), fused._name("paged_attention", k)
+    decode = backend.kernel("attention_paged", "decode", name, width, together)
+    backend.launch(decode, words, count * heads * most * size * width // 8, reads, (records, scratch))
+    merge = backend.kernel("attention_paged", "merge")
+    backend.launch(merge, words, count * heads * most * width // 8, (lengths, records), (out, records))
+    return out
 
 
 def _gathered(x, pages):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tensorlib
+from tensorlib.capture import Capture
 from tensorlib.errors import DTypeError, ShapeError
 
 
@@ -46,3 +47,33 @@ def test_errors():
         tensorlib.paged_attention(tensorlib.randn(2, 3, 8), k, v, table, [1, 2])
     with pytest.raises(DTypeError):
         tensorlib.paged_attention(q, k, v.to("f16"), table, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"), [("f32", {}), ("f16", {"window": 20}), ("f16", {"softcap": 3.0, "scale": 0.3})]
+)
+def test_one_query_each_is_the_same(dtype, options):
+    """Pages of 16: read as they lie, at most 2 roundings per key from a gather's sums."""
+    rng = np.random.default_rng(1)
+    k, v = (tensorlib.from_numpy(rng.standard_normal((9, 2, 16, 24)).astype(np.float32)).to(dtype) for _ in range(2))
+    q, table, lengths = tensorlib.randn(4, 6, 24), [[8, 1, 3], [2, 0, 0], [4, 5, 0], [7, 6, 2]], [48, 1, 17, 33]
+    found = tensorlib.paged_attention(q, k, v, table, lengths, **options)
+    want = tensorlib.paged_attention(q, k, v, table, lengths, [0, 1, 2, 3, 4], **options)
+    np.testing.assert_allclose(found.numpy(), want.numpy(), rtol=0, atol=2e-6)
+
+
+def test_a_replay_reads_the_table_anew():
+    rng = np.random.default_rng(2)
+    k, v = (tensorlib.from_numpy(rng.standard_normal((4, 1, 16, 8)).astype(np.float32)) for _ in range(2))
+    q, table, lengths = tensorlib.randn(2, 2, 8), tensorlib.tensor([[0, 1], [2, 3]]), tensorlib.tensor([20, 3])
+    with Capture() as step:
+        found = tensorlib.paged_attention(q, k, v, table, lengths)
+    table[0, 1], lengths[1] = 3, 32
+    step.replay()
+    np.testing.assert_array_equal(found.numpy(), tensorlib.paged_attention(q, k, v, [[0, 3], [2, 3]], [20, 32]).numpy())
+    table[1, 0] = 4
+    step.replay()
+    assert np.isnan(found[1].numpy()).all() and not np.isnan(found[0].numpy()).any()
+    lengths[0] = 0
+    step.replay()
+    assert (found[0].numpy() == 0).all()

@@ -1,0 +1,200 @@
+"""Pages for language models that serve several sequences: `PagedCache` with the face of `KVCache`, pages of the same
+beginnings shared, and steps whose rows are read from memory, so that they can be replayed.
+
+>>> import tensorlib
+>>> from tensorlib import nn
+>>> cache, rotary = nn.BatchCache(1, kv_heads=1, head_dim=8, tokens=64, page_size=16), nn.RotaryEmbedding(8, 64)
+>>> first, held = cache.begin([5, 6, 7])
+>>> cache.step([first], [3])
+>>> x = tensorlib.zeros(3, 8)
+>>> cache.attend(0, x, x, x, rotary).shape, cache.length(first), cache.free_pages
+((3, 8), 3, 3)
+"""
+
+import hashlib
+from array import array
+from typing import NamedTuple
+
+from tensorlib.device import Device
+from tensorlib.nn.paged_cache import PagedCache
+from tensorlib.ops import fused, movement
+from tensorlib.ops.paged import paged_attention
+from tensorlib.tensor import Tensor, tensor, zeros
+
+
+class Rows(NamedTuple):
+    """What a step's tokens are: T rows of B sequences."""
+
+    positions: Tensor  # i64 [T]
+    places: Tensor  # i64 [T * kv_heads]: rows of a layer's pages, [pages * kv_heads * page_size]
+    table: Tensor  # i64 [B, pages]: of each sequence
+    lengths: Tensor  # i64 [B], with the step's tokens
+    starts: list | None  # [B + 1] rows of each sequence; None: one each
+
+
+class BatchCache(PagedCache):
+    """Keys and values of `tokens` tokens in all, for models whose cache is a KVCache: give it to them after `step`.
+
+    `begin(ids)` makes a sequence that has what is known of a beginning of `ids`; `known(sequence, ids)` tells which
+    tokens it has, so that others may begin with them. Page 0 is nobody's: rows that nobody uses are written there.
+    Pages that no sequence has keep their tokens until they are needed, the longest unused first.
+    """
+
+    def __init__(self, layers, kv_heads, head_dim, tokens, dtype="f16", device=None, page_size=64):
+        super().__init__(1 + -(-tokens // page_size), page_size, kv_heads, head_dim, dtype, device)
+        self._free = dict.fromkeys(range(1, self._shape[0]))  # the first was freed first
+        self._hashes, self._by_hash, self._marks, self._turns = {}, {}, {}, {}
+        for layer in range(layers):
+            self._pages(layer)
+
+    # ---- sequences ---------------------------------------------------------------------------------------------------
+
+    def begin(self, ids):
+        """(a sequence, how many of `ids` it has already): whole pages, and not the last of `ids`."""
+        name, table = self.new(), []
+        for mark in self._chain(ids, (len(ids) - 1) // self.page_size):
+            page = self._by_hash.get(mark)
+            if page is None:
+                break
+            table.append(page)
+            self._users[page] += 1
+            self._free.pop(page, None)
+            self._marks[name].append(mark)
+        self._tables[name], self._lengths[name] = table, len(table) * self.page_size
+        return name, self._lengths[name]
+
+    def known(self, sequence, ids):
+        """The tokens that a sequence has are the first of `ids`: what follows them may begin other sequences."""
+        marks, table, whole = self._marks[sequence], self._tables[sequence], self._lengths[sequence] // self.page_size
+        if len(marks) >= whole:
+            return
+        for mark in self._chain(ids, whole, marks[-1] if marks else b"", len(marks)):
+            page = table[len(marks)]
+            marks.append(mark)
+            if mark not in self._by_hash and page not in self._hashes:
+                self._by_hash[mark], self._hashes[page] = page, mark
+
+    def _chain(self, ids, pages, mark=b"", first=0):
+        """A hash of all tokens up to the end of each page."""
+        size = self.page_size
+        for i in range(first, pages):
+            mark = hashlib.sha256(mark + array("q", ids[i * size : (i + 1) * size]).tobytes()).digest()
+            yield mark
+
+    def new(self):
+        name = super().new()
+        self._marks[name] = []
+        return name
+
+    def fork(self, sequence):
+        name = super().fork(sequence)
+        self._marks[name] = list(self._marks[sequence])
+        return name
+
+    def free(self, sequence):
+        super().free(sequence)
+        del self._marks[sequence]
+
+    def reset(self, sequence=None, length=0):
+        super().reset(sequence, length)
+        if sequence is not None:
+            del self._marks[sequence][length // self.page_size :]
+
+    def _release(self, page):
+        self._users[page] -= 1
+        if not self._users[page]:
+            self._free[page] = None
+
+    def _take(self):
+        page = next(iter(self._free))
+        del self._free[page]
+        self._forget(page)
+        self._users[page] = 1
+        return page
+
+    def _extended(self, name, count):
+        start, places = self._lengths[name], super()._extended(name, count)
+        if start % self.page_size:  # of a page that was full once, and is not what it was
+            self._forget(self._tables[name][start // self.page_size])
+        return places
+
+    def _forget(self, page):
+        self._by_hash.pop(self._hashes.pop(page, None), None)
+
+    def pages(self, tokens):
+        """How many pages so many tokens take."""
+        return self._pages_of(tokens)
+
+    def needed(self, sequence, count=1):
+        """How many free pages `count` more tokens of a sequence take."""
+        return self._needed(sequence, count)
+
+    # ---- tokens ------------------------------------------------------------------------------------------------------
+
+    def step(self, sequences, counts):
+        """`counts[i]` tokens of sequences[i] come next. ContextError, with nothing changed, without enough pages."""
+        before = [self._lengths[name] for name in sequences]
+        places, table, lengths, starts = self._planned(sequences, counts)
+        positions = [n + i for n, count in zip(before, counts) for i in range(count)]
+        made = (tensor(x, dtype="i64", device=self._device) for x in (positions, self._rows(places), table, lengths))
+        self._step, self._turns = Rows(*made, starts), {}
+
+    def slots(self, count, most):
+        """Memory for steps of `count` sequences or fewer, of up to `most` pages: see `Slots`."""
+        return Slots(self, count, most)
+
+    # ---- what models ask for -----------------------------------------------------------------------------------------
+
+    def reserve(self, n):
+        """Nothing: `step` has."""
+
+    def advance(self, n):
+        """Nothing: `step` has."""
+
+    def positions(self, ids):
+        """i64 [T]: where the tokens of the step stand."""
+        return self._step.positions
+
+    def attend(self, layer, q, k, v, rotary, **options):
+        """`KVCache.attend` for the rows of the step: q [T, heads * head_dim], k and v [T, kv_heads * head_dim]."""
+        rows, (_, heads, _, width), t = self._step, self._shape, q.shape[0]
+        q, k, v = q.reshape(t, -1, width), k.reshape(t, heads, width), v.reshape(t, heads, width)
+        if rotary is not None:
+            tables = self._turns.get(id(rotary))
+            if tables is None:  # once a step, not once a layer
+                tables = self._turns[id(rotary)] = rotary.tables_at(rows.positions)
+            q, k = (fused.rope(x, *tables, 0, interleaved=rotary.interleaved) for x in (q, k))
+        keys, values = self._pages(layer)
+        for pages, x in ((keys, k), (values, v)):
+            pages.reshape(-1, width)[rows.places] = x.to(self._dtype).reshape(-1, width)
+        found = paged_attention(q, keys, values, rows.table, rows.lengths, rows.starts, **options)
+        return movement.reshape(found, (t, -1))
+
+
+class Slots:
+    """A step of one token for each of `count` sequences, in memory that a recorded step reads.
+
+    `ids` (i64 [count]) are what the model gets. `take` puts sequences and their tokens there, in one write, and makes
+    it the cache's step; slots that are left over write to page 0.
+    """
+
+    def __init__(self, cache, count, most):
+        self._cache, self.count, self._most = cache, count, most
+        heads = cache._shape[1]
+        sizes = (count, count, count, count * heads, count * most)
+        self._words = zeros(sum(sizes), dtype="i64", device=Device(cache._device))
+        parts = movement.split(self._words, sizes)
+        self.ids, positions, lengths, places, table = parts
+        self._rows = Rows(positions, places, table.reshape(count, most), lengths, None)
+
+    def take(self, sequences, tokens):
+        """One token of each sequence comes next. ContextError, with nothing changed, without enough pages."""
+        cache, left, most = self._cache, self.count - len(sequences), self._most
+        places, tables, lengths, _ = cache._planned(sequences, [1] * len(sequences))
+        words = array("q", [*tokens, *[0] * left, *(n - 1 for n in lengths), *[0] * left, *lengths, *[1] * left])
+        words.extend(cache._rows(places + [0] * left))
+        for table in tables:
+            words.extend(table + [0] * (most - len(table)))
+        words.extend([0] * (left * most))
+        self._words.buffer.write(self._words.ptr, words.tobytes())
+        cache._step, cache._turns = self._rows, {}
