@@ -65,7 +65,8 @@ def mix(x, weights, experts, w_gate_up, w_down):
     """`moe` of experts that were chosen before: x (..., D); weights and experts (T, top_k), a row per row of x.
 
     w_gate_up may be a pair instead: gate and up, (E, I, D) each. On the CPU without a gradient up to `CHOICES` per
-    expert are launches that do not depend on what was chosen, so that they can be recorded; so is one token.
+    expert are launches that do not depend on what was chosen, so that they can be recorded. So are, on a GPU, those for
+    joined floats of one dtype, and for one token with any weights: those that it chose are gathered first.
     """
     tokens = movement.reshape(x, (-1, x.shape[-1]))
     ups = w_gate_up if isinstance(w_gate_up, tuple) else (w_gate_up,)
@@ -73,11 +74,15 @@ def mix(x, weights, experts, w_gate_up, w_down):
     kinds = {"blocks" if hasattr(a, "format") else a.dtype.name for a in (x, *ups, w_down)}
     fused = not recorded and tokens.shape[0] and kinds <= {"f16", "bf16", "f32", "blocks"}
     fused = fused and weights.dtype.name == "f32"
-    many, n = w_down.shape[0], experts.numel()
-    most = many * (CHOICES_OF_BLOCKS if hasattr(w_down, "format") else CHOICES)
-    if fused and x.device.type == "cpu" and n <= most:
+    many, cpu = w_down.shape[0], x.device.type == "cpu"
+    joined = kinds == {x.dtype.name} and len(ups) == 1 and many <= MOST_EXPERTS
+    if cpu:
+        few = experts.numel() <= many * (CHOICES_OF_BLOCKS if hasattr(w_down, "format") else CHOICES)
+    else:
+        few = tokens.shape[0] == 1 and not joined
+    if fused and few:
         out = _few(tokens, weights, experts, w_gate_up, w_down)
-    elif fused and x.device.type != "cpu" and kinds == {x.dtype.name} and len(ups) == 1 and many <= MOST_EXPERTS:
+    elif fused and joined and not cpu:
         out = _grouped(tokens, weights, experts, w_gate_up, w_down)
     else:
         out = _by_expert(tokens, weights, experts, w_gate_up, w_down)
@@ -161,10 +166,14 @@ def _few(x, weights, experts, w_gate_up, w_down):
 
 
 def chosen(x, ids, w, per):
-    """Row i // per of x [R, K] f32 times matrix ids[i] (i64) of w [E, N, K], transposed: [R per, N] f32, on the CPU.
+    """Row i // per of x [R, K] f32 times matrix ids[i] (i64) of w [E, N, K], transposed: [R per, N] f32.
 
-    ids are read when the kernel runs; one that is no matrix's gives NaN.
+    ids are read when the kernel runs; on the CPU one that is no matrix's gives NaN.
     """
+    if x.device.type != "cpu":
+        w = w.gathered(ids) if hasattr(w, "format") else elementwise.cast(index.index_select(w, 0, ids), "f32")
+        rows = movement.unsqueeze(movement.repeat_interleave(x, per, 0), -1)
+        return movement.squeeze(linalg.matmul(w, rows), -1)
     if hasattr(w, "format"):
         return w.chosen(x, ids, per)
     x, ids, w = map(movement.contiguous, (x, ids, w))

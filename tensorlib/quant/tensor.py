@@ -15,7 +15,7 @@ from tensorlib import backend, tape
 from tensorlib.device import CPU, Array, Buffer
 from tensorlib.errors import DeviceError, DTypeError, GradError, ShapeError
 from tensorlib.memo import memoised
-from tensorlib.ops import elementwise, linalg, moe, movement
+from tensorlib.ops import create, elementwise, linalg, moe, movement
 from tensorlib.ops._launch import fill
 from tensorlib.quant import formats, gpu, source
 from tensorlib.quant.like import Like
@@ -190,6 +190,15 @@ class QTensor(Like):
         words = (self.ptr, y.ptr, out.ptr, n, k, ids.ptr, ids.numel(), per, many)
         backend.launch(kernel, words, 2 * ids.numel() * n * k, (self, y, ids), (out,))
         return out
+
+    def gathered(self, ids):
+        """The matrices `ids` (i64 [C], on this device) of [E, N, K], dequantised: [C, N, K] f32. On GPUs."""
+        many, n, k = self.shape
+        table = QTensor(self.buffer, self.offset, (many * n, k), self.format, self.planes)
+        rows = elementwise.add(
+            elementwise.mul(movement.unsqueeze(ids, 1), n), create.arange(type(ids), n, device=self.device)
+        )
+        return table.embedding(movement.contiguous(rows))
 
     def _packed(self, plan, x, rows, k):
         """Activations as matvec takes them."""

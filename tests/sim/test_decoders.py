@@ -7,11 +7,14 @@ import pytest
 
 import tensorlib
 from tensorlib.capture import Capture
+from tensorlib.io import gguf
 from tests.sim.host import install
 from tests.sim.simulated import Simulated
 from tests.zoo import test_decoders as whole
 from tests.zoo.decoders import CASES
+from tests.zoo.test_decoders_gguf import write
 from zoo import auto
+from zoo.load import load_gguf
 
 FAMILIES = ("mixtral", "deepseek_v3", "granitemoe", "gpt2", "gpt_bigcode", "gpt_neox", "mpt")
 
@@ -26,11 +29,8 @@ def device():
     install(None)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.id in FAMILIES], ids=lambda case: case.id)
-def test_a_prompt_and_a_graph_of_steps(case, device, tmp_path):
-    theirs = whole.torch_model(case)
-    theirs.save_pretrained(tmp_path)
-    ours = auto.load(tmp_path, device="cuda:0")[1]
+def steps(ours):
+    """Logits of a prompt, and of replays of one graph behind it."""
     cache, ids = ours.new_cache(16, "f32", device="cuda:0"), whole.IDS[:9]
     found = [ours(tensorlib.tensor(ids[:6], dtype="i64", device="cuda:0"), cache, last_only=False).cpu().numpy()]
     token, step = tensorlib.tensor([0], dtype="i64", device="cuda:0"), Capture("cuda:0")
@@ -40,4 +40,31 @@ def test_a_prompt_and_a_graph_of_steps(case, device, tmp_path):
         token.fill_(i)
         step.replay()
         found.append(out.cpu().numpy().copy())
-    whole.close(np.concatenate(found), whole.logits(theirs, [ids])[0])
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.id in FAMILIES], ids=lambda case: case.id)
+def test_a_prompt_and_a_graph_of_steps(case, device, tmp_path):
+    theirs = whole.torch_model(case)
+    theirs.save_pretrained(tmp_path)
+    ours = auto.load(tmp_path, device="cuda:0")[1]
+    whole.close(steps(ours), whole.logits(theirs, [whole.IDS[:9]])[0])
+
+
+def test_experts_of_a_gguf_file(device, tmp_path):
+    """Gate and up are apart there, and may be in blocks: a step gathers those that its token chose."""
+    case = next(case for case in CASES if case.gguf == "qwen3moe")
+    case = case._replace(fields={**case.fields, "moe_intermediate_size": 32})
+    theirs, path = whole.torch_model(case), tmp_path / "model.gguf"
+    write(path, case, theirs)
+    whole.close(steps(load_gguf(path, device="cuda:0")[1]), whole.logits(theirs, [whole.IDS[:9]])[0])
+    with gguf.open(path) as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+        for kind in ("blocks", "floats"):
+            found = {name: tensorlib.quantize(x, "q8_0") if "_exps" in name else x for name, x in tensors.items()}
+            if kind == "floats":
+                found = {name: x.dequantize() if "_exps" in name else x for name, x in found.items()}
+            gguf.write(tmp_path / f"{kind}.gguf", dict(file.metadata), found)
+    got, want = (steps(load_gguf(tmp_path / f"{kind}.gguf", device="cuda:0")[1]) for kind in ("blocks", "floats"))
+    # the prompt's products round activations to 8 bits, or f16; a step's are those of the floats
+    assert np.abs(got - want).max() <= 0.05 * np.abs(want).max()
