@@ -1,5 +1,5 @@
-"""The command line: `tensorlib generate | chat | embed | kernels`, and on files of weights `info | verify | convert |
-quantize | dequantize | diff | split | merge`.
+"""The command line: `tensorlib generate | chat | embed | serve | kernels`, and on files of weights `info | verify |
+convert | quantize | dequantize | diff | split | merge`.
 
 What a model says goes to standard output, everything else to standard error. Exit status: 0; 1 where `diff` finds a
 difference; 2 for an error that is told in one line; 130 after Ctrl-C. `commands.py` and `tools.py` are what the
@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 
+from zoo import serve
 from zoo.commands import DEFAULT_TOKENS, run_chat, run_embed, run_generate, run_kernels
 from zoo.tools import add_commands
 
@@ -88,6 +89,7 @@ def _parser():
     chat.set_defaults(run=run_chat)
 
     _embed_options(commands.add_parser("embed", help="vectors of texts", description="Vectors of texts."))
+    serve.add_commands(commands)
     add_commands(commands)
 
     kernels = commands.add_parser("kernels", help="compile kernels ahead of time", description="Compiled kernels.")

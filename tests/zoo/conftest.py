@@ -7,8 +7,11 @@ from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from zoo.llama import TINY
 
 
-def write_llama(path, fmt="q8_0", config=TINY, seed=0, arch="llama", skip=(), tied=True, **wrong):
-    """Writes random weights of `config` to `path`; `skip` names tensors to leave out, `wrong` replaces metadata."""
+def write_llama(path, fmt="q8_0", config=TINY, seed=0, arch="llama", skip=(), tied=True, more=None, **wrong):
+    """Writes random weights of `config` to `path`; `skip` names tensors to leave out, `wrong` replaces metadata.
+
+    `more`: is called with the writer, and adds what else there should be.
+    """
     rng, c = np.random.default_rng(seed), config
     writer = GGUFWriter(path, arch)
     numbers = {
@@ -42,6 +45,8 @@ def write_llama(path, fmt="q8_0", config=TINY, seed=0, arch="llama", skip=(), ti
         else:
             w = (rng.standard_normal(shape) * 2 / np.sqrt(shape[-1])).astype(np.float32)
             writer.add_tensor(name, quantize(w, kind), raw_dtype=kind)
+    if more is not None:
+        more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
