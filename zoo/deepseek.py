@@ -18,11 +18,11 @@ class DeepseekConfig(
         q_lora_rank=None, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128,
         first_k_dense_replace=0, n_routed_experts=64, n_shared_experts=2, num_experts_per_tok=6,
         moe_intermediate_size=1408, routed_scaling_factor=1.0, norm_topk_prob=False, sigmoid=False, groups=None,
-        split=False,
+        split=False, kv_split=False,
     )
 ):  # fmt: skip
-    """`sigmoid`: V3's scoring. `groups`: what nn.MoE takes. `split`: gate and up are apart, and so are what makes k and
-    v of latents: as GGUF has them.
+    """`sigmoid`: V3's scoring. `groups`: what nn.MoE takes. `split`: gate and up of experts are apart; `kv_split`: so
+    are what makes k and v of latents: as GGUF has them (the second not in old files).
     """
 
     @classmethod
@@ -54,6 +54,8 @@ class DeepseekConfig(
         """What a GGUF file has beside Llama's fields."""
         turned, groups = get("rope.dimension_count", int), get("expert_group_count", int, 0)
         sigmoid, scaling = get("expert_gating_func", int, 1) == 2, dict(self.rope_scaling or {})
+        kv_split = "blk.0.attn_k_b.weight" in file.tensors
+        of = "_mla" if kv_split else ""  # what has no such end is the length of latents in these files
         scaling.pop("partial_rotary_factor", None)  # it is of the latents
         if scaling:
             all_dims = get("rope.scaling.yarn_log_multiplier", float, 0.0) / 0.1
@@ -63,9 +65,9 @@ class DeepseekConfig(
             rope_interleaved=True,
             q_lora_rank=get("attention.q_lora_rank", int, 0) or None,
             kv_lora_rank=get("attention.kv_lora_rank", int),
-            qk_nope_head_dim=get("attention.key_length_mla", int) - turned,
+            qk_nope_head_dim=get(f"attention.key_length{of}", int) - turned,
             qk_rope_head_dim=turned,
-            v_head_dim=get("attention.value_length_mla", int),
+            v_head_dim=get(f"attention.value_length{of}", int),
             first_k_dense_replace=get("leading_dense_block_count", int, 0),
             n_routed_experts=get("expert_count", int),
             n_shared_experts=get("expert_shared_count", int),
@@ -76,6 +78,7 @@ class DeepseekConfig(
             sigmoid=sigmoid,
             groups=(groups, get("expert_group_used_count", int), 1 + sigmoid) if groups > 1 else None,
             split=True,
+            kv_split=kv_split,
         )
 
 
@@ -98,7 +101,7 @@ class DeepseekAttention(nn.Module):
     def __init__(self, config, layer):
         c, D, H, self._layer = config, config.hidden_size, config.num_attention_heads, layer
         self._heads, R, S, N, U = H, c.kv_lora_rank, c.qk_rope_head_dim, c.qk_nope_head_dim, c.v_head_dim
-        self._q, self._kv, self._latent, self._split, bias = (N, S), (N, U), (R, S), c.split, c.attention_bias
+        self._q, self._kv, self._latent, self._split, bias = (N, S), (N, U), (R, S), c.kv_split, c.attention_bias
         if c.q_lora_rank is None:
             self.q_proj = nn.Linear(D, H * (N + S), bias=False)
         else:
@@ -108,7 +111,7 @@ class DeepseekAttention(nn.Module):
         self.kv_a_proj_with_mqa = nn.Linear(D, R + S, bias)
         self.kv_a_layernorm = nn.RMSNorm(R, 1e-6)
         made = {"init": nn.init.fan_uniform(R), "dense": True}
-        if c.split:
+        if c.kv_split:
             self.k_b_proj, self.v_b_proj = nn.Parameter(H, R, N, **made), nn.Parameter(H, U, R, **made)
         else:
             self.kv_b_proj = nn.Linear(R, H * (N + U), bias=False)

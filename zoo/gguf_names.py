@@ -44,6 +44,7 @@ GGUF_NAMES = {
     "self_attn.kv_a_proj_with_mqa": "attn_kv_a_mqa",
     "self_attn.kv_a_layernorm": "attn_kv_a_norm",
     "self_attn.k_b_proj": "attn_k_b",
+    "self_attn.kv_b_proj": "attn_kv_b",
     "self_attn.v_b_proj": "attn_v_b",
     "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "gpt_neox.embed_in": "token_embd",
@@ -80,6 +81,8 @@ GGUF_NAMES |= {
     for part in ("gate", "up", "down")
 }
 BEHIND = ("gemma2", "gemma3", "olmo2")  # whose post_attention_layernorm stands behind attention, as its name says
+_EXPERT = re.compile(r"block_sparse_moe\.experts\.(\d+)\.(w[123])")  # Mixtral's first files had them one by one
+_PARTS = {"w1": "gate", "w2": "down", "w3": "up"}
 _LAYER = re.compile(r"(?:model|gpt_neox|transformer|transformer\.encoder)\.(?:layers|h|blocks)\.(\d+)\.(.+)")
 
 
@@ -93,7 +96,9 @@ def gguf_name(path, arch="llama"):
     if kind not in ("weight", "bias"):
         stem, kind = path, "bias" if kind.endswith("_bias") else "weight"
     layer = _LAYER.fullmatch(stem)
-    name = GGUF_NAMES.get(layer[2] if layer else stem)
+    name, expert = GGUF_NAMES.get(layer[2] if layer else stem), layer and _EXPERT.fullmatch(layer[2])
+    if expert:
+        name = f"ffn_{_PARTS[expert[2]]}.{expert[1]}"
     if name == "ffn_norm" and arch in BEHIND and layer[2] == "post_attention_layernorm":
         name = "post_attention_norm"
     return name and (f"blk.{layer[1]}.{name}.{kind}" if layer else f"{name}.{kind}")

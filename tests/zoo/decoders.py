@@ -64,7 +64,8 @@ class Case(NamedTuple):
     """`model_type` of Hugging Face; what its config has beside SIZES; `variant` tells rows of one type apart.
 
     `context`: positions prepared for. `gguf`: the file's architecture, None where llama.cpp has none or it is not here.
-    `live`: what names of transformers' parameters have, and what the files' and ours have there.
+    `live`: what names of transformers' parameters have, and what the files' and ours have there. `old_file`, a field:
+    of llama.cpp's converter at first.
     """
 
     model_type: str
@@ -125,6 +126,7 @@ CASES = [
     Case("falcon", {"multi_query": False, "parallel_attn": False}, "sequential"),
     Case("mixtral", {**MIXTRAL, "sliding_window": 8}, live=BLOCK),
     Case("mixtral", MIXTRAL, "everywhere", gguf="llama", live=BLOCK),
+    Case("mixtral", {**MIXTRAL, "old_file": True}, "old-file", gguf="llama", live=BLOCK),
     Case("qwen2_moe", {**QWEN2_MOE, "mlp_only_layers": [0], "norm_topk_prob": True}),
     Case("qwen2_moe", QWEN2_MOE, "everywhere", gguf="qwen2moe"),
     Case("qwen3_moe", {**EXPERTS, "head_dim": 16, "decoder_sparse_step": 2}),
@@ -133,6 +135,7 @@ CASES = [
     Case("deepseek_v2", {**MLA, "q_lora_rank": None, "topk_method": "greedy", "attention_bias": True}),
     Case("deepseek_v2", {**MLA, **GROUPS, **MSCALE, "topk_method": "group_limited_greedy"}, "groups", gguf="deepseek2"),
     Case("deepseek_v3", {**MLA, **GROUPS, "norm_topk_prob": True}, gguf="deepseek2"),
+    Case("deepseek_v2", {**MLA, "topk_method": "greedy", "old_file": True}, "old-file", gguf="deepseek2"),
     Case("deepseek_v3", {**MLA, "n_group": 1, "topk_group": 1, "rope_interleave": False, **MSCALE}, "halves"),
     Case("gpt2", GPT, gguf="gpt2"),
     Case("gpt_bigcode", {**GPT, "num_key_value_heads": 1}, gguf="starcoder"),

@@ -83,10 +83,14 @@ def latent_metadata(c, rope):
         "n_group": "expert_group_count",
     }
     same |= {"topk_group": "expert_group_used_count", "routed_scaling_factor": "expert_weights_scale"}
-    found = {key: getattr(c, name) for name, key in same.items()}
+    found = {key: getattr(c, name) for name, key in same.items() if getattr(c, name) is not None}
     found |= {"attention.head_count_kv": 1, "rope.dimension_count": c.qk_rope_head_dim}
     found |= {"attention.key_length": c.kv_lora_rank + c.qk_rope_head_dim, "attention.value_length": c.kv_lora_rank}
     found["attention.key_length_mla"] = c.qk_nope_head_dim + c.qk_rope_head_dim
+    if getattr(c, "old_file", False):
+        found |= {"attention.key_length": found.pop("attention.key_length_mla")}
+        found |= {"attention.value_length": found.pop("attention.value_length_mla")}
+        found["attention.head_count_kv"] = c.num_attention_heads
     found["expert_weights_norm"] = bool(c.norm_topk_prob)
     found["expert_gating_func"] = 2 if c.model_type == "deepseek_v3" else 1
     if rope["rope_type"] == "yarn":
@@ -106,7 +110,7 @@ def parts(name, weight, config):
     if name.endswith("gate_up_proj") and "experts" in name:
         for part, value in zip(("gate_proj", "up_proj"), np.split(weight, 2, axis=1)):
             yield name.replace("gate_up_proj", part), value
-    elif "kv_b_proj" in name:
+    elif "kv_b_proj" in name and not getattr(config, "old_file", False):
         weight = weight.reshape(config.num_attention_heads, -1, weight.shape[1])
         k, v = np.split(weight, [config.qk_nope_head_dim], axis=1)
         yield name.replace("kv_b_proj", "k_b_proj"), k.swapaxes(1, 2)
@@ -143,7 +147,11 @@ def write(path, case, theirs):
             weight = permuted(weight, config.num_attention_heads if "q_proj" in name else config.num_key_value_heads)
         weight = weight + 1 if arch.startswith("gemma") and "norm" in name else weight
         for part, value in parts(name, weight.squeeze(), config):
-            tensors[named(table, case, part)] = np.ascontiguousarray(value)
+            part = named(table, case, part)
+            if "_exps" in part and case.model_type == "mixtral" and getattr(config, "old_file", False):
+                tensors |= {part.replace("_exps", f".{e}"): x for e, x in enumerate(value)}
+                continue
+            tensors[part] = np.ascontiguousarray(value)
     rope = getattr(config, "rope_parameters", {})
     for which in ("long", "short"):
         if f"{which}_factor" in rope:
