@@ -65,7 +65,7 @@ def mix(x, weights, experts, w_gate_up, w_down):
     """`moe` of experts that were chosen before: x (..., D); weights and experts (T, top_k), a row per row of x.
 
     w_gate_up may be a pair instead: gate and up, (E, I, D) each. On the CPU without a gradient up to `CHOICES` per
-    expert are launches that do not depend on what was chosen, so that they can be recorded. So are, on a GPU, those for
+    expert, and any that are recorded, are launches that do not depend on what was chosen. So are, on a GPU, those for
     joined floats of one dtype, and for one token with any weights: those that it chose are gathered first.
     """
     tokens = movement.reshape(x, (-1, x.shape[-1]))
@@ -79,8 +79,9 @@ def mix(x, weights, experts, w_gate_up, w_down):
     if cpu:
         few = experts.numel() <= many * (CHOICES_OF_BLOCKS if hasattr(w_down, "format") else CHOICES)
     else:
-        few = tokens.shape[0] == 1 and not joined
-    if fused and few:
+        few = tokens.shape[0] == 1
+    few = few or backend.recorder() is not None  # who is chosen when it is replayed is not known
+    if fused and few and not (joined and not cpu):
         out = _few(tokens, weights, experts, w_gate_up, w_down)
     elif fused and joined and not cpu:
         out = _grouped(tokens, weights, experts, w_gate_up, w_down)

@@ -99,6 +99,25 @@ def test_choices_equal_experts_one_by_one(fmt, tokens):
     assert np.abs(found - want).max() <= (1e-6 if fmt is None else 1e-3) * np.abs(want).max()
 
 
+def test_many_choices_can_be_recorded():
+    """More than are taken by choice otherwise: what experts have to do must not be that of the first run."""
+    top_k, tokens = 2, 4 * moe.CHOICES
+    x, router, *weights = draw(tokens, 4), draw(3, 4), draw(3, 6, 4), draw(3, 4, 3)
+
+    def mixed(x):
+        return tensorlib.moe(x, x @ router.T, *weights, top_k)
+
+    assert tokens * top_k > moe.CHOICES * 3
+    want, step = [mixed(x).numpy().copy(), mixed(-x).numpy().copy()], Capture("cpu")
+    with step:
+        out = mixed(x)
+    found = [out.numpy().copy()]
+    x.copy_(-x)
+    step.replay()
+    found.append(out.numpy().copy())
+    assert np.allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
 def test_an_id_of_no_expert_gives_nan():
     for weight in (draw(7, 32, 32), quantize(draw(7, 32, 32), "q8_0")):
         ids = tensorlib.tensor([0, 7, -1], dtype="i64")

@@ -7,6 +7,7 @@ import tensorlib
 from tensorlib.io import gguf
 from tests.zoo import test_decoders as whole
 from tests.zoo.decoders import CASES, SIZES
+from zoo.engine import Engine
 from zoo.generate import TextModel
 from zoo.load import load_gguf
 
@@ -198,3 +199,17 @@ def test_experts_in_blocks(case, tmp_path):
         one.reset()
         ids.append(int(model.model(whole.tensor(ids), one).numpy()[-1].argmax()))
     assert got == ids[len(whole.IDS) :]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "mpt", "mixtral-everywhere", "qwen3_moe-everywhere"])
+def test_streams_of_an_engine(name, tmp_path):
+    """Positions that are learned or told to heads, and experts, are those of every stream in a batch."""
+    case = next(case for case in CASES if case.id == name)
+    write(tmp_path / "model.gguf", case, whole.torch_model(case))
+    model = TextModel(*load_gguf(tmp_path / "model.gguf"), cache_dtype="f32")
+    engine = Engine(model, 3, cache_dtype="f32")
+    handles = [engine.submit(whole.IDS[: i + 3], 8) for i in range(4)]
+    while engine.busy:
+        engine.step()
+    for i, handle in enumerate(handles):
+        assert handle.ids == list(model.generate(whole.IDS[: i + 3], 8))
