@@ -12,13 +12,13 @@ class Batch:
     DTypeError for models that keep something else than keys and values.
     """
 
-    def __init__(self, model, streams, context, tokens, cache_dtype="f16"):
+    def __init__(self, model, streams, context, tokens, cache_dtype="f16", page_size=64):
         like = model.model.new_cache(1, cache_dtype, device=model.device)
         if type(like) is not nn.KVCache:
             fix = "generate its texts one by one, with TextModel.generate"
             raise DTypeError("Batch", f"a model with a {type(like).__name__}", "one with a KVCache", fix)
         heads, _, width = like.layers[0][0].shape
-        self.cache = nn.BatchCache(len(like.layers), heads, width, tokens, cache_dtype, model.device)
+        self.cache = nn.BatchCache(len(like.layers), heads, width, tokens, cache_dtype, model.device, page_size)
         self._model, self._streams, self._most = model, streams, self.cache.pages(context)
         self._recorded = {}
 
