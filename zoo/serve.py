@@ -4,6 +4,7 @@ One process: the main thread talks HTTP (`serve_api.py`), one thread drives the 
 key only this machine may ask. Ctrl-C and SIGTERM let answers that have begun end, for at most half a minute.
 """
 
+import gc
 import ipaddress
 import os
 import signal
@@ -14,6 +15,7 @@ from zoo.convert import size
 
 DRAIN = 30  # seconds that begun answers have to end
 CONNECTIONS = 512  # more are refused with 503
+BACKLOG = 2048  # that wait until they are accepted
 SEND_BUFFER = 1 << 16  # bytes that the kernel holds for a slow reader
 SILENT = 60_000  # milliseconds after which a reader that takes nothing is cut off
 
@@ -56,11 +58,13 @@ def run_serve(options):
         service = loaded(options)
         from zoo.serve_api import application
 
+        gc.freeze()  # what is there stays: collections need not look through it, and so come in time
         # uvicorn drains, then raises what it got again: SIGTERM's own action would be another exit status
         signal.signal(signal.SIGTERM, lambda number, frame: None)
+        listening.listen(BACKLOG)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"tensorlib: {', '.join(service.names)} on http://{shown}:{port}", file=sys.stderr, flush=True)
+        print(f"tensorlib: {', '.join(service.names.values())} on http://{shown}:{port}", file=sys.stderr, flush=True)
         config = uvicorn.Config(
             application(service, key), log_level="critical", access_log=False, ws="none", server_header=False,
             limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=DRAIN,
@@ -140,6 +144,9 @@ def loaded(options):
         text = generate.load(options.model, options.threads, options.context, options.device)
         names["text"] = options.name or name(options.model or hub.DEFAULT_MODEL)
         engine = Engine(text, options.streams, text.context_length)
+        engine.submit([0], 2)  # compiles what is missing and records a step, so that no client waits for it
+        while engine.busy:
+            engine.step()
     if options.embed:
         from zoo import embed
 

@@ -5,11 +5,13 @@ import hmac
 import json
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from zoo.serve import is_loopback
 from zoo.serve_errors import ApiError
 
+DISCARDED = 32 << 20  # bytes that are taken of a body that is too large
 BODY_SECONDS = 30  # that a client may take to send its body
 STALL = 30  # seconds that a reader may take nothing of an answer
 
@@ -26,20 +28,27 @@ def failed(error, headers=None):
 
 
 async def read(request, most):
-    """A request's body. What is past the limit is not kept."""
-    found, given = bytearray(), request.headers.get("content-length", "")
+    """A request's body. Of what is past the limit nothing is kept, but some is taken: to close a connection that has
+    unread data would lose the answer.
+    """
+    found, count, given = bytearray(), 0, request.headers.get("content-length", "")
+    size = int(given) if given.isdecimal() else 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            if not (given.isdecimal() and int(given) > most):
+            if size <= most + DISCARDED:
                 async for chunk in request.stream():
-                    found += chunk
-                    if len(found) > most:
+                    count += len(chunk)
+                    if count > most + DISCARDED:
                         break
-                else:
-                    return bytes(found)
+                    if max(size, count) <= most:
+                        found += chunk
     except TimeoutError:
         raise ApiError(408, f"The body took more than {BODY_SECONDS} s") from None
-    raise ApiError(413, f"The body has more than {most} bytes", code="body_too_large")
+    except ClientDisconnect:
+        raise ApiError(408, "The client has left") from None
+    if max(size, count) > most:
+        raise ApiError(413, f"The body has more than {most} bytes", code="body_too_large")
+    return bytes(found)
 
 
 async def unless_left(receive, coroutine):

@@ -1,0 +1,101 @@
+"""The server as a process: under load, and at its end. The long version: python -m bench.serve load."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+from bench import serve_load
+from tests.zoo.serving import write_tiny
+
+HEAD = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("serve") / "tiny.gguf")
+
+
+def test_two_hundred_clients(model):
+    """Of every kind, all at once; then fewer, whose requests must leave nothing: memory, files, threads, sequences."""
+    found = serve_load.run(model, warm=800, requests=1200, clients=50)
+    assert found.counts.total() == 2000
+    assert {name for name, _ in found.counts} == set(serve_load.KINDS)
+    assert abs(found.last / found.first - 1) <= serve_load.GROWTH, found
+    done = sum(n for (name, status), n in found.counts.items() if status == 200)
+    assert done > 800  # most are not refused
+
+
+def send(url, **fields):
+    """A connection on which a request for a completion has been sent."""
+    body = json.dumps({"prompt": "the cat", "max_tokens": 200, "ignore_eos": True, **fields})
+    made = socket.create_connection(url, timeout=60)
+    made.sendall(f"{HEAD}{len(body)}\r\n\r\n{body}".encode())
+    return made
+
+
+def whole(connection):
+    """All that comes."""
+    data = b""
+    while piece := connection.recv(1 << 16):
+        data += piece
+    return data
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_lets_answers_end(model, number, status):
+    with serve_load.serving(model) as process:
+        with send(process.url, stream=True, n=4) as stream, send(process.url) as answer:
+            begun = stream.recv(100)
+            process.send_signal(number)
+            streamed, text = begun + whole(stream), whole(answer)
+        assert streamed.count(b'"finish_reason":"length"') == 4 and b"data: [DONE]" in streamed
+        assert json.loads(text.split(b"\r\n\r\n")[1])["usage"]["completion_tokens"] == 200
+        assert process.wait(30) == status
+        assert "Traceback" not in process.stderr.read()
+        with pytest.raises(OSError):
+            socket.create_connection(process.url, timeout=1)
+
+
+def test_the_key_is_read_from_the_environment(model, monkeypatch):
+    monkeypatch.setenv("TENSORLIB_API_KEY", "secret")
+    with serve_load.serving(model, "--host", "0.0.0.0") as process:
+        with send(process.url) as connection:
+            assert whole(connection).startswith(b"HTTP/1.1 401")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_no_other_machine_without_a_key(model):
+    command = [sys.executable, "-m", "zoo.cli", "serve", "-m", str(model), "--host", "0.0.0.0", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(serve_load.ROOT), "TENSORLIB_API_KEY": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("tensorlib: error: serve: got --host 0.0.0.0") and done.stderr.count("\n") == 1
+
+
+def test_a_wrong_answer_is_seen():
+    """The bench's own eyes: half a stream, and an error without a message."""
+
+    async def read(data):
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        return await serve_load.answer(reader, serve_load.KINDS["stream"])
+
+    good = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+    assert asyncio.run(read(good + b"10\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")) == 200
+    for bad in (
+        good + b"5\r\ndata:\r\n",
+        b'HTTP/1.1 400 No\r\ncontent-type: application/json\r\n\r\n{"error": {"message": ""}}',
+    ):
+        with pytest.raises(AssertionError):
+            asyncio.run(read(bad))
