@@ -187,7 +187,7 @@ def _gather(dtype, ids):
             row = _row_of(at, dtype)
             if row is not None:
                 size, count, step = row
-                block = min(power_of_2(count), power_of_2(HELD // 8))
+                block = min(power_of_2(count), power_of_2(HELD // 16))
                 kernel = _row_kernel(dtype, ids, power_of_2(size), block, at.offset)
                 kernel(gpu, (at.n // count, 1, 1), at.x, at.ids, at.y, at.flag, size, step, count)
                 continue

@@ -61,7 +61,9 @@ DECODE_WIDE = {
 }
 FEW = 32  # rows (queries times heads of a KV head) up to which tiles are those of decoding; beyond 16, of 8 warps
 MOST = 128  # segments of the keys
-LOADED = {90: {64: (128, 64, 4, 3, 2), 128: (128, 128, 8, 3, 2)}}  # tiles of the copy engine by head dim, Config.LOADS
+LOADED = {  # tiles of the copy engine by head dim, Config.LOADS: of many queries; where there are few programs
+    90: {64: ((128, 64, 4, 3, 2), (64, 64, 4, 3, 2)), 128: ((128, 128, 8, 3, 2), (64, 64, 4, 3, 2))},
+}
 LARGE = 1 << 27  # queries times keys times heads for which descriptors pay
 NEAR = 16 << 20  # bytes of keys and values that stay in the cache
 LOOSE = (
@@ -144,7 +146,7 @@ def _steps(q, kv, out, words):
     return [*steps, *(s // SIZES[out] for s in words[23:25])]
 
 
-def _loads(arch, q, kv, words, steps, few):
+def _loads(arch, units, q, kv, words, steps, few):
     """The tile of a kernel for the copy engine, or None: many queries, whose blocks of keys end with what they see."""
     (t, heads, _, width), keys = words[:4], min(words[8], words[7] if words[7] >= 0 else words[0])
     rows, whole = LOADED.get(arch), words[10] < 0 or (words[10] == 0 and t == keys)
@@ -154,7 +156,10 @@ def _loads(arch, q, kv, words, steps, few):
         return None
     if words[12] or words[25] or words[30]:  # a cap, a mask, slopes: scores are more than scaled products
         return None
-    return rows[width] if not (words[13] | words[16] | words[19]) & 15 else None
+    if (words[13] | words[16] | words[19]) & 15:
+        return None
+    many, less = rows[width]
+    return many if blocks(t, many[0]) * heads >= 2 * units else less
 
 
 def _descriptors(q, made, words, steps):
@@ -189,7 +194,7 @@ def _forward(q, kv, out, index):
         eight, memory = reading(kv, gpu.arch, gpu.interpreted)
         made, warps, stages = config(gpu.arch, q, kv, words, few, pack, eight)
         steps = _steps(q, kv, out, words)
-        loads = _loads(gpu.arch, q, kv, words, steps, few)
+        loads = _loads(gpu.arch, gpu.units, q, kv, words, steps, few)
         if loads:
             bm, bn, warps, stages, loads = loads
             made = made._replace(BM=bm, BN=bn, LOADS=loads)
@@ -246,10 +251,10 @@ def variants(arch):
         for q, kv in (("f16", "f16"), ("f32", "f16"), ("f32", "f32")):
             add(f"{q} {kv} {width}", q, kv, width)
             add(f"decode {q} {kv} {width}", q, kv, width, 16)
-    for width, (bm, bn, warps, stages, loads) in LOADED.get(arch, {}).items():
+    for width, bm, bn, warps, stages, loads in ((w, *tile) for w, some in LOADED.get(arch, {}).items() for tile in some):
         words[3], words[4] = width, 0
         made = config(arch, "f16", "f16", words, 0, 1)[0]._replace(BM=bm, BN=bn, LOADS=loads)
-        found[f"copy engine f16 {width}"] = compiled(("f16", "f16", "f16", "i32"), made, warps, stages)
+        found[f"copy engine f16 {width}, {bm} rows"] = compiled(("f16", "f16", "f16", "i32"), made, warps, stages)
         words[4] = 1
     add("bf16 bf16 128", "bf16", "bf16", 128)
     add("decode f32 bf16 128, 32 rows", "f32", "bf16", 128, 32)

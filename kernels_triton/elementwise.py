@@ -28,7 +28,7 @@ BYTES = {
     "gfx942": 8192,
 }  # of the widest operand, per program of 128 (256) threads; tiles have twice as many elements
 COLUMNS = (1024, 256, 64)  # of a tile, the widest first: whole cache lines of any row
-SIDE = {8: 32, 4: 64, 2: 64, 1: 64}  # of a square tile with a transposed operand, by the widest itemsize
+SIDE = {8: 32, 4: 64, 2: 128, 1: 64}  # of a square tile with a transposed operand, by the widest itemsize
 FEW = 3  # arrays of which a thread holds 16 elements of 4 bytes in 48 registers
 LIMIT = 65535  # programs along all axes of a grid but the first
 KEPT = 1024  # layouts that a row remembers

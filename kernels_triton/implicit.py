@@ -24,11 +24,11 @@ SHORT = 12  # steps
 TILES = {
     75: ((64, 64, 16, 4, 1), (16, 64, 16, 4, 1)),
     80: ((128, 128, 32, 8, 3), (64, 128, 32, 4, 3), (16, 128, 32, 4, 3)),
-    90: ((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (16, 128, 64, 4, 3)),
+    90: ((128, 256, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 4, 3), (64, 64, 64, 4, 4), (16, 128, 64, 4, 3)),
     120: ((128, 128, 32, 8, 3), (64, 128, 32, 4, 3), (16, 128, 32, 4, 3)),
     "gfx942": ((128, 128, 32, 8, 2), (64, 128, 32, 4, 2), (16, 128, 32, 4, 2)),
 }
-COPY = (128, 64, 8)  # positions, channels, warps of a tile that is copied
+COPY = (32, 64, 4)  # positions, channels, warps of a tile that is copied
 _COPY = """channels wide xn xc xd xh xw in_d in_h in_w low_d low_h low_w take_d take_h take_w plane y_h y_w""".split()
 _SUMS = """bias_step count outputs run pitch plane xn xc xg out_h out_w step_d step_h step_w win_d win_h win_w
 tap_d tap_h tap_w""".split()
@@ -178,7 +178,7 @@ def choose(arch, s, units):
         return last
     short = s.filled * prod(s.win) < SHORT * tiles[0][2]
     fitting = [t for t in tiles if t[0] < 2 * s.outputs and not (short and t[0] * t[1] > 128 * 128)]
-    enough = lambda t: 4 * blocks(s.outputs, t[0]) * blocks(s.count, t[1]) * s.groups >= 3 * units  # noqa: E731
+    enough = lambda t: blocks(s.outputs, t[0]) * blocks(s.count, t[1]) * s.groups >= units  # noqa: E731
     return next(filter(enough, fitting), fitting[-1])
 
 

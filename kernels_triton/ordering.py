@@ -212,7 +212,9 @@ def _short(dtype, n, ids, values, shift, offset, turn=True):
     rows, log = max(1, 1024 // n), n.bit_length() - 1
     types = (raw, "*i64", raw, "*i64", *(offset[0],) * 3, "i32")
     consts |= {"IDS": ids, "VALUES": values, "SHIFT": shift, "ROWS": rows.bit_length() - 1, "LOG": log}
-    warps = 4 if rows * n < CHUNK else 16 if n > CHUNK and consts["BITS"] <= 16 else 8
+    warps = 4 if rows * n < CHUNK else 8
+    if n > CHUNK:  # of 4096: 0.8 ms where 8 warps take 1.2; halves would spill
+        warps = {16: 16, 32: 4}.get(consts["BITS"], 8)
     made = Kernel(sort_short, types, warps=warps, ROT=_own(rows * n, warps, turn), OFFSET=offset[1], **consts)
     made.items = rows * n
     return made
@@ -229,7 +231,7 @@ def _chunks(dtype, first, ids, shift, part, offset, turn=True):
 
 
 @functools.cache
-def _picks(dtype, n, values, offset, warps=4):
+def _picks(dtype, n, values, offset, warps=8):
     consts, raw = form(dtype)
     rows = max(1, PICKED // 2 // n)
     consts |= {"VALUES": values, "ROWS": rows.bit_length() - 1, "LOG": n.bit_length() - 1, "OFFSET": offset[1]}
@@ -248,7 +250,7 @@ def _pick_chunks(dtype, first, offset, n=PICKED, warps=4):
 
 
 @functools.cache
-def _merge(offset, steps, probes=PROBES, warps=8):
+def _merge(offset, steps, probes=PROBES, warps=4):
     consts = {"LOG": CHUNK.bit_length() - 1, "PROBES": probes, "STEPS": steps, "OFFSET": offset[1]}
     made = Kernel(merge_runs, ("*i64", "*i64", *(offset[0],) * 3), warps=warps, **consts)
     made.items = CHUNK

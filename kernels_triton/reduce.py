@@ -39,9 +39,9 @@ from .tiles import (
 
 CHAIN = 120  # kernels_numba/reduce.py promises 512 / 4 + 8
 TILE = 8192  # elements of a tile: 8 warps, 8 loads of 128 bits of f32 in flight per thread
-ARG = 4096  # the same where places are kept, too
+ARG = 2048  # the same where places are kept, too
 WAVE = 4  # programs per multiprocessor, of a reduction that is cut in parts
-COLUMNS = 128  # adjacent outputs of a tile at most: 512 bytes of f32
+COLUMNS = 64  # adjacent outputs of a tile at most: 256 bytes of f32
 OPS = ("sum", "prod", "amax", "amin")
 
 
@@ -56,15 +56,25 @@ def is_last(counter, programs):
 
 
 @triton.jit
+def tiles_at(x, base, at, r, inside, rn0, rn1, rn2, rs0, rs1, rs2, rs3, NR: tl.constexpr, EVEN: tl.constexpr):
+    """The tile of whole rows `r` behind `at`; EVEN: of all outputs."""
+    step_ = at + r if NR == 0 else offset_of(at + r, rn0, rn1, rn2, 1, rs0, rs1, rs2, rs3, NR)
+    if EVEN:
+        return tl.load(x + (base[:, None] + step_[None, :]))
+    else:
+        return tl.load(x + (base[:, None] + step_[None, :]), mask=inside[:, None], other=0)
+
+
+@triton.jit
 def reduce_tiles(
     x, out, partial, counter, outputs, n, length, per, count,
     kn0, ks0, kn1, ks1, kn2, ks2, ks3, rn0, rs0, rn1, rs1, rn2, rs2, rs3,
     OP: tl.constexpr, GIVEN: tl.constexpr, OUT: tl.constexpr, ACC: tl.constexpr, START: tl.constexpr,
     TRUTH: tl.constexpr, MEAN: tl.constexpr, ADJACENT: tl.constexpr, NK: tl.constexpr, NR: tl.constexpr,
-    LOOP: tl.constexpr, FINISH: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
+    LOOP: tl.constexpr, FINISH: tl.constexpr, EVEN: tl.constexpr, M: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """out[part, p]: part (program axis 1) of output p; with FINISH, `partial` has these, and the last program combines
-    as many at a time. ADJACENT: n outputs in a row; NR 0: adjacent elements.
+    as many at a time. ADJACENT: n outputs in a row; NR 0: adjacent elements; EVEN: no tile reaches beyond the outputs.
     """
     pid = tl.program_id(0).to(outputs.dtype)
     if ADJACENT:
@@ -85,9 +95,13 @@ def reduce_tiles(
     full = first
     if LOOP:
         full += (end - first) // R * R
-        for at in tl.range(first, full, R):
-            step_ = at + r if NR == 0 else offset_of(at + r, rn0, rn1, rn2, 1, rs0, rs1, rs2, rs3, NR)
-            v = tl.load(x + (base[:, None] + step_[None, :]), mask=inside[:, None], other=0)
+        there = inside & (tl.zeros([M], first.dtype) + first < full)
+        v = tiles_at(x, base, first, r, there, rn0, rn1, rn2, rs0, rs1, rs2, rs3, NR, False)
+        for at in tl.range(first + R, full, R):  # a tile is on its way while one is added: alone, a third of the speed
+            ahead = tiles_at(x, base, at, r, inside, rn0, rn1, rn2, rs0, rs1, rs2, rs3, NR, EVEN)
+            acc = step(acc, truth(v, GIVEN) if TRUTH else widen(v, GIVEN, ACC), OP)
+            v = ahead
+        if first < full:
             acc = step(acc, truth(v, GIVEN) if TRUTH else widen(v, GIVEN, ACC), OP)
     if full < end:
         step_ = full + r if NR == 0 else offset_of(full + r, rn0, rn1, rn2, 1, rs0, rs1, rs2, rs3, NR)
@@ -116,7 +130,7 @@ def reduce_tiles(
 
 
 @functools.cache
-def kernel(op, compute, given, out, shape, adjacent, nk, nr, loop, mean, wide, finish=0):
+def kernel(op, compute, given, out, shape, adjacent, nk, nr, loop, mean, wide, finish=0, even=False):
     """The Kernel of `reduce_tiles` for some dtypes, a tile, numbers of dims, and i64 as integers if `wide`."""
     acc = "f64" if op == "prod" and compute in FLOATS else accumulated(compute)
     integer = "i64" if wide else "i32"
@@ -127,7 +141,7 @@ def kernel(op, compute, given, out, shape, adjacent, nk, nr, loop, mean, wide, f
         reduce_tiles, (*pointers, *(integer,) * 4, real, *(integer,) * 14), names,
         warps_for(shape[0] * shape[1], each), OP=op, GIVEN=given, OUT=out, ACC=WIDE[acc],
         START=start_of(op, "f64" if acc == "f64" else compute), TRUTH=compute == "bool" and given != acc, MEAN=mean,
-        ADJACENT=adjacent, NK=max(nk, 1), NR=nr, LOOP=loop, FINISH=finish, M=shape[0], R=shape[1],
+        ADJACENT=adjacent, NK=max(nk, 1), NR=nr, LOOP=loop, FINISH=finish, EVEN=even, M=shape[0], R=shape[1],
     )  # fmt: skip
     made.items = shape[0] * shape[1]
     return made
@@ -174,7 +188,8 @@ def _launch(gpu, what, pointers, numbers, kept, reduced):
     elif parts > 1:
         to_many = gpu.allocate(size)
         to, out, mean = to_many[0], acc, False
-    found = kernel(op, compute, given, out, shape, adjacent, nk, nr, per > shape[1], mean, wide, finish)
+    loop, even = per > shape[1], (n if adjacent else outputs) % shape[0] == 0
+    found = kernel(op, compute, given, out, shape, adjacent, nk, nr, loop, mean, wide, finish, loop and even)
     found(gpu, (programs, parts, 1), x, to, *space, outputs, n, length, per, count, *packed(*keep), *packed(*rest))
     if to_many:
         none, dense = ([1] * MAX, [0] * MAX), ([parts] + [1] * (MAX - 1), [outputs] + [0] * (MAX - 1))
@@ -307,9 +322,9 @@ def variants(arch):
         found[f"sum rows {dtype}"] = kernel("sum", "f32", dtype, dtype, (1, TILE), False, 1, 0, True, False, False)
         found[f"sum short rows {dtype}"] = kernel("sum", "f32", dtype, dtype, (64, 64), False, 1, 0, False, True, False)
         shape = (COLUMNS, TILE // COLUMNS)
-        found[f"sum columns {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, True, 1, 1, True, False, False, 16)
+        found[f"sum columns {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, True, 1, 1, True, False, False, 16, True)
         shape = 1, TILE
-        found[f"sum all {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, False, 1, 0, True, False, False, 1024)
+        found[f"sum all {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, False, 1, 0, True, False, False, 1024, True)
     found["amax rows f32"] = kernel("amax", "f32", "f32", "f32", (1, TILE), False, 1, 0, True, False, False)
     found["sum rows i32"] = kernel("sum", "i64", "i32", "i64", (1, TILE // 2), False, 1, 0, True, False, False)
     found["sum strided f32"] = kernel("sum", "f32", "f32", "f32", (1, TILE // 2), False, 2, 2, True, False, False)

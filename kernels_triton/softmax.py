@@ -20,7 +20,7 @@ from .tiles import WIDE, cells, decay, divide, largest, narrow, packed, reach, r
 # elements of a row held in registers at most, f64 half as many: 32 warps with 32 of 64 registers, unless that spills
 ROW = {75: 16384, 80: 32768, 89: 16384, 90: 32768, 100: 16384}
 COLUMN = 1024  # the same of a middle dim, with 8 columns at least
-SHORT, WARP = 4096, 128  # elements of a tile of several rows, which are at most so long
+SHORT, WARP = 1024, 128  # elements of a tile of several rows, which are at most so long
 FEW = 1024  # the same of longer ones, and if those are not enough for all multiprocessors
 TILE = 2048  # of longer ones
 LONG = 32768, 32  # of rows in one program each, one at a time per multiprocessor, and warps
