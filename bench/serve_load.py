@@ -241,13 +241,13 @@ def run(model, warm, requests, clients, options=("--queue", "160")):
     return Found(counts, sum(sizes[:third]) / third, sum(sizes[-third:]) / third, requests / taken)
 
 
-def main(arguments=None):
-    """Command line of `python -m bench.serve load`."""
+def main():
+    """Command line of `python -m bench.serve load`; its exit status is 1 if memory grew too much."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--warm", type=int, default=3000, help="requests before those that are measured (3000)")
     parser.add_argument("--model", help="a GGUF file (a tiny one, written for this)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     import tempfile
 
     from tests.zoo.serving import write_tiny
@@ -261,8 +261,8 @@ def main(arguments=None):
     growth = found.last / found.first - 1
     first, last = found.first / 1e6, found.last / 1e6
     print(f"RSS: {first:.1f} MB in the first third, {last:.1f} MB in the last: {100 * growth:+.2f} %")
-    return int(abs(growth) > GROWTH)
+    sys.exit(int(abs(growth) > GROWTH))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,9 +4,9 @@ A field is a name, a check and a default. A check gives the value, converted, or
 null counts as not given. What OpenAI does not have is llama.cpp's and vLLM's: `top_k`, `min_p`, `repetition_penalty`,
 `ignore_eos`.
 
->>> fields({"max_tokens": 5, "temperature": 0, "surprise": 1}, COMPLETION)["max_tokens"]
+>>> fields({"max_tokens": 5, "surprise": 1}, TEXT)["max_tokens"]
 5
->>> fields({"temperature": "hot"}, COMPLETION)
+>>> fields({"temperature": "hot"}, TEXT)
 Traceback (most recent call last):
 zoo.serve_errors.ApiError: temperature: expected a number from 0 to 2, got 'hot'
 """

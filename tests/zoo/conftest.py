@@ -66,3 +66,29 @@ def tiny_llama(tmp_path_factory):
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """The tokenizer of the tests of the server."""
+    from tensorlib.io import gguf
+    from tensorlib.io.tokenizer import Tokenizer
+    from tests.zoo.serving import write_tiny
+
+    return Tokenizer.from_gguf(gguf.open(write_tiny(tmp_path_factory.mktemp("serve") / "tiny.gguf")))
+
+
+@pytest.fixture
+def served(tiny_tokenizer):
+    """Function: a Service, on an engine that says what it is told to; it is closed after the test."""
+    from tests.zoo.serving import service
+
+    kept = []
+
+    def make(**options):
+        kept.append(service(tiny_tokenizer, **options))
+        return kept[-1]
+
+    yield make
+    for each in kept:
+        each.close()

@@ -7,6 +7,7 @@ import time
 import httpx
 import numpy as np
 
+import tensorlib
 from tensorlib.errors import ContextError
 from tensorlib.io.vocabulary import LETTER_OF_BYTE
 from tests.zoo.conftest import write_llama
@@ -21,6 +22,8 @@ TEMPLATE = """{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 SAID = "Hello, wörld! The end."
 LOOPBACK = "http://127.0.0.1"
+CHAT, TEXT, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+HELLO = [{"role": "user", "content": "Hi"}]
 
 
 def with_tokenizer(writer):
@@ -55,7 +58,7 @@ class FakeEngine:
     def busy(self):
         return bool(self.live)
 
-    def submit(self, ids, max_tokens, sampler, stop_ids, processors):
+    def submit(self, ids, max_tokens, sampler=None, stop_ids=(), processors=()):
         if len(ids) + max_tokens > self.context:
             raise ContextError("engine", "too much", "less")
         self.made += 1
@@ -140,3 +143,16 @@ def until(condition, seconds=10):
     while not condition():
         assert time.monotonic() < limit, "it does not come"
         time.sleep(0.005)
+
+
+class FakeEncoder:
+    """Vectors that say what they are of: [length, first id, 0.5]."""
+
+    max_length = 16
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.calls = tokenizer, []
+
+    def embed(self, rows):
+        self.calls.append(len(rows))
+        return tensorlib.tensor([[float(len(row)), float(row[0]), 0.5] for row in rows])
