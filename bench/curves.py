@@ -9,8 +9,8 @@ torch with another number of threads, and both to torch in float64 from the same
 
 Training at a high rate amplifies any difference, and where a ReLU's input or the difference of two values in a pool is
 as small as rounding, a gradient goes another way. Then torch parts from itself as well, at about the same step, and no
-library can keep to its curve. So networks with corners are there twice: at the example's rate, and (NAME/300) at a
-300th of it, where torch keeps to its own float64. And "led by torch" trains at the example's rate, but puts the weights
+library can keep to its curve. So networks with corners are there twice: at the example's rate, and (NAME/1000) at a
+thousandth of it, where torch keeps to its own float64. And "led by torch" trains at the example's rate, but puts the weights
 back to torch's before each step: a loss per step from the same weights and batches, which nothing amplifies.
 
 `lora` trains beside a Llama in blocks of 4 bits. Its twin rounds what meets those to 8 bits per 32 values, as our
@@ -39,7 +39,7 @@ from zoo import train_cartpole, train_cifar, train_gpt, train_lora, train_mnist,
 
 BOUNDS = {"float64": 1e-9, "float32": 1e-4}
 LED = {"float32": 1e-4, "bf16": 2.0**-9}  # from the same weights; of bf16 the unit roundoff of a logit
-CALM = 300  # what divides the rate of a network with corners so that rounding decides nothing
+CALM = 1000  # what divides the rate of a network with corners so that rounding decides nothing
 ROUND = 24  # updates of CartPole between two plays: 6 epochs of 4 batches
 
 
