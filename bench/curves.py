@@ -10,8 +10,8 @@ torch with another number of threads, and both to torch in float64 from the same
 Training at a high rate amplifies any difference, and where a ReLU's input or the difference of two values in a pool is
 as small as rounding, a gradient goes another way. Then torch parts from itself as well, at about the same step, and no
 library can keep to its curve. So networks with corners are there twice: at the example's rate, and (NAME/1000) at a
-thousandth of it, where torch keeps to its own float64. And "led by torch" trains at the example's rate, but puts the weights
-back to torch's before each step: a loss per step from the same weights and batches, which nothing amplifies.
+thousandth of it, where torch keeps to its own float64. And "led by torch" trains at the example's rate, but puts the
+weights back to torch's before each step: a loss per step from the same weights and batches, which nothing amplifies.
 
 `lora` trains beside a Llama in blocks of 4 bits. Its twin rounds what meets those to 8 bits per 32 values, as our
 products do; a value between two of the 8 bits may go either way by float32's rounding, in torch's own runs as well.
