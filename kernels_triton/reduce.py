@@ -115,9 +115,9 @@ def reduce_tiles(
         if is_last(counter + tl.program_id(0), parts):
             q = tl.arange(0, FINISH)
             rest = tl.full([M, FINISH], START, ACC)
-            for at in tl.range(0, parts, FINISH):
-                known = inside[:, None] & (at + q < parts)[None, :]
-                place = (at + q).to(outputs.dtype)[None, :] * outputs + p[:, None]
+            for some in tl.range(0, parts, FINISH):
+                known = inside[:, None] & (some + q < parts)[None, :]
+                place = (some + q).to(outputs.dtype)[None, :] * outputs + p[:, None]
                 rest = tl.where(known, step(rest, tl.load(partial + place, mask=known, other=0), OP), rest)
             whole = over(rest, 1, OP)
             if MEAN:
@@ -324,6 +324,7 @@ def variants(arch):
         shape = (COLUMNS, TILE // COLUMNS)
         found[f"sum columns {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, True, 1, 1, True, False, False, 16, True)
         shape = 1, TILE
+        found[f"sum wide {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, False, 1, 0, True, False, True, 1024, True)
         found[f"sum all {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, False, 1, 0, True, False, False, 1024, True)
     found["amax rows f32"] = kernel("amax", "f32", "f32", "f32", (1, TILE), False, 1, 0, True, False, False)
     found["sum rows i32"] = kernel("sum", "i64", "i32", "i64", (1, TILE // 2), False, 1, 0, True, False, False)

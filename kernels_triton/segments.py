@@ -251,6 +251,8 @@ def _clear(dtype):
 def _computed(op, dtype):
     """(op, what it computes in, that dtype's name)"""
     compute = COMPUTE.get(dtype, tl.int32)
+    if op == "mul" and compute == tl.float32:
+        compute = tl.float64  # factors in another order may leave f32 on their way
     if dtype == "bool":
         op = {"add": "max", "mul": "min"}.get(op, op)
     wide = {tl.float32: "f32", tl.float64: "f64", tl.uint32: "u32", tl.uint64: "u64", tl.int64: "i64"}

@@ -8,6 +8,7 @@ import inspect
 
 from tests.gpu.conftest import lacking
 from tests.quant.conftest import samples  # noqa: F401 - a fixture
+from tests.sim.interpreted.test_matmul import tf32  # noqa: F401 - a fixture
 
 ROOMS = (
     "attention attention_vjp elementwise fuse index lapack loss matmul moe norm quant random reduce scan sort".split()

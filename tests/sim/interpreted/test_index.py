@@ -204,3 +204,15 @@ def test_ranges(dtype, device):
     for start, end, step in ranges[: 2 if dtype in ("i64", "u8", "bool") else 3]:
         cpu, gpu = (create.arange(Tensor, start, end, step, dtype, d).to("cpu") for d in ("cpu", "cuda:0"))
         assert cpu.tolist() == gpu.tolist()
+
+
+def test_products_of_one_place_leave_f32_on_their_way(device):
+    """Whatever the order: a subnormal factor has all of its bits in the end."""
+    factors = np.float32([-629.5, 428.25, 895.125, 503.5, 398.75, -2.8e-45, 601.5])
+    for lanes in (1, 3):
+        x, ids = np.full((1, lanes), 601.5, "f4"), np.zeros((7, lanes), "i8")
+        x, ids, src = (from_numpy(v).to("cuda:0") for v in (x, ids, np.repeat(factors[:, None], lanes, 1)))
+        found = scatter.scatter_prod(x, 0, ids, src).to("cpu").numpy()
+        want = 601.5 * np.prod(factors.astype(np.float64))
+        assert (np.abs(found - want) <= 2.0**-24 * abs(want)).all()
+    device.check()
