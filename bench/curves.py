@@ -10,14 +10,16 @@ torch with another number of threads, and both to torch in float64 from the same
 Training at a high rate amplifies any difference, and where a ReLU's input or the difference of two values in a pool is
 as small as rounding, a gradient goes another way. Then torch parts from itself as well, at about the same step, and no
 library can keep to its curve. So networks with corners are there twice: at the example's rate, and (NAME/1000) at a
-thousandth of it, where torch keeps to its own float64. And "led by torch" trains at the example's rate, but puts the
-weights back to torch's before each step: a loss per step from the same weights and batches, which nothing amplifies.
+thousandth of it, where torch keeps to its own float64; the Llama likewise (NAME/10). And "led by torch" trains at the
+example's rate, but puts the weights back to torch's before each step: a loss per step from the same weights and
+batches, which nothing amplifies.
 
 `lora` trains beside a Llama in blocks of 4 bits. Its twin rounds what meets those to 8 bits per 32 values, as our
 products do; a value between two of the 8 bits may go either way by float32's rounding, in torch's own runs as well.
 
 `--check` fails where float64 differs by 1e-9 or float32 by 1e-4 or more, unless torch's own differences (threads, or to
-float64) are more than half of that: then, and for bf16, the bound is twice the larger of them. Led by torch, float32
+float64) are more than half of that: then, and for bf16, the bound is twice the larger of them, and beyond 1 % there is
+none, since how far chaos goes is chance. Led by torch, float32
 must keep to 1e-4 without exception, bf16 to 2^-9. Images are drawn here unless --mnist gives real digits; text is the
 licence's words, drawn.
 """
@@ -39,7 +41,9 @@ from zoo import train_cartpole, train_cifar, train_gpt, train_lora, train_mnist,
 
 BOUNDS = {"float64": 1e-9, "float32": 1e-4}
 LED = {"float32": 1e-4, "bf16": 2.0**-9}  # from the same weights; of bf16 the unit roundoff of a logit
+CHAOS = 0.01  # from this difference of torch's own on, a curve has no bound
 CALM = 1000  # what divides the rate of a network with corners so that rounding decides nothing
+CALM_STORIES = 10  # and of the Llama, which has none
 ROUND = 24  # updates of CartPole between two plays: 6 epochs of 4 batches
 
 
@@ -211,6 +215,9 @@ def cases(steps=200, mnist=None, width=16, size=32, count=640, context=64, slowe
         **{f"{k}/{CALM}": v._replace(kinds=("float32",)) for k, v in networks(*images, slower * CALM).items()},
         "gpt": language(gpt, twin, characters, size, steps, steady),
         "tinystories": language(made, lambda: twins.Llama(config), story, size, steps, steady),
+        f"tinystories/{CALM_STORIES}": language(
+            made, lambda: twins.Llama(config), story, size, steps, steady / CALM_STORIES
+        )._replace(kinds=("float32",)),
         "lora": adapters(made, config, story, size, steps, 2e-4 / slower),
         "cartpole": cartpole(steps, 2.5e-3 / slower),
     }
@@ -309,7 +316,7 @@ def compare(case, steps, kind):
     }
     own = max(found["torch to float64"], found["torch to torch, 1 thread"])
     kept = BOUNDS.get(kind, 0.0)
-    bound = kept if 2 * own < kept else 2 * own
+    bound = kept if 2 * own < kept else 2 * own if own < CHAOS else math.inf
     return found, found["ours to torch"] < bound and not led_by >= LED.get(kind, 0.0), bound
 
 
