@@ -4,6 +4,7 @@ One process: the main thread talks HTTP (`serve_api.py`), one thread drives the 
 key only this machine may ask. Ctrl-C and SIGTERM let answers that have begun end, for at most half a minute.
 """
 
+import contextlib
 import gc
 import ipaddress
 import os
@@ -53,11 +54,17 @@ def run_serve(options):
     """Serve until a signal comes. Exit status 0 after SIGTERM; Ctrl-C raises KeyboardInterrupt when all is done."""
     uvicorn = library()
     key = options.api_key or os.environ.get("TENSORLIB_API_KEY")
-    listening = bound(options.host, options.port, key)
-    try:
+    with contextlib.ExitStack() as after:
+        listening = after.enter_context(bound(options.host, options.port, key))
         service = loaded(options)
+        after.callback(service.close)
         from zoo.serve_api import application
+        from zoo.serve_http import Connection
 
+        config = uvicorn.Config(
+            application(service, key), http=Connection, log_level="critical", access_log=False, ws="none",
+            server_header=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=DRAIN,
+        )  # fmt: skip
         gc.freeze()  # what is there stays: collections need not look through it, and so come in time
         # uvicorn drains, then raises what it got again: SIGTERM's own action would be another exit status
         signal.signal(signal.SIGTERM, lambda number, frame: None)
@@ -65,14 +72,7 @@ def run_serve(options):
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"tensorlib: {', '.join(service.names.values())} on http://{shown}:{port}", file=sys.stderr, flush=True)
-        config = uvicorn.Config(
-            application(service, key), log_level="critical", access_log=False, ws="none", server_header=False,
-            limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=DRAIN,
-        )  # fmt: skip
         uvicorn.Server(config).run(sockets=[listening])
-    finally:
-        listening.close()
-    service.close()
 
 
 def library():

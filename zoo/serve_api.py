@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from zoo.serve_answer import Answer, told
 from zoo.serve_embed import Vectors, embeddings
-from zoo.serve_errors import ApiError, busy, parsed
+from zoo.serve_errors import ApiError, busy, over, parsed
 from zoo.serve_http import Events, Guard, failed, made, read, unless_left
 
 
@@ -82,7 +82,11 @@ def application(service, key=None):
     async def embed(request):
         asked = await body(request)
         service.name("embed", asked.get("model"))
-        return made(await unless_left(request.receive, embeddings(service, asked)))
+        try:
+            async with asyncio.timeout(service.time_limit):
+                return made(await unless_left(request.receive, embeddings(service, asked)))
+        except TimeoutError:
+            raise over() from None
 
     async def models(request):
         found = [{"id": n, "object": "model", "created": 0, "owned_by": "tensorlib"} for n in service.names.values()]

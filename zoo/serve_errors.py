@@ -49,6 +49,11 @@ def busy():
     return ApiError(429, "Too many requests are waiting; try again", code="queue_full", retry=2)
 
 
+def over():
+    """The error for a request that takes too long."""
+    return ApiError(503, "The server's time limit is over", code="time_limit", retry=10)
+
+
 def shown(value):
     """A value of a client's, for a message: in short."""
     text = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__

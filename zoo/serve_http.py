@@ -7,12 +7,14 @@ from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zoo.serve import is_loopback
 from zoo.serve_errors import ApiError
 
 DISCARDED = 32 << 20  # bytes that are taken of a body that is too large
 BODY_SECONDS = 30  # that a client may take to send its body
+HEAD_SECONDS = 30  # that a connection may be without a request
 STALL = 30  # seconds that a reader may take nothing of an answer
 
 
@@ -96,6 +98,25 @@ class Events(Response):
             pass  # the server closes a connection whose answer is not whole
         finally:
             self.answer.close()
+
+
+class Connection(H11Protocol):
+    """uvicorn's, less those that never end a request's head: it would keep them, and others would find no place."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._check, None)
+
+    def connection_lost(self, error):
+        self._timer.cancel()
+        super().connection_lost(error)
+
+    def _check(self, last):
+        """`last`: the request at the check before."""
+        if self.cycle is last and (last is None or last.response_complete):
+            self.transport.abort()
+        else:
+            self._timer = self.loop.call_later(HEAD_SECONDS, self._check, self.cycle)
 
 
 class Guard:

@@ -12,7 +12,7 @@ import traceback
 
 import numpy as np
 
-from zoo.serve_errors import ApiError, busy
+from zoo.serve_errors import ApiError, busy, over
 
 BUFFER = 1024  # tokens that may wait for a slow reader, for each answer
 
@@ -82,7 +82,7 @@ class Generation:
                 async with asyncio.timeout_at(self._deadline):  # Python 3.11's wait_for may swallow a cancellation
                     items = [await self._items.get()]
             except TimeoutError:
-                raise ApiError(503, "The server's time limit is over", code="time_limit", retry=10) from None
+                raise over() from None
             while not self._items.empty():
                 items.append(self._items.get_nowait())
             for _, token, error in items:

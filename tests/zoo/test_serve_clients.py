@@ -1,6 +1,7 @@
 """Clients of the server: those that leave or read slowly, and who may ask at all."""
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -103,6 +104,44 @@ def test_a_reader_that_was_too_slow_is_told(served, monkeypatch):
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "slow_reader" and end == b""
 
 
+def test_a_connection_without_a_request_is_cut(served, monkeypatch):
+    """One that says nothing, or a letter now and then; one that waits for its answer is not."""
+    uvicorn = pytest.importorskip("uvicorn")
+    monkeypatch.setattr(serve_http, "HEAD_SECONDS", 0.1)
+    of, body = served(pause=0.03), json.dumps({"prompt": "a", "max_tokens": 20, "ignore_eos": True})
+    whole = f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+    async def talk(port, first, rest):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(first)
+        found, reading = b"", asyncio.create_task(reader.read(1 << 16))
+        with contextlib.suppress(ConnectionError):  # cut in the middle of a letter
+            for letter in rest:
+                done, _ = await asyncio.wait([reading], timeout=0.02)
+                if done:
+                    break
+                writer.write(bytes([letter]))
+            found = await asyncio.wait_for(reading, 5)
+        writer.transport.abort()
+        return found
+
+    async def go():
+        config = uvicorn.Config(application(of), http=serve_http.Connection, log_level="critical")
+        with serve.bound("127.0.0.1", 0, None) as listening:
+            server = uvicorn.Server(config)
+            task = asyncio.create_task(server.serve([listening]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            port, slowly = listening.getsockname()[1], b"GET /health HTTP/1.1\r\nA: " + b"b" * 1000
+            found = await asyncio.gather(talk(port, b"", b""), talk(port, b"", slowly), talk(port, whole, b""))
+            server.should_exit = True
+            await task
+        return found
+
+    nothing, slow, answer = asyncio.run(go())
+    assert nothing == b"" and slow == b"" and b'"completion_tokens": 20' in answer
+
+
 # ---- who may ask -----------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +193,13 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys, package):
         serve.library()
     assert cli.main(["serve", "--port", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_embeddings_have_a_time_limit(served, tiny_tokenizer):
+    encoder = FakeEncoder(tiny_tokenizer)
+    encoder.embed = lambda rows: time.sleep(0.3)
+    found = ask(served(encoder=encoder, time_limit=0.05), "/v1/embeddings", {"input": "a"})
+    assert (found.status_code, found.json()["error"]["code"]) == (503, "time_limit")
 
 
 def test_names_of_models(monkeypatch, served, tiny_tokenizer):
