@@ -1,36 +1,54 @@
-"""`python -m tests.zoo.table`: what the tests of decoders show of every architecture, from their own table."""
+"""`python -m tests.zoo.table`: what the tests of models show of every architecture, from their own tables, as Markdown.
 
+README.md has it; a test holds it there.
+"""
+
+import importlib
 import inspect
 
 from tests.zoo.decoders import CASES
 
-COLUMNS = ("safetensors", "GGUF", "batch", "cache", "training")
-TESTS = {
+COLUMNS = ("safetensors", "GGUF", "batch", "cache", "training", "CPU", "GPU simulated")
+DECODERS = {
     "safetensors": "test_prefill",
     "batch": "test_batch",
     "cache": "test_cached_steps",
     "training": "test_training_step",
+    "CPU": "test_recorded_steps",
+}
+ENCODERS = {
+    "safetensors": "test_hidden_states",
+    "batch": "test_hidden_states",
+    "training": "test_training_step",
+    "CPU": "test_hidden_states",
 }
 
 
-def rows():
-    """{architecture: the columns that a test shows}. Every case runs every test of test_decoders.py."""
-    from tests.zoo import test_decoders
+def shown(module, tests):
+    """The columns whose test runs for every case of a module: it takes the fixture `pair`."""
+    found = importlib.import_module(f"tests.zoo.{module}")
+    return {column for column, name in tests.items() if "pair" in inspect.signature(getattr(found, name)).parameters}
 
-    shown = {
-        column for column, name in TESTS.items() if "pair" in inspect.signature(getattr(test_decoders, name)).parameters
-    }
-    found = {}
+
+def rows():
+    """{architecture: the columns that a test shows}."""
+    from tests.sim.test_decoders import FAMILIES
+    from tests.zoo import test_encoders
+
+    found, columns = {}, shown("test_decoders", DECODERS)
     for case in CASES:
-        found.setdefault(case.model_type, set()).update(shown, {"GGUF"} if case.gguf else ())
+        found.setdefault(case.model_type, set()).update(columns, {"GGUF"} if case.gguf else ())
+        found[case.model_type] |= {"GPU simulated"} if case.id in FAMILIES else set()
+    for name in test_encoders.CASES:
+        found.setdefault(name.split()[0], set()).update(shown("test_encoders", ENCODERS))
     return found
 
 
 def table():
     """The rows as Markdown."""
     lines = ["| architecture | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, shown in sorted(rows().items()):
-        lines.append(f"| `{name}` | " + " | ".join("yes" if column in shown else "" for column in COLUMNS) + " |")
+    for name, columns in sorted(rows().items()):
+        lines.append(f"| `{name}` | " + " | ".join("yes" if column in columns else "" for column in COLUMNS) + " |")
     return "\n".join(lines)
 
 
