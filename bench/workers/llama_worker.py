@@ -4,7 +4,9 @@ How it is timed. Context of 1,024 cells, `n_ubatch` 512 so that the prompt is on
 `n_threads_batch` as asked, everything else (flash attention: automatic, f16 cache, repacking of weights) as llama.cpp
 sets it. *prompt*: the cache is cleared, then one `llama_decode` of the whole prompt and the greedy choice of the first
 token (`llama_sampler_sample`, in C). *generate*: N times one `llama_decode` of one token and the greedy choice, end of
-text ignored. The Python between two of those calls was measured at about 10 us a token.
+text ignored. The Python between two of those calls was measured at about 10 us a token. *streams*: one
+`llama_decode` of all prompts, as its server batches them, then one of a token of every sequence at a time; the least
+seconds of a cache that all share (`kv_unified`) and of one each.
 """
 
 import ctypes
@@ -30,9 +32,10 @@ class Session:
         self.vocab = L.llama_model_get_vocab(self.model)
         params = L.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = job.get("context", 1024), 512, 512
+        params.n_seq_max, params.kv_unified = job.get("sequences", 1), job.get("unified", False)
         params.n_threads = params.n_threads_batch = job["threads"]
         self.context = L.llama_init_from_model(self.model, params)
-        self.sampler = L.llama_sampler_init_greedy()
+        self.sampler, self.made = L.llama_sampler_init_greedy(), {}
 
     def tokenize(self, text):
         """`text` -> ids, without special tokens."""
@@ -61,6 +64,30 @@ class Session:
             out.append(self.decode(out[-1:]))
         return first - start, time.perf_counter() - first, out
 
+    def batch(self, tokens, width):
+        """One batch of (token, position, sequence, whether its logits are asked for), for up to `width`."""
+        made = self.made.setdefault(width, L.llama_batch_init(width, 0, 1))
+        made.n_tokens = len(tokens)
+        for i, (token, at, sequence, asked) in enumerate(tokens):
+            made.token[i], made.pos[i], made.n_seq_id[i], made.seq_id[i][0] = token, at, 1, sequence
+            made.logits[i] = asked
+        if L.llama_decode(self.context, made):
+            raise SystemExit("llama_decode failed")
+        rows = [i for i, token in enumerate(tokens) if token[3]]
+        return [L.llama_sampler_sample(self.sampler, self.context, i) for i in rows]
+
+    def together(self, prompts, count):
+        """-> (seconds until every prompt has `count` tokens, the tokens)."""
+        self.clear()
+        start = time.perf_counter()
+        rows = [(t, i, s, i == len(ids) - 1) for s, ids in enumerate(prompts) for i, t in enumerate(ids)]
+        out = [[token] for token in self.batch(rows, 512)]
+        for n in range(count - 1):
+            rows = [(ids[-1], len(prompts[s]) + n, s, True) for s, ids in enumerate(out)]
+            for ids, token in zip(out, self.batch(rows, 512), strict=True):
+                ids.append(token)
+        return time.perf_counter() - start, out
+
 
 def generate(job):
     """Prompt and generation speed: one short warm-up, then `repeats` runs."""
@@ -74,6 +101,20 @@ def generate(job):
         "prompt": [[len(ids), run[0]] for run in runs],
         "generate": [[job["tokens"], run[1]] for run in runs],
     }
+
+
+def streams(job):
+    """Seconds until the last of some sequences has `tokens` tokens, `repeats` times."""
+    prompts, found, out = job["prompts"], [], []
+    for unified in (False, True):
+        session = Session(
+            {**job, "context": job["context"] * len(prompts), "sequences": len(prompts), "unified": unified}
+        )
+        session.together(prompts, 4)
+        runs = [session.together(prompts, job["tokens"]) for _ in range(job["repeats"])]
+        found.append([seconds for seconds, _ in runs])
+        out = runs[-1][1]
+    return {"seconds": min(found, key=sum), "out": out}
 
 
 def greedy(job):
@@ -121,4 +162,13 @@ def quantize(job):
 
 
 if __name__ == "__main__":
-    common.main({"generate": generate, "greedy": greedy, "nll": nll, "tokenize": tokenize, "quantize": quantize})
+    common.main(
+        {
+            "generate": generate,
+            "greedy": greedy,
+            "nll": nll,
+            "tokenize": tokenize,
+            "quantize": quantize,
+            "streams": streams,
+        }
+    )

@@ -59,6 +59,26 @@ def generate(job):
     }
 
 
+def tokenize(job):
+    """Ids of the job's text, without special tokens."""
+    return {"ids": list(open_model(job).tokenizer.encode(job["text"], add_special=False))}
+
+
+def streams(job):
+    """Seconds until the last of some streams has `tokens` tokens, `repeats` times; the prompts come at once."""
+    from zoo.engine import Engine
+
+    model = open_model(job)
+    engine, seconds = Engine(model, len(job["prompts"]), job["context"]), []
+    for count in [4] + [job["tokens"]] * job["repeats"]:
+        began = time.perf_counter()
+        handles = [engine.submit(ids, count) for ids in job["prompts"]]
+        while engine.busy:
+            engine.step()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": seconds[1:], "out": [handle.ids for handle in handles]}
+
+
 def pair(job):
     """Seconds of one model decoding alone, and of two models decoding at once on two Python threads, alternately.
 
@@ -133,4 +153,4 @@ def share(job):
 
 
 if __name__ == "__main__":
-    common.main({"generate": generate, "pair": pair, "share": share})
+    common.main({"generate": generate, "pair": pair, "share": share, "streams": streams, "tokenize": tokenize})
