@@ -38,11 +38,11 @@ class Engine:
     there is memory for. When they are not enough, the youngest stream waits again, and is computed anew.
     """
 
-    def __init__(self, model, streams=8, context=None, cache_dtype="f16", tokens=None):
+    def __init__(self, model, streams=8, context=None, cache_dtype="f16", tokens=None, page_size=64):
         self.model, self.streams = model, streams
         self.context = min(context or model.context_length, model.context_length)
         self.tokens = max(self.context, streams * min(self.context, USUAL) if tokens is None else tokens)
-        self._batch = Batch(model, streams, self.context, self.tokens, cache_dtype)
+        self._batch = Batch(model, streams, self.context, self.tokens, cache_dtype, page_size)
         self._cache = self._batch.cache
         self._inbox, self._waiting, self._active, self._samplers = deque(), deque(), [], []
         self._wake = threading.Event()
