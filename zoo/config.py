@@ -53,6 +53,21 @@ class Fields:
         if found != value:
             raise FormatError(self.path, name, repr(found)[:80], repr(value), "this is not here yet")
 
+    def ids(self, name, *default):
+        """The ids of a field that may be one or a list, as a tuple."""
+        found = self.values.get(name)
+        if found is None:
+            return default
+        return tuple(self(name, list)) if isinstance(found, list) else (self(name, int),)
+
+    def floats(self, name, default):
+        """The numbers of a list as a tuple; infinity stands there as {"__float__": "Infinity"}."""
+        found = [x.get("__float__") if isinstance(x, dict) else x for x in self(name, list, list(default))]
+        try:
+            return tuple(float(x) for x in found)
+        except (TypeError, ValueError):
+            raise FormatError(self.path, name, repr(found)[:80], "numbers") from None
+
     def sub(self, name):
         """The fields of an object inside; of an empty one if it is missing."""
         return Fields(self(name, dict, {}), f"{self.path}: {name}")

@@ -12,10 +12,13 @@ from typing import NamedTuple
 
 import tensorlib
 from tensorlib import nn
+from zoo import seq2seq
 
 
 class T5Config(NamedTuple):
-    """Hugging Face's names. `gated`: GeGLU; `tie_word_embeddings`: logits are products with the table of words."""
+    """Hugging Face's names. `gated`: GeGLU; `tie_word_embeddings`: logits are products with the table of words.
+    `start`, `ends`: ids of zoo/seq2seq.py.
+    """
 
     vocab_size: int
     d_model: int
@@ -31,6 +34,9 @@ class T5Config(NamedTuple):
     layer_norm_epsilon: float = 1e-6
     tie_word_embeddings: bool = True
     scale_decoder_outputs: bool = True
+    start: int = 0
+    ends: tuple = (1,)
+    never = ()
 
     @classmethod
     def from_hf(cls, c):
@@ -46,6 +52,8 @@ class T5Config(NamedTuple):
             layer_norm_epsilon=c("layer_norm_epsilon", float, 1e-6),
             tie_word_embeddings=tied,
             scale_decoder_outputs=c("scale_decoder_outputs", bool, tied),
+            start=c("decoder_start_token_id", int, c("pad_token_id", int, 0)),
+            ends=c.ids("eos_token_id", 1),
         )
 
 
@@ -78,6 +86,10 @@ class T5Attention(nn.Module):
             k_NQ, v_NQ = cache(k_NQ, v_NQ)
         memory = tokens if cache is None else nn.Sequences([[0] * k_NQ.shape[0]])
         return self.o(tokens.attend(q_NQ, k_NQ, v_NQ, self._heads, bias=bias, memory=memory, scale=1.0))
+
+    def memory(self, x_MD):
+        """Keys and values of the encoder's result."""
+        return nn.linears(x_MD, self.k, self.v)
 
     def cross(self, x_ND, tokens, k_MQ, v_MQ, memory):
         """Attention to the encoder's tokens."""
@@ -149,25 +161,8 @@ class T5EncoderModel(nn.Module):
         return tokens.unpack(self.encoder(self.shared(tokens.ids), tokens))
 
 
-class T5Cache:
-    """What a decoder keeps of one sequence: its own keys and values; the encoder's, `memories`, are made once."""
-
-    def __init__(self, memories):
-        self.memories, self._layers = memories, {}
-
-    def append(self, layer, k, v):
-        """All keys and values of a layer, with k and v [T, Q] behind them."""
-        if layer in self._layers:
-            k, v = (tensorlib.cat([old, new], 0) for old, new in zip(self._layers[layer], (k, v)))
-        self._layers[layer] = k, v
-        return k, v
-
-
-class T5ForConditionalGeneration(T5EncoderModel):
-    """`forward(ids, decoder_ids)`: logits [..., V] of what follows each of the decoder's tokens; both [T] or [B, T].
-
-    `new_cache(ids)` and `step(ids, cache)`: the same for one sequence, token by token.
-    """
+class T5ForConditionalGeneration(seq2seq.Seq2Seq, T5EncoderModel):
+    """`forward(ids, decoder_ids)`: see Seq2Seq."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -175,26 +170,16 @@ class T5ForConditionalGeneration(T5EncoderModel):
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
 
-    def memories(self, tokens):
-        """(keys, values, tokens) of the encoder's result, for each layer of the decoder."""
-        x_MD = self.encoder(self.shared(tokens.ids), tokens)
-        parts = [block.layer[1].EncDecAttention for block in self.decoder.block]
-        return [(part.k(x_MD), part.v(x_MD), tokens) for part in parts]
+    def encode(self, tokens):
+        return self.encoder(self.shared(tokens.ids), tokens)
 
-    def new_cache(self, ids):
-        """What `step` takes, for the text `ids` [T]."""
-        return T5Cache(self.memories(nn.Sequences.of(ids)))
+    def crossings(self):
+        return [block.layer[1].EncDecAttention for block in self.decoder.block]
 
-    def step(self, ids, cache):
-        """Logits [T, V] after each of the tokens `ids` [T], which come behind those that the cache has."""
-        tokens = nn.Sequences.of(ids)
-        return self._logits(self.decoder(self.shared(tokens.ids), tokens, cache, cache.memories))
+    def decode(self, tokens, cache, memories):
+        return self.logits(self.decoder(self.shared(tokens.ids), tokens, cache, memories))
 
-    def forward(self, ids, decoder_ids, attention_mask=None, decoder_attention_mask=None):
-        tokens = nn.Sequences.of(decoder_ids, decoder_attention_mask)
-        memories = self.memories(nn.Sequences.of(ids, attention_mask))
-        return tokens.unpack(self._logits(self.decoder(self.shared(tokens.ids), tokens, None, memories)))
-
-    def _logits(self, x_ND):
+    def logits(self, x_ND):
+        """Scores [N, V] of what follows."""
         x_ND = x_ND * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else x_ND
         return self.shared.as_linear(x_ND) if self.config.tie_word_embeddings else self.lm_head(x_ND)

@@ -1,0 +1,106 @@
+"""Marian against transformers': whole sequences, padding, cached steps, greedy texts, one training step."""
+
+import numpy as np
+import pytest
+
+import tensorlib
+from zoo import auto
+from zoo.marian import TINY, MarianMTModel, sinusoids
+
+transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
+
+SIZES = {"vocab_size": 99, "d_model": 32, "pad_token_id": 98, "eos_token_id": 0}
+SIZES |= {"encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64, "max_position_embeddings": 64}
+SIZES |= {"decoder_layers": 3, "decoder_attention_heads": 2, "decoder_ffn_dim": 48, "forced_eos_token_id": None}
+# opus-mt's own; all that a config may say otherwise
+CASES = {
+    "opus": {"scale_embedding": True, "activation_function": "swish"},
+    "apart": {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 80, "pad_token_id": 79},
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request, tmp_path_factory):
+    """(transformers' model, ours out of its file, ids of a text and of an answer with the text's mask)."""
+    torch.manual_seed(0)
+    fields = {**SIZES, **CASES[request.param]}
+    config = transformers.MarianConfig(**fields, decoder_start_token_id=fields["pad_token_id"])
+    theirs = transformers.MarianMTModel(config).eval()
+    with torch.no_grad():
+        for name, weight in [*theirs.named_parameters(), ("", theirs.final_logits_bias)]:
+            if "embed_positions" not in name:
+                weight += torch.randn_like(weight) * (0.25 if weight.ndim == 1 else 1.5 * weight.shape[-1] ** -0.5)
+    folder = tmp_path_factory.mktemp("marian")
+    theirs.save_pretrained(folder)
+    rng = np.random.default_rng(0)
+    ids, answer = rng.integers(3, 80, (2, 14)), rng.integers(3, 80, (2, 15))
+    mask = (np.arange(14) < np.array([[14], [9]])).astype(np.int64)
+    return theirs, auto.load(folder)[1], ids, mask, answer
+
+
+def logits(theirs, ids, mask, answer):
+    return theirs(torch.tensor(ids), attention_mask=torch.tensor(mask), decoder_input_ids=torch.tensor(answer)).logits
+
+
+def close(got, want):
+    assert got.shape == want.shape and np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_logits(pair):
+    theirs, ours, ids, mask, answer = pair
+    with torch.no_grad():
+        want = logits(theirs, ids, mask, answer).numpy()
+    with tensorlib.no_grad():
+        close(ours(*map(tensorlib.tensor, (ids, answer, mask))).numpy(), want)
+        cache, ends = ours.new_cache(tensorlib.tensor(ids[0])), ((0, 4), *zip(range(4, 15), range(5, 16)))
+        parts = [ours.step(tensorlib.tensor(answer[0, a:b]), cache) for a, b in ends]
+        close(tensorlib.cat(parts, 0).numpy(), want[0])
+
+
+def test_greedy_texts(pair):
+    """What `generate` gives, for a dozen texts; padding is never said, as generation configs have it."""
+    theirs, ours, *_ = pair
+    options = {"max_new_tokens": 8, "num_beams": 1, "do_sample": False}
+    options["bad_words_ids"] = [[theirs.config.pad_token_id]]
+    rng, said = np.random.default_rng(1), set()
+    for length in range(3, 15):
+        ids = rng.integers(3, 80, length)
+        with torch.no_grad():
+            want = theirs.generate(torch.tensor(ids[None]), **options)[0, 1:].tolist()
+        want = want[: want.index(0)] if 0 in want else want
+        assert list(ours.answer(tensorlib.tensor(ids), 8)) == want
+        said |= {tuple(want)}
+    assert len(said) > 1
+
+
+def test_training_step(pair):
+    theirs, ours, ids, mask, answer = pair
+    want = logits(theirs, ids, mask, answer)[:, :-1].flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(want, torch.tensor(answer[:, 1:].flatten()))
+    theirs.zero_grad()
+    loss.backward()
+    ours.requires_grad_()
+    found = ours(*map(tensorlib.tensor, (ids, answer, mask)))[:, :-1].flatten(0, 1)
+    found = tensorlib.nn.functional.cross_entropy(found, tensorlib.tensor(answer[:, 1:].flatten()))
+    assert abs(found.item() - loss.item()) < 1e-5 * loss.item()
+    found.backward()
+    grads = {name: p.grad for name, p in ours.named_parameters()}
+    assert all(grad is not None for grad in grads.values())
+    expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    assert expected.keys() == grads.keys()
+    for name, grad in expected.items():
+        difference = np.abs(grads[name].numpy() - grad.numpy()).max()
+        assert difference < 1e-3 * max(grad.abs().max().item(), 1e-4), name
+    ours.requires_grad_(False)
+
+
+def test_positions():
+    module = transformers.models.marian.modeling_marian.MarianSinusoidalPositionalEmbedding
+    assert np.array_equal(sinusoids(600, 32).numpy(), module(600, 32).create_weight().numpy())
+
+
+def test_tiny():
+    ours = MarianMTModel(TINY).requires_grad_(False)
+    ids = tensorlib.tensor([3, 4, 5])
+    assert ours(ids, ids).shape == (3, TINY.vocab_size) and len(list(ours.answer(ids, 4))) <= 4
