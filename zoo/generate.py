@@ -88,6 +88,7 @@ class TextModel:
             fix = "shorten the prompt, lower max_tokens, or load with a larger context"
             raise ContextError("generate", got, f"at most {self.context_length} in all", fix)
         held = common(self._held, ids[:-1]) if reuse else 0
+        held = held if self.cache.rewinds or held == self.cache.length else 0
         self.cache.reset(held)
         self._held = self._held[:held]
         self.sampler.reset(ids, *sampler)

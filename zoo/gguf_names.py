@@ -73,6 +73,15 @@ GGUF_NAMES = {
     "attn.out_proj": "attn_output",
     "ffn.up_proj": "ffn_up",
     "ffn.down_proj": "ffn_down",
+    "backbone.embeddings": "token_embd",
+    "backbone.norm_f": "output_norm",
+    "norm": "attn_norm",
+}
+MIXER = "in_proj:in conv1d:conv1d x_proj:x dt_proj:dt dt_bias:dt A:a D:d norm:norm out_proj:out"
+GGUF_NAMES |= {
+    f"{block}.{ours}": f"ssm_{theirs}"
+    for block in ("mixer", "mamba")
+    for ours, theirs in (pair.split(":") for pair in MIXER.split())
 }
 GGUF_NAMES |= {
     f"{block}.{experts}.{part}_proj": f"ffn_{part}_{name}"
@@ -83,7 +92,8 @@ GGUF_NAMES |= {
 BEHIND = ("gemma2", "gemma3", "olmo2")  # whose post_attention_layernorm stands behind attention, as its name says
 _EXPERT = re.compile(r"block_sparse_moe\.experts\.(\d+)\.(w[123])")  # Mixtral's first files had them one by one
 _PARTS = {"w1": "gate", "w2": "down", "w3": "up"}
-_LAYER = re.compile(r"(?:model|gpt_neox|transformer|transformer\.encoder)\.(?:layers|h|blocks)\.(\d+)\.(.+)")
+BARE = ("ssm_a", "ssm_d")  # without ".weight"
+_LAYER = re.compile(r"(?:model|backbone|gpt_neox|transformer|transformer\.encoder)\.(?:layers|h|blocks)\.(\d+)\.(.+)")
 
 
 def gguf_name(path, arch="llama"):
@@ -101,4 +111,6 @@ def gguf_name(path, arch="llama"):
         name = f"ffn_{_PARTS[expert[2]]}.{expert[1]}"
     if name == "ffn_norm" and arch in BEHIND and layer[2] == "post_attention_layernorm":
         name = "post_attention_norm"
+    if name in BARE:
+        return f"blk.{layer[1]}.{name}"
     return name and (f"blk.{layer[1]}.{name}.{kind}" if layer else f"{name}.{kind}")

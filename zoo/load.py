@@ -20,6 +20,8 @@ ARCHITECTURES = {
     "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
     "granitemoe": ("granite", "GraniteMoeForCausalLM", "GraniteMoeConfig"),
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
+    "mamba": ("mamba", "MambaForCausalLM", "MambaConfig"),
+    "mamba2": ("mamba", "Mamba2ForCausalLM", "Mamba2Config"),
     "mpt": ("mpt", "MptForCausalLM", "MptConfig"),
     "olmo": ("olmo", "OlmoForCausalLM", "OlmoConfig"),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", "Olmo2Config"),
@@ -44,6 +46,7 @@ INTERLEAVED = (
     "olmo",
     "smollm3",
 )  # q and k turn in neighbouring pairs; of all others in halves
+WITHOUT_HEADS = ("mamba", "mamba2")  # whose files say 0 of them
 
 
 def gguf_config(file, config):
@@ -56,7 +59,8 @@ def gguf_config(file, config):
     def get(key, kind, default=None):
         return file.require(f"{arch}.{key}", kind, default)
 
-    heads, hidden = get("attention.head_count", int), get("embedding_length", int)
+    heads = 1 if arch in WITHOUT_HEADS else get("attention.head_count", int)
+    hidden = get("embedding_length", int)
     if heads <= 0 or hidden % heads:
         raise FormatError(file.path, f"{arch}.attention.head_count", heads, f"a divisor of the {hidden} channels")
     head_dim = get("attention.key_length", int, hidden // heads)

@@ -34,6 +34,8 @@ LATER = {
     "alibi": "Alibi alibi_slopes",
     "latent_cache": "LatentCache",
     "paged_cache": "PagedCache",
+    "state_cache": "StateCache",
+    "ssm": "GatedRMSNorm Mamba2Mixer ShortConv causal_conv linear_scan ssd",
     "batch_cache": "BatchCache",
     "activations": "activation",
     "sequences": "Sequences",

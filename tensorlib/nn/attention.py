@@ -78,8 +78,10 @@ class KVCache:
     """Keys and values of all layers, [kv_heads, max_len, head_dim] each; `start` (i64, one element) tokens are in it.
 
     Memory is touched only where tokens were written. `reserve` refuses what does not fit, before anything is written.
-    `device`: where the memory is; on GPUs dtype may be float8.
+    `device`: where the memory is; on GPUs dtype may be float8. `rewinds`: whether `reset` takes any length.
     """
+
+    rewinds = True
 
     def __init__(self, layers, kv_heads, max_len, head_dim, dtype="f16", device=None):
         self.layers = self._memory(layers, kv_heads, max_len, head_dim, dtype, device)
@@ -164,6 +166,12 @@ class FullAttention:
 
     def advance(self, n):
         """Nothing: no token is kept."""
+
+    def past(self, layer, i):
+        """None: every sequence begins here (see StateCache)."""
+
+    def keep(self, layer, i, state):
+        """Nothing: no token comes after (see StateCache)."""
 
     def positions(self, ids):
         """i64 [T]: where the tokens `ids` [..., T] of every sequence stand."""

@@ -60,6 +60,9 @@ def mpt(**fields):
     return {**WIDE, "attn_config": {"alibi": True, **fields}}
 
 
+HEADS = {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 2, "chunk_size": 8, "layer_norm_epsilon": 1e-5}
+
+
 class Case(NamedTuple):
     """`model_type` of Hugging Face; what its config has beside SIZES; `variant` tells rows of one type apart.
 
@@ -150,4 +153,8 @@ CASES = [
     Case("mpt", mpt(), gguf="mpt"),
     Case("mpt", {**mpt(clip_qkv=1.0, softmax_scale=0.3), "n_heads": 2, "num_attention_heads": 2}, "clipped"),
     Case("mpt", {**mpt(), "d_model": 48, "hidden_size": 48, "num_attention_heads": 6, "n_heads": 6}, "six-heads"),
+    Case("mamba", {"state_size": 8}, gguf="mamba"),
+    Case("mamba", {"use_bias": True, "use_conv_bias": False, "time_step_rank": 3, "conv_kernel": 3}, "biases"),
+    Case("mamba2", HEADS, gguf="mamba2"),
+    Case("mamba2", {**HEADS, "n_groups": 1, "time_step_limit": [0.3, 0.9], "use_bias": True}, "limits"),
 ]

@@ -49,6 +49,8 @@ def metadata(arch, config, head_dim):
     }
     if arch in EPSILONS:
         found["attention.layer_norm_epsilon"] = getattr(c, EPSILONS[arch], 1e-5)
+    elif arch.startswith("mamba"):
+        found["attention.layer_norm_rms_epsilon"] = c.layer_norm_epsilon
     else:
         found["attention.layer_norm_rms_epsilon"] = c.rms_norm_eps
     if rope["rope_type"] in ("linear", "yarn"):
@@ -71,6 +73,8 @@ def metadata(arch, config, head_dim):
         found |= {"attention.max_alibi_bias": float(c.attn_config.alibi_bias_max)}
     if arch == "deepseek2":
         found |= latent_metadata(c, rope)
+    if arch.startswith("mamba"):
+        found |= {"feed_forward_length": 0, "attention.head_count": 0, **state_metadata(c)}
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
 
 
@@ -99,6 +103,26 @@ def latent_metadata(c, rope):
     return found
 
 
+def state_metadata(c):
+    """What files of state spaces have beside."""
+    if c.model_type == "mamba":
+        found = {"inner_size": c.intermediate_size, "time_step_rank": c.time_step_rank, "dt_b_c_rms": False}
+    else:
+        found = {"inner_size": c.num_heads * c.head_dim, "time_step_rank": c.num_heads, "group_count": c.n_groups}
+    found |= {"state_size": c.state_size, "conv_kernel": c.conv_kernel}
+    return {f"ssm.{key}": value for key, value in found.items()}
+
+
+def state_part(name, weight, config):
+    """A itself, weights of heads as columns and norms by groups, but in Mamba 1."""
+    weight, groups = -np.exp(weight) if name.endswith("A_log") else weight, getattr(config, "n_groups", None)
+    if groups is None:
+        return name, weight
+    if name.endswith("norm.weight"):
+        return name, weight.reshape(groups, -1)
+    return name.replace("dt_bias", "dt_proj.bias"), weight[:, None] if name.endswith(("A_log", ".D")) else weight
+
+
 def permuted(weight, heads):
     """Rows of every head from halves to neighbouring pairs."""
     return (
@@ -116,6 +140,8 @@ def parts(name, weight, config):
         k, v = np.split(weight, [config.qk_nope_head_dim], axis=1)
         yield name.replace("kv_b_proj", "k_b_proj"), k.swapaxes(1, 2)
         yield name.replace("kv_b_proj", "v_b_proj"), v
+    elif ".mixer." in name or ".mamba." in name:
+        yield state_part(name, weight, config)
     elif config.model_type == "gpt2" and weight.ndim == 2 and ".h." in name:
         yield name, weight.T
     elif config.model_type == "gpt_neox" and "query_key_value" in name:
