@@ -8,7 +8,10 @@ GROUP_BYTES = 320
 RUNS = frozenset(["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs", "tq1_0", "tq2_0"])  # by 256, `unpack_runs.py`
 RUNS_BYTES = 384
 PANEL_BLOCKS = 128  # blocks of 32 of a weight panel of matmul
-SCRATCH = PANEL_BLOCKS * (512 + 128 + 128) + 5120  # bytes per thread for matmul: panel, scales, minima, transposes
+TRANSPOSES = 5120  # bytes per thread for making panels
+SCRATCH = (
+    PANEL_BLOCKS * (512 + 128 + 128) + TRANSPOSES
+)  # bytes per thread for matmul: panel, scales, minima, transposes
 
 # format -> what is subtracted from its unsigned values; K-quants' and _1 formats' minima make that 0
 BIAS = {"q4_0": 8, "q4_1": 0, "q5_0": 16, "q5_1": 0, "q8_0": 128, "q4_k": 0, "q5_k": 0, "q6_k": 32}
@@ -18,6 +21,8 @@ BIAS |= {"tq1_0": 1, "tq2_0": 1, "q1_0": 1, "q2_0": 1}
 BIAS |= {f"a{bits}_32{wide}": 0 for bits in (8, 4, 3, 2, 1) for wide in ("", "w")} | {"bnb8": 128}
 # formats with a scale for each half of 32; 2: and a minimum
 HALVES = {"q6_k": 1, "q3_k": 1, "nvfp4": 1, "q2_k": 2, "iq2_xs": 1, "iq2_s": 1, "iq1_m": 1}
+
+MINIMA = frozenset(["q4_1", "q5_1", "q4_k", "q5_k", "q2_k"] + [f for f in BIAS if f[0] == "a"])
 
 # formats that `encode.py` makes -> whether it has a quicker kernel for rows without importances
 ENCODED = dict.fromkeys(["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q8_k"], True)
@@ -39,3 +44,8 @@ def block_bytes(tokens, halves):
 def tiles_bytes(rows, k, tokens, halves):
     """Packed activations of `rows` rows of `k` for matmul."""
     return -(-rows // tokens) * (k // 32) * block_bytes(tokens, halves)
+
+
+def panel_bytes(n, k, fmt):
+    """All panels of a weight [n, k]: values, scales and, if the format has them, minima."""
+    return -(-n // 16) * (k // 32) * (512 + (64 << (fmt in HALVES)) * (1 + (fmt in MINIMA)))

@@ -222,9 +222,9 @@ def _segment(row, tokens, first, last, start, scale):
     return out
 
 
-def _tile(fmt, tokens):
+def _tile(fmt, tokens, ahead=0):
     """Function: `nb` blocks of a panel times one tile, added to the 16 x tokens values at `add` (if any), stored at
-    c.
+    c. The panel is asked for `ahead` bytes before it is needed.
     """
     row = UNPACK[fmt]
     lines = [f"f{j} = zero_f32x16()" for j in range(tokens)]
@@ -232,6 +232,7 @@ def _tile(fmt, tokens):
     if row.halves:
         body += _segment(row, tokens, 4, 8, 9, 64)
     size = 128 if row.halves else 64
+    body += [f"prefetch(wp + {ahead + at})" for at in range(0, 512 if ahead else 0, 64)]
     body.append(f"wp += 512; ws += {size}; wm += {size}; y += {block_bytes(tokens, row.halves)}")
     lines += ["for i in range(nb):", *("    " + line for line in body)]
     lines += ["if add != 0:"]
@@ -283,8 +284,56 @@ def _matmul(fmt, tokens, source=None):
     return _compile(_MATMUL.format(**words), "matmul", _scope(pack=_pack_panel(fmt, source), tile=_tile(fmt, tokens)))
 
 
+# ---- panels that are kept -----------------------------------------------------------------------------------------
+
+_PANELS = '''
+def panels(a, tid, nth):
+    """All weights as panels of 16 rows. Words: weights, out, N, K, scratch, scratch bytes per thread (5 KiB)."""
+    w, out, n, k, tmp = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4) + arg(a, 5) * tid
+    blocks, stride, panels = k // 32, k // {elements} * {nbytes}, (n + 15) // 16
+    for g in range(panels * tid // nth, panels * (tid + 1) // nth):
+        dp = out + g * blocks * {panel}
+        ds = dp + blocks * 512
+        pack(w + 16 * g * stride, stride, min(16, n - 16 * g), 0, blocks, dp, ds, ds + blocks * {scales}, tmp)
+'''
+_KEPT = '''
+def kept(a, tid, nth):
+    """The product of `matmul`, out of panels. Words: panels, packed activations, out, N, K, residual or 0, M."""
+    w, y, out, n, k, residual, m = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6)
+    blocks, panels, tiles = k // 32, (n + 15) // 16, (m + {tokens} - 1) // {tokens}
+    tile_bytes = blocks * {block}
+    step = max(1, {chunk} // tile_bytes)
+    for first in range(0, tiles, step):
+        for g in range(panels * tid // nth, panels * (tid + 1) // nth):
+            dp = w + g * blocks * {panel}
+            ds = dp + blocks * 512
+            dm = ds + blocks * {scales}
+            for t in range(first, min(tiles, first + step)):
+                at = 4 * (t * {tokens} * n + 16 * g)
+                add = residual + at if residual != 0 else 0
+                rows, many = min(16, n - 16 * g), m - t * {tokens}
+                tile(blocks, dp, ds, dm, y + t * tile_bytes, out + at, add, 4 * n, rows, many)
+'''
+AHEAD = 4096  # bytes
+
+
+def _kept(fmt, tokens=0, source=None):
+    """The kernel that makes panels, or, for tiles of `tokens`, the one that uses them."""
+    row = UNPACK.get(fmt)
+    if row is None:
+        return None
+    scales, minima = 64 << bool(row.halves), (64 << bool(row.halves)) * bool(row.minimum)
+    words = {"elements": row.elements, "nbytes": row.nbytes, "scales": scales, "panel": 512 + scales + minima}
+    if not tokens:
+        return _compile(_PANELS.format(**words), "panels", _scope(pack=_pack_panel(fmt, source)))
+    words |= {"tokens": tokens, "block": block_bytes(tokens, row.halves), "chunk": CHUNK_BYTES}
+    return _compile(_KEPT.format(**words), "kept", _scope(tile=_tile(fmt, tokens, AHEAD)))
+
+
 def build(name, *params, source=None):
-    """ "quantize_tiles" tokens halves, "matmul" fmt tokens; None for others."""
+    """ "quantize_tiles" tokens halves, "matmul" and "kept" fmt tokens, "panels" fmt; None for others."""
     if name == "quantize_tiles":
         return _tiles(*params)
+    if name in ("panels", "kept"):
+        return _kept(*params, source=source)
     return _matmul(*params, source) if name == "matmul" else None

@@ -1,5 +1,6 @@
 """Linear, Embedding and what moves dims: torch.nn's names and arguments. A weight may be a Tensor or a QTensor."""
 
+from tensorlib.backend import recorder
 from tensorlib.device import Array
 from tensorlib.nn import init
 from tensorlib.nn.module import Module, Parameter
@@ -41,10 +42,11 @@ class Linear(Module):
 
 
 def prepack(module):
-    """Orders the f32 weights of all `Linear`s below a module, on the CPU, as products read them; returns the module.
+    """Orders the weights of all `Linear`s below a module, on the CPU, as products read them; returns the module.
 
-    For inference with few rows at a time, where ordering them anew costs as much as the product. They take no more
-    memory, but such weights have no gradients, and are not saved.
+    For inference with few rows at a time, where ordering them anew costs as much as the product. In f32 they take no
+    more memory, but such weights have no gradients, and are not saved. Blocks stay, beside what is made of them: see
+    `QTensor.prepacked`; an `Embedding` does the same when it is first used `as_linear`.
 
     >>> import tensorlib
     >>> layer = prepack(Linear(3, 2))
@@ -55,6 +57,10 @@ def prepack(module):
         if type(layer) is Linear and isinstance(layer.weight, Array) and Panels.fits(layer.weight):
             layer.weight = Panels(layer.weight)
             layer.requires_grad_(False)
+        elif type(layer) is Linear and isinstance(layer.weight, QTensor):
+            layer.weight = layer.weight.prepacked()
+        elif type(layer) is Embedding:
+            layer._prepack = True
     return module
 
 
@@ -70,7 +76,7 @@ class Embedding(Module):
 
     def __init__(self, num_embeddings, embedding_dim, padding_idx=None, dtype="f32"):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.padding_idx = padding_idx
+        self.padding_idx, self._prepack = padding_idx, False
         self.weight = Parameter(num_embeddings, embedding_dim, init=self._begin, dtype=dtype)
 
     def _begin(self, weight, generator=None):
@@ -90,7 +96,11 @@ class Embedding(Module):
 
     def as_linear(self, x):
         """x [..., D] times the table transposed: [..., V] (a tied output layer)."""
-        return self.weight.linear(x) if isinstance(self.weight, QTensor) else linalg.linear(x, self.weight)
+        if not isinstance(self.weight, QTensor):
+            return linalg.linear(x, self.weight)
+        if self._prepack and recorder() is None:
+            self.weight, self._prepack = self.weight.prepacked(), False
+        return self.weight.linear(x)
 
     def extra_repr(self):
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"

@@ -94,11 +94,12 @@ def rounded(x):
     return (np.rint(v * scale).astype(np.float64) * (top * np.float32(1 / 127)).astype(np.float64)).reshape(x.shape)
 
 
-def check(fmt, n, k, m, seed):
+def check(fmt, n, k, m, seed, prepacked=False):
     rng = np.random.default_rng(seed)
     data, w = blocks(fmt, n, k, rng)
     x = (rng.standard_normal((m, k)) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
-    got = values(from_bytes(data, (n, k), fmt).linear(array(x)))
+    weight = from_bytes(data, (n, k), fmt)
+    got = values((weight.prepacked() if prepacked else weight).linear(array(x)))
     # Integer sums are exact; what rounds are the f32 scales (5 per block) and the sum over k / 32 terms per lane, then
     # 16 lanes.
     bound = (k / 32 + 24) * EPS * (np.abs(rounded(x)) @ magnitudes(fmt, data, n, k).T) + 1e-30
@@ -259,3 +260,32 @@ for fmt in test_linear.FORMATS:
 def test_lower_levels_give_the_same(level, run_python):
     root = str(pathlib.Path(__file__).parents[2])
     run_python(LEVEL.format(root=root, level=level), TENSORLIB_CPU_LEVEL=level)
+
+
+# a bias alone, minima, scales per 16, and those with minima; tiles of 1, 2, 4, 8 rows, two of 8, and the largest
+@pytest.mark.parametrize("fmt", ["q8_0", "q4_1", "q6_k", "q2_k"])
+def test_prepacked(fmt):
+    sizes = [(33, 3), (16, 1), (5, 2), (40, 8), (16, 11), (7, 27)]
+    for seed, (n, m) in enumerate(sizes if fmt in ("q8_0", "q2_k") else sizes[:1]):
+        k = 512 if fmt.endswith("k") else 32 * (4 + seed)
+        check(fmt, n, k, m, seed, prepacked=True)
+
+
+def test_prepacked_adds_and_is_told_apart():
+    """The same product again, which is remembered by layouts, is another weight's; a residual is added."""
+    rng = np.random.default_rng(0)
+    made = [blocks("q8_0", 20, 64, rng)[0] for _ in range(2)]
+    weights = [from_bytes(data, (20, 64), "q8_0") for data in made]
+    packed = [weight.prepacked() for weight in weights]
+    x, more = (array(rng.standard_normal(shape).astype(np.float32)) for shape in ((8, 64), (8, 20)))
+    for _ in range(3):
+        for plain, panels in zip(weights, packed):
+            want, found = (values(weight.linear(x, more)) for weight in (plain, panels))
+            np.testing.assert_allclose(found, want, rtol=0, atol=64 * EPS * np.abs(want).max())
+    assert packed[0].prepacked() is packed[0] and packed[0].rows(0, 3).panels is None
+
+
+def test_formats_with_minima_are_the_layouts():
+    from kernels_numba.unpack_all import UNPACK
+
+    assert {name for name, row in UNPACK.items() if row.minimum} == backend.backend().quant.MINIMA
