@@ -16,6 +16,7 @@ MODELS = {
     "marian": ("marian", "MarianMTModel", "MarianConfig"),
     "modernbert": ("modernbert", "ModernBertModel", "ModernBertConfig"),
     "nomic_bert": ("nomic_bert", "NomicBertModel", "NomicBertConfig"),
+    "nvembed": ("nv_embed", "NVEmbedModel", "NVEmbedConfig"),
     "roberta": ("roberta", "RobertaModel", "RobertaConfig"),
     "t5": ("t5", "T5EncoderModel", "T5Config"),
     "xlm-roberta": ("roberta", "RobertaModel", "RobertaConfig"),
@@ -36,6 +37,8 @@ MODELS = {
     "gpt2": ("gpt2", "Gpt2LMHeadModel", "Gpt2Config"),
     "gpt_bigcode": ("gpt2", "GptBigCodeForCausalLM", "GptBigCodeConfig"),
     "gpt_neox": ("gpt_neox", "GptNeoxForCausalLM", "GptNeoxConfig"),
+    "lfm2": ("lfm2", "Lfm2ForCausalLM", "Lfm2Config"),
+    "recurrent_gemma": ("recurrent_gemma", "RecurrentGemmaForCausalLM", "RecurrentGemmaConfig"),
     "mamba": ("mamba", "MambaForCausalLM", "MambaConfig"),
     "mamba2": ("mamba", "Mamba2ForCausalLM", "Mamba2Config"),
     "mpt": ("mpt", "MptForCausalLM", "MptConfig"),
@@ -65,15 +68,16 @@ def classes(model_type, path, where):
     return getattr(module, model), getattr(module, made)
 
 
-def load(folder, context=None, device="cpu", dtype=None, head=None):
+def load(folder, context=None, device="cpu", dtype=None, head=None, **changes):
     """(file of weights, model) of a folder as Hugging Face has them: config.json and safetensors, or PyTorch's files.
 
     `context`: how many positions the model is prepared for, at most its own; `dtype`: what weights of floats are cast
-    to. FormatError for a damaged file, an unknown architecture, or weights that are not the model's.
+    to; `changes`: of the config's fields. FormatError for a damaged file, an unknown architecture, or weights that are not the model's.
     """
     fields = config.read(folder)
     model, made = classes(fields("model_type", str), fields.path, "model_type")
     values = made.from_hf(fields)
+    values = values._replace(**changes) if changes else values
     if context is not None and hasattr(values, "max_position_embeddings"):
         values = values._replace(max_position_embeddings=min(context, values.max_position_embeddings))
     file, model = tensorlib.load(folder), getattr(importlib.import_module(model.__module__), head or model.__name__)

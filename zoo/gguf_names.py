@@ -76,6 +76,18 @@ GGUF_NAMES = {
     "backbone.embeddings": "token_embd",
     "backbone.norm_f": "output_norm",
     "norm": "attn_norm",
+    "model.embedding_norm": "token_embd_norm",
+    "conv.conv": "shortconv.conv",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.out_proj": "shortconv.out_proj",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w2": "ffn_down",
+    "feed_forward.w3": "ffn_up",
+    "operator_norm": "attn_norm",
+    "ffn_norm": "ffn_norm",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
 }
 MIXER = "in_proj:in conv1d:conv1d x_proj:x dt_proj:dt dt_bias:dt A:a D:d norm:norm out_proj:out"
 GGUF_NAMES |= {

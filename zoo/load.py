@@ -20,6 +20,7 @@ ARCHITECTURES = {
     "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
     "granitemoe": ("granite", "GraniteMoeForCausalLM", "GraniteMoeConfig"),
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
+    "lfm2": ("lfm2", "Lfm2ForCausalLM", "Lfm2Config"),
     "mamba": ("mamba", "MambaForCausalLM", "MambaConfig"),
     "mamba2": ("mamba", "Mamba2ForCausalLM", "Mamba2Config"),
     "mpt": ("mpt", "MptForCausalLM", "MptConfig"),
@@ -71,7 +72,7 @@ def gguf_config(file, config):
         intermediate_size=get("feed_forward_length", int),
         num_hidden_layers=get("block_count", int),
         num_attention_heads=heads,
-        num_key_value_heads=get("attention.head_count_kv", int, heads),
+        num_key_value_heads=_most(file, arch, get, heads),
         head_dim=head_dim,
         rms_norm_eps=get(f"attention.layer_norm_{eps}", float, 1e-5),
         rope_theta=get("rope.freq_base", float, 10000.0),
@@ -83,6 +84,13 @@ def gguf_config(file, config):
         rope_interleaved=arch in INTERLEAVED,
     )
     return found.with_gguf(get, file) if hasattr(found, "with_gguf") else found
+
+
+def _most(file, arch, get, heads):
+    """Heads of keys and values: one number, or one per layer, 0 where a layer has no attention."""
+    key = "attention.head_count_kv"
+    each = file.metadata.get(f"{arch}.{key}")
+    return max(each, default=0) if isinstance(each, list) else get(key, int, heads)
 
 
 FREQS = "rope_freqs.weight"  # what every frequency is divided by (Llama 3.1)

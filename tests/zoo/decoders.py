@@ -62,6 +62,10 @@ def mpt(**fields):
 
 HEADS = {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 2, "chunk_size": 8, "layer_norm_epsilon": 1e-5}
 
+LFM2 = {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "norm_eps": 1e-5}
+LFM2 |= {"block_auto_adjust_ff_dim": False}
+GRIFFIN = {"num_hidden_layers": 3, "num_key_value_heads": 1, "attention_window_size": 8}
+
 
 class Case(NamedTuple):
     """`model_type` of Hugging Face; what its config has beside SIZES; `variant` tells rows of one type apart.
@@ -157,4 +161,12 @@ CASES = [
     Case("mamba", {"use_bias": True, "use_conv_bias": False, "time_step_rank": 3, "conv_kernel": 3}, "biases"),
     Case("mamba2", HEADS, gguf="mamba2"),
     Case("mamba2", {**HEADS, "n_groups": 1, "time_step_limit": [0.3, 0.9], "use_bias": True}, "limits"),
+    Case("lfm2", LFM2, gguf="lfm2"),
+    Case(
+        "lfm2",
+        {"full_attn_idxs": [0], "conv_bias": True, "block_multiple_of": 20, "conv_L_cache": 4, "norm_eps": 1e-6},
+        "biases",
+    ),
+    Case("recurrent_gemma", GRIFFIN),
+    Case("recurrent_gemma", {**GRIFFIN, "lru_width": 48, "block_types": ["attention", "recurrent"]}, "wide"),
 ]

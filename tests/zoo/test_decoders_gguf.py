@@ -30,6 +30,7 @@ EPSILONS = {
     "gptneox": "layer_norm_eps",
     "mpt": "layer_norm_epsilon",
 }  # of LayerNorm
+RMS_EPSILONS = {"mamba": "layer_norm_epsilon", "mamba2": "layer_norm_epsilon", "lfm2": "norm_eps"}
 
 
 def metadata(arch, config, head_dim):
@@ -49,8 +50,8 @@ def metadata(arch, config, head_dim):
     }
     if arch in EPSILONS:
         found["attention.layer_norm_epsilon"] = getattr(c, EPSILONS[arch], 1e-5)
-    elif arch.startswith("mamba"):
-        found["attention.layer_norm_rms_epsilon"] = c.layer_norm_epsilon
+    elif arch in RMS_EPSILONS:
+        found["attention.layer_norm_rms_epsilon"] = getattr(c, RMS_EPSILONS[arch])
     else:
         found["attention.layer_norm_rms_epsilon"] = c.rms_norm_eps
     if rope["rope_type"] in ("linear", "yarn"):
@@ -75,6 +76,9 @@ def metadata(arch, config, head_dim):
         found |= latent_metadata(c, rope)
     if arch.startswith("mamba"):
         found |= {"feed_forward_length": 0, "attention.head_count": 0, **state_metadata(c)}
+    if arch == "lfm2":
+        heads = [0 if kind == "conv" else c.num_key_value_heads for kind in c.layer_types]
+        found |= {"attention.head_count_kv": heads, "shortconv.l_cache": c.conv_L_cache}
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
 
 

@@ -4,12 +4,14 @@ import pytest
 
 import tensorlib
 from tests.zoo import test_decoders as whole
-from zoo import mamba
+from zoo import lfm2, mamba, recurrent_gemma
 from zoo.generate import TextModel
 
 MODELS = {
+    "lfm2": (lfm2.Lfm2ForCausalLM, lfm2.TINY),
     "mamba": (mamba.MambaForCausalLM, mamba.TINY),
     "mamba2": (mamba.Mamba2ForCausalLM, mamba.TINY_2),
+    "recurrent_gemma": (recurrent_gemma.RecurrentGemmaForCausalLM, recurrent_gemma.TINY),
 }
 
 
