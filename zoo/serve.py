@@ -23,8 +23,8 @@ SILENT = 60_000  # milliseconds after which a reader that takes nothing is cut o
 
 def add_commands(commands):
     """Add the parser of `serve` to the command line's."""
-    about = "answer over HTTP as OpenAI's servers do"
-    serve = commands.add_parser("serve", help=about, description=f"{about.capitalize()}. Ctrl-C ends it.")
+    about = "nswer over HTTP as OpenAI's servers do"
+    serve = commands.add_parser("serve", help=f"a{about}", description=f"A{about}. Ctrl-C ends it.")
     text = "what to generate text with: see `tensorlib generate --help` (default: SmolLM2-135M-Instruct)"
     serve.add_argument("-m", "--model", metavar="REF", help=text)
     text = "what to make vectors with: see `tensorlib embed --help`; without --model, vectors alone are served"
@@ -65,7 +65,8 @@ def run_serve(options):
             application(service, key), http=Connection, log_level="critical", access_log=False, ws="none",
             server_header=False, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=DRAIN,
         )  # fmt: skip
-        gc.freeze()  # what is there stays: collections need not look through it, and so come in time
+        gc.freeze()  # what is there stays, and collections need not look through it
+        gc.collect()  # counts what is left: whole collections come when there is a quarter more
         # uvicorn drains, then raises what it got again: SIGTERM's own action would be another exit status
         signal.signal(signal.SIGTERM, lambda number, frame: None)
         listening.listen(BACKLOG)
@@ -137,12 +138,14 @@ def loaded(options):
     text = encoder = None
     names = {}
     if options.model or not options.embed:
+        from tensorlib import nn
         from zoo import generate
         from zoo.engine import Engine
         from zoo.serve_queue import Runner
 
         text = generate.load(options.model, options.threads, options.context, options.device)
         names["text"] = options.name or name(options.model or hub.DEFAULT_MODEL)
+        nn.prepack(text.model)
         engine = Engine(text, options.streams, text.context_length)
         engine.submit([0], 2)  # compiles what is missing and records a step, so that no client waits for it
         while engine.busy:

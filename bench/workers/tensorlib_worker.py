@@ -66,9 +66,11 @@ def tokenize(job):
 
 def streams(job):
     """Seconds until the last of some streams has `tokens` tokens, `repeats` times; the prompts come at once."""
+    from tensorlib import nn
     from zoo.engine import Engine
 
     model = open_model(job)
+    nn.prepack(model.model)
     engine, seconds = Engine(model, len(job["prompts"]), job["context"]), []
     for count in [4] + [job["tokens"]] * job["repeats"]:
         began = time.perf_counter()
