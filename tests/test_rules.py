@@ -70,6 +70,7 @@ ZOO_PROGRAMS = (
     "train_lora",
     "train_mnist",
     "train_tinystories",
+    "trunk",
     "verify",
 )  # what is not a model
 # hub: the Hub's own HF_*; serve: its key, which an argument would show to everybody

@@ -72,7 +72,8 @@ def load(folder, context=None, device="cpu", dtype=None, head=None, **changes):
     """(file of weights, model) of a folder as Hugging Face has them: config.json and safetensors, or PyTorch's files.
 
     `context`: how many positions the model is prepared for, at most its own; `dtype`: what weights of floats are cast
-    to; `changes`: of the config's fields. FormatError for a damaged file, an unknown architecture, or weights that are not the model's.
+    to; `changes`: of the config's fields. FormatError for a damaged file, an unknown architecture, or weights that are
+    not the model's.
     """
     fields = config.read(folder)
     model, made = classes(fields("model_type", str), fields.path, "model_type")

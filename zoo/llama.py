@@ -163,7 +163,7 @@ class LlamaForCausalLM(nn.Module):
     `forward(ids)`, for training: ids [T] or [B, T] -> logits [..., T, V], with gradients.
     """
 
-    Model = LlamaModel
+    Model, body = LlamaModel, "model"
 
     def __init__(self, config):
         self.config = config

@@ -109,11 +109,12 @@ class Sequences:
     def attend(self, q, k, v, heads, rotary=None, bias=None, memory=None, **options):
         """Attention of each sequence to all of itself, or of `memory` (Sequences that k and v are of): q's shape.
 
-        q [N, heads * D], k and v likewise. `rotary` turns q and k first. `bias`: f(q, k) of one sequence's
-        [T, heads, D] gives what is added to the scores, [heads, T, T of k]; `options`: scale, window (without bias) and
-        so on, of `nn.attention`.
+        q [N, heads * D], k and v likewise, or of fewer heads that groups of q's share. `rotary` turns q and k first.
+        `bias`: f(q, k) of one sequence's [T, heads, D] gives what is added to the scores, [heads, T, T of k];
+        `options`: scale, window (without bias) and so on, of `nn.attention`.
         """
-        q, k, v = (x.reshape(x.shape[0], heads, -1) for x in (q, k, v))
+        width = q.shape[-1] // heads
+        q, k, v = (x.reshape(x.shape[0], -1, width) for x in (q, k, v))
         if rotary is not None:
             q, k = self.turn(rotary, q), self.turn(rotary, k)
         memory = memory or self
@@ -129,3 +130,36 @@ class Sequences:
             return fused.attention(q, k, v, start, causal=causal, length=k.shape[1], **options)
         mask = bias(q, k.transpose(0, 1))
         return scaled_dot_product_attention(q.transpose(0, 1), k, v, mask, **options).transpose(0, 1)
+
+
+class PackedAttention:
+    """In a cache's place, for a decoder that reads `tokens` (Sequences) without padding: nothing is kept, gradients
+    flow. Not `causal`: every token sees its whole sequence. See FullAttention.
+
+    >>> import tensorlib
+    >>> tokens = Sequences([[5, 6], [7]])
+    >>> x = tensorlib.ones(3, 8)
+    >>> PackedAttention(tokens, head_dim=4, causal=False).attend(0, x, x, x, None).shape
+    (3, 8)
+    """
+
+    length = 0
+
+    def __init__(self, tokens, head_dim, causal=True):
+        self.tokens, self.head_dim, self.causal = tokens, head_dim, causal
+
+    def reserve(self, n):
+        """Nothing: there is no limit."""
+
+    def advance(self, n):
+        """Nothing: no token is kept."""
+
+    def positions(self, ids):
+        """i64 [N]: where each token stands in its sequence."""
+        return self.tokens.positions
+
+    def attend(self, layer, q, k, v, rotary, **options):
+        """Attention within each sequence, q and k rotated first: q's shape. See KVCache.attend."""
+        q, k, v = (x if x.dtype.name == "f64" else x.float() for x in (q, k, v))
+        heads = q.shape[-1] // self.head_dim
+        return self.tokens.attend(q, k, v, heads, rotary, causal=self.causal, **options)
