@@ -13,6 +13,7 @@ MODELS = {
     "bert": ("bert", "BertModel", "BertConfig"),
     "deberta-v2": ("deberta_v2", "DebertaV2Model", "DebertaV2Config"),
     "distilbert": ("distilbert", "DistilBertModel", "DistilBertConfig"),
+    "jina_bert": ("jina_bert", "JinaBertModel", "JinaBertConfig"),
     "marian": ("marian", "MarianMTModel", "MarianConfig"),
     "modernbert": ("modernbert", "ModernBertModel", "ModernBertConfig"),
     "nomic_bert": ("nomic_bert", "NomicBertModel", "NomicBertConfig"),
@@ -44,6 +45,7 @@ MODELS = {
     "mpt": ("mpt", "MptForCausalLM", "MptConfig"),
     "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
     "granitemoe": ("granite", "GraniteMoeForCausalLM", "GraniteMoeConfig"),
+    "granitemoehybrid": ("granite_hybrid", "GraniteHybridForCausalLM", "GraniteHybridConfig"),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
     "olmo": ("olmo", "OlmoForCausalLM", "OlmoConfig"),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", "Olmo2Config"),
@@ -56,6 +58,13 @@ MODELS = {
     "helium": ("helium", "HeliumForCausalLM", "HeliumConfig"),
     "falcon": ("falcon", "FalconForCausalLM", "FalconConfig"),
 }
+
+
+def type_of(fields):
+    """The row of MODELS for a config: its `model_type`, unless that is another model's name."""
+    found = fields("model_type", str)
+    alibi = found == "bert" and fields("position_embedding_type", str, "absolute") == "alibi"
+    return "jina_bert" if alibi else found
 
 
 def classes(model_type, path, where):
@@ -76,7 +85,7 @@ def load(folder, context=None, device="cpu", dtype=None, head=None, **changes):
     not the model's.
     """
     fields = config.read(folder)
-    model, made = classes(fields("model_type", str), fields.path, "model_type")
+    model, made = classes(type_of(fields), fields.path, "model_type")
     values = made.from_hf(fields)
     values = values._replace(**changes) if changes else values
     if context is not None and hasattr(values, "max_position_embeddings"):

@@ -95,6 +95,7 @@ GGUF_NAMES |= {
     for block in ("mixer", "mamba")
     for ours, theirs in (pair.split(":") for pair in MIXER.split())
 }
+GGUF_NAMES |= {f"shared_mlp.{part}_proj": f"ffn_{part}_shexp" for part in ("gate", "up", "down")}
 GGUF_NAMES |= {
     f"{block}.{experts}.{part}_proj": f"ffn_{part}_{name}"
     for block in ("mlp", "block_sparse_moe")

@@ -2,7 +2,6 @@
 embeddings, scores, what sub-layers add, and logits (muP, arXiv:2203.03466).
 """
 
-import tensorlib
 from tensorlib import nn
 from zoo import llama
 
@@ -97,38 +96,12 @@ class GraniteMoeConfig(GraniteConfig.plus(num_local_experts=8, num_experts_per_t
 TINY_MOE = GraniteMoeConfig(*TINY, 4, 2)
 
 
-class Matrices(nn.Module):
-    """[E, rows, columns], one per expert."""
-
-    def __init__(self, *shape):
-        self.weight = nn.Parameter(*shape, init=nn.init.fan_uniform(shape[-1]))
-
-
-class GraniteRouter(nn.Module):
-    def __init__(self, config):
-        self.layer = nn.Linear(config.hidden_size, config.num_local_experts, bias=False)
-
-
-class GraniteMoE(nn.Module):
+class GraniteMoE(nn.StackedMoE):
     down_proj = nn.Identity()  # it is in the experts
 
     def __init__(self, config):
-        E, D, F, self._top_k = (
-            config.num_local_experts,
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_experts_per_tok,
-        )
-        self.router = GraniteRouter(config)
-        if config.experts_joined:
-            self.input_linear = Matrices(E, 2 * F, D)
-        else:
-            self.gate_linear, self.up_linear = Matrices(E, F, D), Matrices(E, F, D)
-        self.output_linear, self._joined = Matrices(E, D, F), config.experts_joined
-
-    def forward(self, x_TD):
-        ups = self.input_linear.weight if self._joined else (self.gate_linear.weight, self.up_linear.weight)
-        return tensorlib.moe(x_TD, self.router.layer(x_TD), ups, self.output_linear.weight, self._top_k)
+        D, F, E = config.hidden_size, config.intermediate_size, config.num_local_experts
+        super().__init__(D, F, E, config.num_experts_per_tok, config.experts_joined)
 
 
 class GraniteMoeDecoderLayer(GraniteDecoderLayer):

@@ -41,7 +41,7 @@ LATER = {
     "sequences": "PackedAttention Sequences",
     "dropout": "AlphaDropout Dropout Dropout1d Dropout2d Dropout3d",
     "more_layers": "Bilinear EmbeddingBag LinearCrossEntropyLoss PReLU",
-    "moe": "MoE",
+    "moe": "MoE StackedMoE",
     "multihead": "MultiheadAttention",
     "transformer": "Transformer TransformerDecoder TransformerDecoderLayer TransformerEncoder TransformerEncoderLayer",
     "rope": "rope_frequencies",

@@ -136,6 +136,38 @@ class GatedMLP(Module):
         return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
+class StackedMoE(Module):
+    """`tensorlib.moe` under Granite's names: each token of x [..., hidden_size] goes through the gated MLPs of the
+    top_k experts of the largest logits, weighed by their softmax.
+
+    router.layer.weight [E, D], input_linear.weight [E, 2 I, D] (gate above up), output_linear.weight [E, D, I]. Not
+    `joined`: gate_linear and up_linear, as GGUF has them.
+    """
+
+    def __init__(self, hidden_size, intermediate_size, num_experts, top_k, joined=True):
+        d, i, self._top_k, self._joined = hidden_size, intermediate_size, top_k, joined
+        self.router = _Router(d, num_experts)
+        for name, rows in {"input_linear": 2 * i}.items() if joined else {"gate_linear": i, "up_linear": i}.items():
+            setattr(self, name, _Matrices(num_experts, rows, d))
+        self.output_linear = _Matrices(num_experts, d, i)
+
+    def forward(self, x):
+        ups = self.input_linear.weight if self._joined else (self.gate_linear.weight, self.up_linear.weight)
+        return moe.moe(x, self.router.layer(x), ups, self.output_linear.weight, self._top_k)
+
+
+class _Router(Module):
+    def __init__(self, hidden_size, num_experts):
+        self.layer = Linear(hidden_size, num_experts, bias=False)
+
+
+class _Matrices(Module):
+    """[E, rows, columns], one per expert."""
+
+    def __init__(self, *shape):
+        self.weight = Parameter(*shape, init=init.fan_uniform(shape[-1]))
+
+
 def load_balancing_loss(scores, experts):
     """E * sum over experts of (tokens that chose it / tokens) * (its mean share of the scores): top_k if all are alike.
 

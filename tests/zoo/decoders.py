@@ -66,6 +66,12 @@ LFM2 = {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 
 LFM2 |= {"block_auto_adjust_ff_dim": False}
 GRIFFIN = {"num_hidden_layers": 3, "num_key_value_heads": 1, "attention_window_size": 8}
 
+HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3, **GRANITE}
+HYBRID |= {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_n_groups": 2, "shared_intermediate_size": 40}
+DENSE = {**HYBRID, "num_local_experts": 0, "position_embedding_type": "rope", "mamba_proj_bias": True}
+ALL = {**HYBRID, **MIXTRAL, "attention_bias": True, "position_embedding_type": "rope"}  # else no bias of k matters
+ALL |= {"time_step_limit": [0.3, 0.9], "tie_word_embeddings": True}
+
 
 class Case(NamedTuple):
     """`model_type` of Hugging Face; what its config has beside SIZES; `variant` tells rows of one type apart.
@@ -169,4 +175,7 @@ CASES = [
     ),
     Case("recurrent_gemma", GRIFFIN),
     Case("recurrent_gemma", {**GRIFFIN, "lru_width": 48, "block_types": ["attention", "recurrent"]}, "wide"),
+    Case("granitemoehybrid", {**HYBRID, **MIXTRAL}, gguf="granitehybrid", live=GRANITE_BLOCK),
+    Case("granitemoehybrid", DENSE, "dense", gguf="granitehybrid", live=GRANITE_BLOCK),
+    Case("granitemoehybrid", ALL, "limits", live=GRANITE_BLOCK),
 ]

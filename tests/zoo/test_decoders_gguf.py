@@ -16,6 +16,7 @@ names = pytest.importorskip("gguf")
 PERMUTED = (
     "llama",
     "granite",
+    "granitehybrid",
     "granitemoe",
     "olmo",
     "smollm3",
@@ -79,6 +80,10 @@ def metadata(arch, config, head_dim):
     if arch == "lfm2":
         heads = [0 if kind == "conv" else c.num_key_value_heads for kind in c.layer_types]
         found |= {"attention.head_count_kv": heads, "shortconv.l_cache": c.conv_L_cache}
+    if arch == "granitehybrid":
+        heads = [0 if kind == "linear_attention" else c.num_key_value_heads for kind in c.layer_types]
+        found |= {"attention.head_count_kv": heads, "rope.scaling.finetuned": c.position_embedding_type == "rope"}
+        found |= state_metadata(c)
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
 
 
@@ -111,15 +116,22 @@ def state_metadata(c):
     """What files of state spaces have beside."""
     if c.model_type == "mamba":
         found = {"inner_size": c.intermediate_size, "time_step_rank": c.time_step_rank, "dt_b_c_rms": False}
+    elif c.model_type == "granitemoehybrid":
+        found = {"inner_size": c.mamba_expand * c.hidden_size, "time_step_rank": c.mamba_n_heads}
+        found |= {"group_count": c.mamba_n_groups, "state_size": c.mamba_d_state, "conv_kernel": c.mamba_d_conv}
     else:
         found = {"inner_size": c.num_heads * c.head_dim, "time_step_rank": c.num_heads, "group_count": c.n_groups}
-    found |= {"state_size": c.state_size, "conv_kernel": c.conv_kernel}
+    if c.model_type != "granitemoehybrid":
+        found |= {"state_size": c.state_size, "conv_kernel": c.conv_kernel}
     return {f"ssm.{key}": value for key, value in found.items()}
 
 
 def state_part(name, weight, config):
     """A itself, weights of heads as columns and norms by groups, but in Mamba 1."""
-    weight, groups = -np.exp(weight) if name.endswith("A_log") else weight, getattr(config, "n_groups", None)
+    weight, groups = (
+        -np.exp(weight) if name.endswith("A_log") else weight,
+        getattr(config, "n_groups", getattr(config, "mamba_n_groups", None)),
+    )
     if groups is None:
         return name, weight
     if name.endswith("norm.weight"):
@@ -144,6 +156,13 @@ def parts(name, weight, config):
         k, v = np.split(weight, [config.qk_nope_head_dim], axis=1)
         yield name.replace("kv_b_proj", "k_b_proj"), k.swapaxes(1, 2)
         yield name.replace("kv_b_proj", "v_b_proj"), v
+    elif ".shared_mlp." in name:
+        block = name.replace("shared_mlp", "mlp.shared_expert" if config.num_local_experts else "mlp").rpartition(".")[
+            0
+        ]
+        halves = np.split(weight, 2) if "input" in name else [weight]
+        for part, value in zip(("gate", "up") if "input" in name else ("down",), halves):
+            yield f"{block.rpartition('.')[0]}.{part}_proj", value
     elif ".mixer." in name or ".mamba." in name:
         yield state_part(name, weight, config)
     elif config.model_type == "gpt2" and weight.ndim == 2 and ".h." in name:

@@ -4,10 +4,11 @@ import pytest
 
 import tensorlib
 from tests.zoo import test_decoders as whole
-from zoo import lfm2, mamba, recurrent_gemma
+from zoo import granite_hybrid, lfm2, mamba, recurrent_gemma
 from zoo.generate import TextModel
 
 MODELS = {
+    "granitemoehybrid": (granite_hybrid.GraniteHybridForCausalLM, granite_hybrid.TINY),
     "lfm2": (lfm2.Lfm2ForCausalLM, lfm2.TINY),
     "mamba": (mamba.MambaForCausalLM, mamba.TINY),
     "mamba2": (mamba.Mamba2ForCausalLM, mamba.TINY_2),
