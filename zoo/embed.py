@@ -35,8 +35,8 @@ def load(ref=None, threads=None, device="cpu", quantize=None):
     folder = folders.resolve(ref or DEFAULT_MODEL)
     rows, steps, longest = pooling.modules(folder)
     fields = config.read(folder)
-    kind, _ = auto.classes(fields("model_type", str), folder, "model_type")
-    if fields("model_type", str) in trunk.DECODERS:
+    kind, _ = auto.classes(auto.type_of(fields), folder, "model_type")
+    if auto.type_of(fields) in trunk.DECODERS:
         model = trunk.load(folder, fields, longest, device)
     else:
         head = MASKED.get(kind.__name__) if rows[0] == "MLMTransformer" else None
