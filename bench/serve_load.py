@@ -245,7 +245,7 @@ def main():
     """Command line of `python -m bench.serve load`; its exit status is 1 if memory grew too much."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=10_000)
-    parser.add_argument("--warm", type=int, default=3000, help="requests before those that are measured (3000)")
+    parser.add_argument("--warm", type=int, default=5000, help="requests before those that are measured (5000)")
     parser.add_argument("--model", help="a GGUF file (a tiny one, written for this)")
     options = parser.parse_args()
     import tempfile
