@@ -44,6 +44,7 @@ ZOO_PROGRAMS = (
     "embed",
     "engine",
     "generate",
+    "gguf_encoders",
     "gguf_names",
     "load",
     "metadata",

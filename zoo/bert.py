@@ -31,17 +31,23 @@ class BertConfig(NamedTuple):
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
         return cls(
-            vocab_size=c("vocab_size", int),
-            hidden_size=c("hidden_size", int),
-            intermediate_size=c("intermediate_size", int),
-            num_hidden_layers=c("num_hidden_layers", int),
-            num_attention_heads=c("num_attention_heads", int),
-            hidden_act=c("hidden_act", str, "gelu"),
+            *(c(name, int) for name in cls._fields[:5]), hidden_act=c("hidden_act", str, "gelu"),
             layer_norm_eps=c("layer_norm_eps", float, 1e-12),
             max_position_embeddings=c("max_position_embeddings", int, 512),
             type_vocab_size=c("type_vocab_size", int, 2),
             pad_token_id=c("pad_token_id", int, 0),
             add_pooling_layer=any(name.endswith("Model") for name in c("architectures", list, ["Model"])),
+        )  # fmt: skip
+
+    @classmethod
+    def from_gguf(cls, c):
+        """Out of the metadata of a GGUF file (zoo/gguf_encoders.py), which has no pooler."""
+        return cls(
+            *c.sizes(),
+            layer_norm_eps=c("attention.layer_norm_epsilon", float),
+            max_position_embeddings=c.rows("position_embd.weight"),
+            type_vocab_size=c.rows("token_types.weight"),
+            add_pooling_layer=False,
         )
 
 
@@ -59,8 +65,8 @@ class BertEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(D, config.layer_norm_eps)
 
     def forward(self, tokens, types_N=None):
-        x_ND = self.word_embeddings(tokens.ids) + self.position_embeddings(self.places(tokens))
-        types = self.token_type_embeddings
+        x_ND, types = self.word_embeddings(tokens.ids), self.token_type_embeddings
+        x_ND = x_ND + self.position_embeddings(self.places(tokens))
         return self.LayerNorm(x_ND + (types.weight[0] if types_N is None else types(types_N)))
 
     def places(self, tokens):
@@ -73,7 +79,7 @@ class BertSelfAttention(nn.Module):
 
     def __init__(self, config):
         D, self._heads = config.hidden_size, config.num_attention_heads
-        self.query, self.key, self.value = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
+        self.query, self.key, self.value = (nn.Linear(D, D) for _ in range(3))
 
     def forward(self, x_ND, tokens):
         return tokens.attend(*nn.linears(x_ND, self.query, self.key, self.value), self._heads)
@@ -174,8 +180,8 @@ class BertPredictionHead(nn.Module):
 
 class BertTransform(nn.Module):
     def __init__(self, config):
-        self.dense, self._act = nn.Linear(config.hidden_size, config.hidden_size), config.hidden_act
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        D, self._act = config.hidden_size, config.hidden_act
+        self.dense, self.LayerNorm = nn.Linear(D, D), nn.LayerNorm(D, config.layer_norm_eps)
 
     def forward(self, x):
         return self.LayerNorm(nn.activation(self._act)(self.dense(x)))

@@ -42,6 +42,18 @@ class JinaBertConfig(NamedTuple):
             qk_norm="qk-post-norm" in str(c("auto_map", dict, {})),
         )
 
+    @classmethod
+    def from_gguf(cls, c):
+        """Out of the metadata of a GGUF file (zoo/gguf_encoders.py), which is always of GeGLU."""
+        return cls(
+            *c.sizes(),
+            layer_norm_eps=c("attention.layer_norm_epsilon", float),
+            max_position_embeddings=c("context_length", int),
+            type_vocab_size=c.rows("token_types.weight"),
+            qk_norm="blk.0.attn_q_norm.weight" in c,
+            split=True,
+        )
+
 
 TINY = JinaBertConfig(99, 32, 64, 2, 4, max_position_embeddings=64)
 

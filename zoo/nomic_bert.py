@@ -35,6 +35,17 @@ class NomicBertConfig(NamedTuple):
             type_vocab_size=c("type_vocab_size", int, 2),
         )
 
+    @classmethod
+    def from_gguf(cls, c):
+        """Out of the metadata of a GGUF file (zoo/gguf_encoders.py)."""
+        return cls(
+            *c.sizes(),
+            layer_norm_eps=c("attention.layer_norm_epsilon", float),
+            rope_theta=c("rope.freq_base", float, 1000.0),
+            max_position_embeddings=c("context_length", int),
+            type_vocab_size=c.rows("token_types.weight"),
+        )
+
 
 TINY = NomicBertConfig(99, 32, 64, 2, 4, max_position_embeddings=64)
 

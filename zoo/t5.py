@@ -56,6 +56,21 @@ class T5Config(NamedTuple):
             ends=c.ids("eos_token_id", 1),
         )
 
+    @classmethod
+    def from_gguf(cls, c):
+        """Out of the metadata of a GGUF file (zoo/gguf_encoders.py); without GeGLU it is of ReLU."""
+        (words, hidden, wide, layers, heads), gated = c.sizes(), "enc.blk.0.ffn_gate.weight" in c
+        tied = "output.weight" not in c
+        return cls(
+            words, hidden, c("attention.key_length", int), wide, layers, heads, c("decoder_block_count", int, layers),
+            relative_attention_num_buckets=c("attention.relative_buckets_count", int, 32),
+            act="gelu_new" if gated else "relu", gated=gated,
+            layer_norm_epsilon=c("attention.layer_norm_rms_epsilon", float, 1e-6),
+            tie_word_embeddings=tied, scale_decoder_outputs=tied,
+            start=c("decoder_start_token_id", int, 0),
+            ends=(c.file.require("tokenizer.ggml.eos_token_id", int, 1),),
+        )  # fmt: skip
+
 
 TINY = T5Config(99, 32, 8, 64, 2, 4, 2)
 

@@ -1,0 +1,145 @@
+"""Encoders through GGUF: weights of a Hugging Face folder under llama.cpp's names and metadata, read back."""
+
+import numpy as np
+import pytest
+
+import tensorlib
+from tensorlib.errors import FormatError
+from tensorlib.io import gguf
+from tests.zoo import test_encoders as whole
+from tests.zoo import test_jina_bert as jina
+from zoo import gguf_encoders
+
+names = pytest.importorskip("gguf")
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+T5 = {**whole.T5, "relative_attention_max_distance": 128}  # which llama.cpp has for all
+
+
+def metadata(arch, c, **more):
+    """llama.cpp's keys, as its converter writes them of a config (a dict)."""
+    found = {
+        "context_length": c.get("max_position_embeddings", 512),
+        "embedding_length": c.get("hidden_size", c.get("d_model")),
+        "feed_forward_length": c.get("intermediate_size", c.get("d_ff")),
+        "block_count": c.get("num_hidden_layers", c.get("num_layers")),
+        "attention.head_count": c.get("num_attention_heads", c.get("num_heads")),
+        "attention.causal": False,
+        **more,
+    }
+    return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
+
+
+def parts(name, x, arch, positions):
+    """The tensors that llama.cpp's converter makes of one: gates apart, RoBERTa's positions from the first one used."""
+    if "gated_layer" in name:  # gate and rest, which lie the other way round in models for code
+        order = (
+            ("gated_layers_v", "gated_layers_w") if "up_gated_layer" in name else ("gated_layers_w", "gated_layers_v")
+        )
+        for part, half in zip(order, np.split(x, 2)):
+            yield name.replace("up_gated_layer", part).replace("gated_layers.", f"{part}."), half
+    elif "position_embeddings" in name:
+        yield name, x[positions:]
+    elif not name.startswith("pooler"):
+        yield name, x
+
+
+def write(path, folder, fields, layers, positions=0):
+    """The GGUF file of a folder's weights."""
+    kind = {name: key for key, name in names.MODEL_ARCH_NAMES.items()}[fields["general.architecture"]]
+    table, tensors, source = names.get_tensor_name_map(kind, layers), {}, tensorlib.load(folder)
+    for name in source.tensors:
+        x = source.tensor(name).numpy()
+        for part, value in parts(name, x, fields["general.architecture"], positions):
+            found = table.get_name(part, try_suffixes=(".weight", ".bias"))
+            assert found is not None, part
+            tensors[found] = np.ascontiguousarray(value)
+    gguf.write(path, fields, tensors)
+
+
+def compare(path, want):
+    """Hidden states of a batch with padding."""
+    _, ours = gguf_encoders.load(path)
+    with tensorlib.no_grad():
+        whole.close(ours(*map(tensorlib.tensor, whole.batch())).numpy(), want)
+
+
+# name of a case of test_encoders -> (architecture, what its metadata has beside the sizes, first position)
+EPS = "attention.layer_norm_epsilon"
+CASES = {
+    "bert": ("bert", {EPS: 1e-12}, 0),
+    "roberta": ("bert", {EPS: 1e-12}, 2),
+    "xlm-roberta": ("bert", {EPS: 1e-12}, 2),
+    "nomic_bert": ("nomic-bert", {EPS: 1e-12, "rope.freq_base": 1000.0}, 0),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bert_and_its_kin(name, tmp_path):
+    arch, more, positions = CASES[name]
+    theirs = whole.made(name, tmp_path)
+    ids, mask = whole.batch()
+    with torch.no_grad():
+        want = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    fields = metadata(arch, whole.CASES[name][2], **more)
+    write(tmp_path / "model.gguf", tmp_path, fields, 2, positions)
+    compare(tmp_path / "model.gguf", want * mask[..., None])
+
+
+@pytest.mark.parametrize("name", ["text", "code"])
+def test_jina_bert(name, tmp_path):
+    theirs = jina.made(name, tmp_path)
+    with torch.no_grad():
+        want = theirs(*whole.batch()).numpy()
+    fields = metadata("jina-bert-v2", {**jina.SIZES, **jina.CASES[name]}, **{EPS: 1e-12})
+    write(tmp_path / "model.gguf", tmp_path, fields, jina.LAYERS)
+    compare(tmp_path / "model.gguf", want)
+
+
+def t5(cls, folder, **more):
+    """transformers' model, saved to a folder."""
+    torch.manual_seed(0)
+    theirs = getattr(transformers, cls)(transformers.T5Config(**{**T5, **more}, decoder_start_token_id=0)).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight += torch.randn_like(weight) / (4 if weight.ndim == 1 else weight.shape[-1] ** 0.5)
+    theirs.save_pretrained(folder)
+    return theirs
+
+
+def t5_metadata(arch):
+    more = {"attention.key_length": 8, "attention.relative_buckets_count": 8, "decoder_start_token_id": 0}
+    more |= {"decoder_block_count": 2} if arch == "t5" else {}
+    return metadata(arch, T5, **{"attention.layer_norm_rms_epsilon": 1e-6, EPS: 1e-6}, **more)
+
+
+@pytest.mark.parametrize("projection", ["relu", "gated-gelu"])
+def test_t5_encoder(projection, tmp_path):
+    theirs = t5("T5EncoderModel", tmp_path, feed_forward_proj=projection)
+    ids, mask = whole.batch()
+    with torch.no_grad():
+        want = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
+    write(tmp_path / "model.gguf", tmp_path, t5_metadata("t5encoder"), 2)
+    compare(tmp_path / "model.gguf", want * mask[..., None])
+
+
+def test_t5(tmp_path):
+    """Logits, and the text that they make."""
+    theirs = t5("T5ForConditionalGeneration", tmp_path, is_encoder_decoder=True)
+    ids, answer = np.arange(3, 15)[None], np.arange(20, 30)[None]
+    with torch.no_grad():
+        want = theirs(torch.tensor(ids), decoder_input_ids=torch.tensor(answer)).logits.numpy()
+        text = theirs.generate(torch.tensor(ids), max_new_tokens=6, num_beams=1, do_sample=False)[0, 1:].tolist()
+    write(tmp_path / "model.gguf", tmp_path, t5_metadata("t5"), 2)
+    _, ours = gguf_encoders.load(tmp_path / "model.gguf")
+    with tensorlib.no_grad():
+        whole.close(ours(tensorlib.tensor(ids), tensorlib.tensor(answer)).numpy(), want)
+    text = text[: text.index(1)] if 1 in text else text
+    assert list(ours.answer(tensorlib.tensor(ids[0]), 6)) == text
+
+
+def test_unknown(tmp_path):
+    gguf.write(tmp_path / "m.gguf", {"general.architecture": "llama"}, {"x": np.zeros(2, np.float32)})
+    with pytest.raises(FormatError, match="'llama'; expected one of bert, "):
+        gguf_encoders.load(tmp_path / "m.gguf")
