@@ -46,6 +46,8 @@ MODELS = {
     "granite": ("granite", "GraniteForCausalLM", "GraniteConfig"),
     "granitemoe": ("granite", "GraniteMoeForCausalLM", "GraniteMoeConfig"),
     "granitemoehybrid": ("granite_hybrid", "GraniteHybridForCausalLM", "GraniteHybridConfig"),
+    "rwkv5": ("rwkv", "Rwkv5ForCausalLM", "Rwkv5Config"),
+    "rwkv6": ("rwkv", "Rwkv6ForCausalLM", "Rwkv6Config"),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
     "olmo": ("olmo", "OlmoForCausalLM", "OlmoConfig"),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", "Olmo2Config"),

@@ -17,6 +17,7 @@ from tensorlib.ops import elementwise, linalg, movement, reduce, scan
 from tensorlib.tensor import arange, zeros
 
 CHUNK = 64  # tokens between which `ssd` takes products of all pairs
+WKV_CHUNK = 16  # `wkv`, whose pairs have a decay for each channel
 
 
 def causal_conv(x, weight, bias=None, past=None):
@@ -105,6 +106,52 @@ def _chunk(x, b, c, log_a, state):
         return y, new
     y = y + linalg.matmul(c, movement.transpose(state, -1, -2)) * movement.unsqueeze(elementwise.exp(total), -1)
     return y, state * movement.unsqueeze(elementwise.exp(last), -1) + new
+
+
+def token_shift(x, past=None):
+    """(before, state): what stood one token earlier. x, before [..., T, C]; past, state [..., 1, C]."""
+    if past is None:
+        past = zeros((*x.shape[:-2], 1, x.shape[-1]), dtype=x.dtype, device=x.device)
+    t = x.shape[-2]
+    last = movement.narrow(x, -2, t - 1, 1)
+    return past if t == 1 else movement.cat([past, movement.narrow(x, -2, 0, t - 1)], -2), last
+
+
+def wkv(r, log_w, k, v, bonus, past=None):
+    """(y, state) of S_t = diag(w_t) S_(t-1) + k_t v_t^T, y_t = (S_(t-1) + diag(bonus) k_t v_t^T)^T r_t (RWKV 5 and 6,
+    arXiv:2404.05892, section 4.1.2): a decay for each row of the state, which sees a token after the token's output.
+
+    r, k, log_w [..., T, H, K], log_w at most 0; v, y [..., T, H, V]; bonus [H, K]; past, state [..., H, K, V]. Within a
+    chunk the decay between each two tokens is taken by itself, so that none is divided by. ShapeError.
+    """
+    if not r.shape == k.shape == log_w.shape or v.shape[:-1] != r.shape[:-1] or bonus.shape != r.shape[-2:]:
+        got = f"r {r.shape}, log_w {log_w.shape}, k {k.shape}, v {v.shape}, bonus {bonus.shape}"
+        raise ShapeError("wkv", got, "[..., T, H, K] thrice, [..., T, H, V], [H, K]")
+    own = reduce.sum(r * k * bonus, -1, keepdim=True) * v
+    r, log_w, k, values = (movement.transpose(x, -3, -2) for x in (r, log_w, k, v))
+    found, state, t = [], past, r.shape[-2]
+    for start in range(0, t, WKV_CHUNK):
+        size = min(WKV_CHUNK, t - start)
+        y, state = _wkv_chunk(*(movement.narrow(x, -2, start, size) for x in (r, log_w, k, values)), state)
+        found.append(y)
+    y = found[0] if len(found) == 1 else movement.cat(found, -2)
+    return movement.transpose(y, -3, -2) + own, state
+
+
+def _wkv_chunk(r, log_w, k, v, state):
+    """(y without each token's own, state) of a chunk of T tokens, [..., H, T, K]."""
+    t, total = r.shape[-2], scan.cumsum(log_w, -2)
+    before, places = total - log_w, arange(r.shape[-2], device=r.device)
+    between = movement.unsqueeze(before, -2) - movement.unsqueeze(total, -3)
+    earlier = movement.unsqueeze(movement.unsqueeze(places, 1) > places, -1)
+    between = elementwise.exp(elementwise.where(earlier, between, float("-inf")))
+    y = linalg.matmul(reduce.sum(movement.unsqueeze(r, -2) * movement.unsqueeze(k, -3) * between, -1), v)
+    last = movement.narrow(total, -2, t - 1, 1)
+    new = linalg.matmul(movement.transpose(k * elementwise.exp(last - total), -1, -2), v)
+    if state is None:
+        return y, new
+    y = y + linalg.matmul(r * elementwise.exp(before), state)
+    return y, state * movement.transpose(elementwise.exp(last), -1, -2) + new
 
 
 class GatedRMSNorm(Module):

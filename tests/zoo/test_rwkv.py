@@ -1,0 +1,135 @@
+"""RWKV 5, 6 and 7, which transformers does not have, against the papers' recurrences token by token in float64."""
+
+import importlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import tensorlib
+from tensorlib.io import safetensors
+from tests.zoo import test_decoders as whole
+from zoo import auto
+from zoo.config import Fields
+
+torch = pytest.importorskip("torch")
+F = torch.nn.functional
+
+# run here with the pairs of this file
+test_prefill, test_cached_steps, test_recorded_steps = (
+    whole.test_prefill,
+    whole.test_cached_steps,
+    whole.test_recorded_steps,
+)
+test_batch, test_training_step = whole.test_batch, whole.test_training_step
+
+V, D, H, N, LAYERS, WIDE = 99, 32, 4, 8, 3, 64
+CONFIG = {"vocab_size": V, "hidden_size": D, "head_size": N, "num_hidden_layers": LAYERS, "intermediate_size": WIDE}
+
+
+class Reference:
+    """A model of transformers' face: `weights` by name in float64, one loop over the tokens."""
+
+    def __init__(self, weights):
+        self.weights = {name: torch.tensor(x.astype(np.float64), requires_grad=True) for name, x in weights.items()}
+
+    def zero_grad(self):
+        for weight in self.weights.values():
+            weight.grad = None
+
+    def named_parameters(self):
+        return self.weights.items()
+
+    def __call__(self, ids, use_cache):
+        return SimpleNamespace(logits=torch.stack([self.sequence(row) for row in ids]))
+
+    def norm(self, x, name):
+        return F.layer_norm(x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-5)
+
+    def heads(self, y, name, eps=64e-5):
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.group_norm(y.reshape(-1, D), H, weight, bias, eps)
+
+
+class Rwkv56(Reference):
+    shares = ("r", "k", "v", "g")
+
+    def sequence(self, ids):
+        w = self.weights
+        x = self.norm(w["rwkv.embeddings.weight"][ids], "rwkv.blocks.0.pre_ln")
+        for i in range(LAYERS):
+            block = f"rwkv.blocks.{i}"
+            x = x + self.time_mix(self.norm(x, f"{block}.ln1"), f"{block}.attention.")
+            x = x + self.channel_mix(self.norm(x, f"{block}.ln2"), f"{block}.feed_forward.")
+        return self.norm(x, "rwkv.ln_out") @ w["head.weight"].T
+
+    def time_mix(self, x, at):
+        w = {name.removeprefix(at): x for name, x in self.weights.items() if name.startswith(at)}
+        r, k, v, g, decay = self.inputs(x, F.pad(x, (0, 0, 1, 0))[:-1], w)
+        r, k, v = (each @ w[f"{name}.weight"].T for each, name in zip((r, k, v), ("receptance", "key", "value")))
+        r, k, v, decay = (each.reshape(-1, H, N) for each in (r, k, v, decay))
+        state, found = torch.zeros(H, N, N, dtype=torch.float64), []
+        for t in range(len(x)):
+            own = k[t][:, :, None] * v[t][:, None, :]
+            found.append(((state + w["time_faaaa"][:, :, None] * own) * r[t][:, :, None]).sum(1))
+            state = decay[t][:, :, None] * state + own
+        y = self.heads(torch.stack(found), f"{at}ln_x") * F.silu(g @ w["gate.weight"].T)
+        return y @ w["output.weight"].T
+
+    def channel_mix(self, x, at):
+        w, before = self.weights, F.pad(x, (0, 0, 1, 0))[:-1]
+        k, r = (x + (before - x) * share for share in self.channel_shares(at))
+        value = F.relu(k @ w[f"{at}key.weight"].T) ** 2 @ w[f"{at}value.weight"].T
+        return torch.sigmoid(r @ w[f"{at}receptance.weight"].T) * value
+
+
+class Rwkv5(Rwkv56):
+    def channel_shares(self, at):
+        return [1 - self.weights[f"{at}time_mix_{name}"].flatten() for name in ("key", "receptance")]
+
+    def inputs(self, x, before, w):
+        shares = (w[f"time_mix_{name}"].flatten() for name in ("receptance", "key", "value", "gate"))
+        mixed = [x * share + before * (1 - share) for share in shares]
+        return *mixed, torch.exp(-torch.exp(w["time_decay"])).flatten().expand(x.shape)
+
+
+class Rwkv6(Rwkv56):
+    def channel_shares(self, at):
+        return [self.weights[f"{at}time_maa_{name}"].flatten() for name in "kr"]
+
+    def inputs(self, x, before, w):
+        base = {name: w[f"time_maa_{name}"].flatten() for name in "xwkvrg"}
+        low = torch.tanh((x + (before - x) * base["x"]) @ w["time_maa_w1"]).reshape(-1, 5, 32)
+        each = [x + (before - x) * (base[name] + low[:, i] @ w["time_maa_w2"][i]) for i, name in enumerate("wkvrg")]
+        decay = w["time_decay"].flatten() + torch.tanh(each[0] @ w["time_decay_w1"]) @ w["time_decay_w2"]
+        _, k, v, r, g = each
+        return r, k, v, g, torch.exp(-torch.exp(decay))
+
+
+CASES = {"rwkv5": (Rwkv5, CONFIG), "rwkv6": (Rwkv6, CONFIG)}
+
+
+def drawn(model_type, config):
+    """Weights by name for a model of this config: norms near 1, biases and shares small, products keep sizes."""
+    module, *names = auto.MODELS[model_type]
+    kind, made = (getattr(importlib.import_module(f"zoo.{module}"), name) for name in names)
+    generator, found = np.random.default_rng(0), {}
+    for name, p in kind(made.from_hf(Fields(config, "config.json"))).named_parameters():
+        noise = generator.standard_normal(tuple(p.shape)).astype(np.float32)
+        vector = noise.ndim == 1 or noise.shape[0] == 1
+        is_norm = vector and name.endswith("weight")
+        found[name] = is_norm + (
+            0.3 * noise if vector else noise if "embed" in name else noise / noise.shape[-1] ** 0.5
+        )
+    return found
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request, tmp_path_factory):
+    """(the reference, ours, what the tests of decoders need of a case), from one folder."""
+    kind, config = CASES[request.param]
+    folder, weights = tmp_path_factory.mktemp("model"), drawn(request.param, config)
+    (folder / "config.json").write_text(json.dumps({"model_type": request.param, **config}))
+    safetensors.save(folder / "model.safetensors", {name: tensorlib.from_numpy(x) for name, x in weights.items()})
+    return kind(weights), auto.load(folder)[1], SimpleNamespace(name=lambda theirs: theirs)
