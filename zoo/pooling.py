@@ -95,3 +95,14 @@ STEPS = {
     "Dense": _dense,
     "Normalize": lambda folder: lambda tokens, x: nn.functional.normalize(x),
 }
+
+
+MEAN, GGUF_POOLS = 1, {1: "mean_tokens", 2: "cls_token", 3: "lasttoken"}  # llama.cpp's numbers
+
+
+def of_gguf(kind, path):
+    """The steps after the model for a GGUF file's `pooling_type`, vectors of length 1 at the end. FormatError."""
+    if kind not in GGUF_POOLS:
+        known = ", ".join(f"{number} ({name})" for number, name in GGUF_POOLS.items())
+        raise FormatError(path, "pooling_type", kind, f"one of {known}", "this is not here yet")
+    return [POOLS[GGUF_POOLS[kind]], STEPS["Normalize"](None)]

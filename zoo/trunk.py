@@ -6,6 +6,7 @@ Some were trained on so that every token sees the whole text, as in an encoder; 
 
 from tensorlib import nn
 from zoo import auto
+from zoo import load as files
 from zoo.generate import CONTEXT
 
 DECODERS = "llama", "mistral", "qwen2", "qwen3"  # those whose trunks a test shows
@@ -23,6 +24,14 @@ def load(folder, fields, context=None, device="cpu"):
     """The Trunk of a folder with `fields` as its config, for texts of at most `context` tokens. Raises as auto.load."""
     _, decoder = auto.load(folder, context or CONTEXT, device, tie_word_embeddings=True)  # no head is missed
     return Trunk(decoder, causal(fields))
+
+
+def load_gguf(path, device="cpu", context=None):
+    """(file, Trunk) of a GGUF file. Raises as load.load_gguf."""
+    file, decoder = files.load_gguf(path, context or CONTEXT, device)
+    return file, Trunk(
+        decoder, file.require(f"{file.require('general.architecture', str)}.attention.causal", bool, True)
+    )
 
 
 class Trunk(nn.Module):

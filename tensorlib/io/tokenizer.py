@@ -17,8 +17,9 @@ import os
 
 from tensorlib.errors import FormatError, ShapeError
 from tensorlib.io.vocabulary import KEY, BytePairs, SentencePieces, ends
+from tensorlib.io.wordpiece import WordPieces
 
-KINDS = {"gpt2": BytePairs, "llama": SentencePieces}
+KINDS = {"gpt2": BytePairs, "llama": SentencePieces, "bert": WordPieces}
 
 
 class Tokenizer:
@@ -33,6 +34,7 @@ class Tokenizer:
         self.bos_id = self.eos_id = self.unk_id = None
         self.eos_ids: frozenset[int] = frozenset()
         self.add_bos = self.add_eos = False
+        self._limit = None
         self.chat_template, self._template = None, None
 
     @classmethod
@@ -40,7 +42,7 @@ class Tokenizer:
         """Build it from `tensorlib.io.gguf.open(...)`. Raises FormatError for vocabularies of a kind not known here."""
         kind = file.require(KEY + "model", str)
         if kind not in KINDS:
-            fix = "use a model with a byte-pair or SentencePiece vocabulary"
+            fix = "use a model with a byte-pair, SentencePiece or WordPiece vocabulary"
             raise FormatError(file.path, KEY + "model", repr(kind), " or ".join(map(repr, KINDS)), fix)
         collecting = gc.isenabled()
         gc.disable()  # a vocabulary is 100,000 objects and no garbage: looking through them again and again takes time
@@ -51,11 +53,11 @@ class Tokenizer:
                 gc.enable()
         self = cls(codec, file.path, len(codec.tokens))
         for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown")):
-            setattr(self, f"{name}_id", self._id(file, key))
+            setattr(self, f"{name}_id", codec.marks.get(name, self._id(file, key)))
         named = {self._id(file, key) for key in ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")}
         self.eos_ids = (ends(codec.id_of) | named) - {None}
         self.add_bos = file.require(KEY + "add_bos_token", bool, codec.starts_with_bos)
-        self.add_eos = file.require(KEY + "add_eos_token", bool, False)
+        self.add_eos = codec.ends_with_eos or file.require(KEY + "add_eos_token", bool, False)
         for flag, found, key in ((self.add_bos, self.bos_id, "bos"), (self.add_eos, self.eos_id, "eos")):
             if flag and found is None:
                 expected = f"the token that add_{key}_token asks for"
@@ -76,17 +78,20 @@ class Tokenizer:
         `parse_special`: spellings of control tokens in the text become those tokens; else they are plain text.
         """
         ids = self._codec.encode(well_formed(text), parse_special)
+        if self._limit is not None:
+            ids = ids[: max(0, self._limit - (self.add_bos + self.add_eos if add_special else 0))]
         if add_special:
             ids = [*([self.bos_id] if self.add_bos else []), *ids, *([self.eos_id] if self.add_eos else [])]
         return ids
 
     def limit(self, length: int):
         """From now on `encode` cuts texts so that there are at most `length` ids, special ones included. FormatError
-        for a tokenizer out of a GGUF file.
+        where a `tokenizer.json` does not let itself be cut so.
         """
-        if not hasattr(self._codec, "limit"):
-            raise FormatError(self.file, "tokenizer", "a GGUF file", "a tokenizer.json", "cut the ids")
-        self._codec.limit(length)
+        if hasattr(self._codec, "limit"):
+            self._codec.limit(length)
+        else:
+            self._limit = length
 
     def decode(self, ids, skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens are left out unless told otherwise."""

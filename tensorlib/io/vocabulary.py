@@ -49,7 +49,8 @@ class Vocabulary:
     Subclasses: `_encode_part`, `_decode_token`.
     """
 
-    space_prefix, starts_with_bos = False, False
+    space_prefix, starts_with_bos, ends_with_eos = False, False, False
+    marks = {}  # ids of bos, eos and unk where they are not those that the file names
 
     def __init__(self, file):
         self.file, self.tokens = file, _texts(file, "tokens")

@@ -2,13 +2,17 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tensorlib
 from tensorlib.errors import FormatError
 from tensorlib.io import gguf
+from tensorlib.io.tokenizer import Tokenizer
+from tests.zoo import decoders, test_decoders, test_decoders_gguf
 from tests.zoo import test_encoders as whole
 from tests.zoo import test_jina_bert as jina
-from zoo import gguf_encoders
+from zoo import embed, gguf_encoders
 
 names = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
@@ -143,3 +147,88 @@ def test_unknown(tmp_path):
     gguf.write(tmp_path / "m.gguf", {"general.architecture": "llama"}, {"x": np.zeros(2, np.float32)})
     with pytest.raises(FormatError, match="'llama'; expected one of bert, "):
         gguf_encoders.load(tmp_path / "m.gguf")
+
+
+# ---- whole pipelines: a vocabulary, a pool ---------------------------------------------------------------------------
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"the cat sat on a mat and dog ran far away ##s ##ing , .".split()]
+TEXTS = ["the cats sat", "A dög, running.", "the dog ran far away and the cat sat on a mat", "unknown words [SEP] a"]
+
+
+def vocabulary(**more):
+    """llama.cpp's keys of a WordPiece vocabulary: pieces that begin words are marked, those inside are not."""
+    control, spelt = WORDS[:4], [w.removeprefix("##") if w.startswith("##") else f"▁{w}" for w in WORDS[4:]]
+    found = {"model": "bert", "tokens": [*control, *spelt], "token_type": [3] * 4 + [1] * len(spelt)}
+    found |= {"bos_token_id": 2, "seperator_token_id": 3, "unknown_token_id": 1, "padding_token_id": 0, **more}
+    return {f"tokenizer.ggml.{key}": value for key, value in found.items()}
+
+
+def wordpieces(lower=True):
+    """The same as a library's tokenizer."""
+    tokenizers = pytest.importorskip("tokenizers")
+    library = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    library.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower)
+    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    library.add_special_tokens(WORDS[:4])
+    library.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return library
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls", "last"])
+def test_vectors_of_texts(pool, tmp_path, monkeypatch):
+    """Out of one file; texts of a length that comes again are recorded."""
+    sizes = {**whole.SIZES, "vocab_size": len(WORDS), "max_position_embeddings": 16}
+    monkeypatch.setitem(whole.CASES, "small", ("BertConfig", "BertModel", sizes))
+    theirs, library = whole.made("small", tmp_path), wordpieces()
+    number = {"mean": 1, "cls": 2, "last": 3}[pool]
+    fields = metadata("bert", sizes, **{EPS: 1e-12, "pooling_type": number}) | vocabulary()
+    write(tmp_path / "model.gguf", tmp_path, fields, 2)
+    model, want = embed.load(tmp_path / "model.gguf"), []
+    for text in TEXTS:
+        with torch.no_grad():
+            x = theirs(torch.tensor([library.encode(text).ids])).last_hidden_state[0].numpy()
+        x = {"mean": x.mean(0), "cls": x[0], "last": x[-1]}[pool]
+        want.append(x / np.linalg.norm(x))
+    for _ in range(3):
+        whole.close(model.encode(TEXTS).numpy(), np.stack(want), 1e-5)
+    ids = model.tokenizer.encode("the cat " * 20)
+    assert len(ids) == 16 and ids[-1] == 3, "texts are cut to what the model takes"
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@given(text=st.text(st.sampled_from("the catsingA ,.é日[]\t\u0301"), max_size=40))
+def test_word_pieces(lower, text, tmp_path_factory):
+    file = {"general.architecture": "bert"} | vocabulary(**({} if lower else {"normalizer.lowercase": False}))
+    path = tmp_path_factory.mktemp("vocabulary") / "v.gguf"
+    gguf.write(path, file, {"x": np.zeros(1, np.float32)})
+    ours = Tokenizer.from_gguf(gguf.open(path))
+    assert ours.encode(text) == wordpieces(lower).encode(text).ids
+    assert ours.decode(ours.encode("the cats, sat")) == "the cats , sat"
+
+
+def test_no_such_pool(tmp_path):
+    whole.made("bert", tmp_path)
+    fields = metadata("bert", whole.CASES["bert"][2], **{EPS: 1e-12, "pooling_type": 4}) | vocabulary()
+    write(tmp_path / "model.gguf", tmp_path, fields, 2)
+    with pytest.raises(FormatError, match=r"pooling_type: got 4; expected one of 1 \(mean_tokens\)"):
+        embed.load(tmp_path / "model.gguf")
+    fields |= {"tokenizer.ggml.bos_token_id": 99, "bert.pooling_type": 1}
+    write(tmp_path / "model.gguf", tmp_path, fields, 2)
+    with pytest.raises(FormatError, match="bos: got token 99; expected an id from 0 to"):
+        embed.load(tmp_path / "model.gguf")
+
+
+def test_a_decoder(tmp_path):
+    """Qwen2 out of GGUF, attention both ways: vectors are those of its hidden states."""
+    case = next(case for case in decoders.CASES if case.id == "qwen2-everywhere")
+    theirs = test_decoders.torch_model(case)
+    test_decoders_gguf.write(tmp_path / "d.gguf", case, theirs)
+    with gguf.open(tmp_path / "d.gguf") as file:
+        fields = dict(file.metadata) | {"qwen2.attention.causal": False, "qwen2.pooling_type": 3}
+        tensors = {name: file.tensor(name).numpy().copy() for name in file.tensors}
+    gguf.write(tmp_path / "e.gguf", fields | vocabulary(), tensors)
+    theirs.config.is_causal = False
+    with torch.no_grad():
+        x = theirs.model(torch.tensor([[2, 4, 5, 3]])).last_hidden_state[0, -1].numpy()
+    found = embed.load(tmp_path / "e.gguf").encode("the cat").numpy()
+    whole.close(found, x / np.linalg.norm(x), 1e-5)
