@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("httpx")
 
+from tensorlib import nn
 from tensorlib.errors import DeviceError, FormatError
 from tests.zoo import serving
 from tests.zoo.serving import TEXT, FakeEncoder, ask, until
@@ -204,7 +205,7 @@ def test_embeddings_have_a_time_limit(served, tiny_tokenizer):
 
 def test_names_of_models(monkeypatch, served, tiny_tokenizer):
     """What the options name is what clients see."""
-    text = SimpleNamespace(tokenizer=tiny_tokenizer, context_length=64)
+    text = SimpleNamespace(model=nn.Module(), tokenizer=tiny_tokenizer, context_length=64)
     monkeypatch.setattr("zoo.generate.load", lambda *_: text)
     monkeypatch.setattr("zoo.embed.load", lambda *_: FakeEncoder(tiny_tokenizer))
     monkeypatch.setattr("zoo.engine.Engine", lambda *_: serving.FakeEngine(tiny_tokenizer), raising=False)
