@@ -159,7 +159,8 @@ def vocabulary(**more):
     """llama.cpp's keys of a WordPiece vocabulary: pieces that begin words are marked, those inside are not."""
     control, spelt = WORDS[:4], [w.removeprefix("##") if w.startswith("##") else f"▁{w}" for w in WORDS[4:]]
     found = {"model": "bert", "tokens": [*control, *spelt], "token_type": [3] * 4 + [1] * len(spelt)}
-    found |= {"bos_token_id": 2, "seperator_token_id": 3, "unknown_token_id": 1, "padding_token_id": 0, **more}
+    found |= {"bos_token_id": 2, "seperator_token_id": 3, "unknown_token_id": 1, "padding_token_id": 0}
+    found |= {"token_type_count": 2, **more}
     return {f"tokenizer.ggml.{key}": value for key, value in found.items()}
 
 
