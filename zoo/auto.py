@@ -48,6 +48,7 @@ MODELS = {
     "granitemoehybrid": ("granite_hybrid", "GraniteHybridForCausalLM", "GraniteHybridConfig"),
     "rwkv5": ("rwkv", "Rwkv5ForCausalLM", "Rwkv5Config"),
     "rwkv6": ("rwkv", "Rwkv6ForCausalLM", "Rwkv6Config"),
+    "rwkv7": ("rwkv7", "Rwkv7ForCausalLM", "Rwkv7Config"),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
     "olmo": ("olmo", "OlmoForCausalLM", "OlmoConfig"),
     "olmo2": ("olmo2", "Olmo2ForCausalLM", "Olmo2Config"),

@@ -35,7 +35,7 @@ LATER = {
     "latent_cache": "LatentCache",
     "paged_cache": "PagedCache",
     "state_cache": "StateCache",
-    "ssm": "GatedRMSNorm Mamba2Mixer ShortConv causal_conv linear_scan ssd token_shift wkv",
+    "ssm": "GatedRMSNorm Mamba2Mixer ShortConv causal_conv linear_scan ssd token_shift wkv wkv7",
     "batch_cache": "BatchCache",
     "activations": "activation",
     "sequences": "PackedAttention Sequences",

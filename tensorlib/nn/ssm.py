@@ -18,6 +18,7 @@ from tensorlib.tensor import arange, zeros
 
 CHUNK = 64  # tokens between which `ssd` takes products of all pairs
 WKV_CHUNK = 16  # `wkv`, whose pairs have a decay for each channel
+WKV7_CHUNK = 8  # `wkv7`: numbers of ways between tokens, which cancel, stay below 2^6
 
 
 def causal_conv(x, weight, bias=None, past=None):
@@ -93,14 +94,10 @@ def ssd(x, log_a, b, c, past=None):
 
 def _chunk(x, b, c, log_a, state):
     """(y, state) of a chunk of T tokens."""
-    t, total = x.shape[-2], scan.cumsum(log_a, -1)
-    places = arange(t, device=x.device)
-    between = movement.unsqueeze(total, -1) - movement.unsqueeze(total, -2)
-    between = elementwise.where(movement.unsqueeze(places, 1) >= places, between, float("-inf"))
-    pairs = linalg.matmul(c, movement.transpose(b, -1, -2)) * elementwise.exp(between)
-    y = linalg.matmul(pairs, x)
-    last = movement.narrow(total, -1, t - 1, 1)
-    to_end = movement.unsqueeze(elementwise.exp(last - total), -1)
+    t, decays = x.shape[-2], movement.squeeze(_decays(movement.unsqueeze(log_a, -1)), -1)
+    y = linalg.matmul(linalg.matmul(c, movement.transpose(b, -1, -2)) * decays, x)
+    total = scan.cumsum(log_a, -1)
+    last, to_end = movement.narrow(total, -1, t - 1, 1), movement.unsqueeze(movement.select(decays, -2, t - 1), -1)
     new = linalg.matmul(movement.transpose(x * to_end, -1, -2), b)
     if state is None:
         return y, new
@@ -108,8 +105,33 @@ def _chunk(x, b, c, log_a, state):
     return y, state * movement.unsqueeze(elementwise.exp(last), -1) + new
 
 
+def _decays(log_w):
+    """[..., T, T, K]: the product of all w behind s up to t, 0 for s behind t. log_w [..., T, K].
+
+    Sums begin at each s: differences of running sums would lose what comes after a large one.
+    """
+    t = log_w.shape[-2]
+    at, places = arange(t, device=log_w.device), arange(t, device=log_w.device)
+    at, places = movement.reshape(at, (t, 1, 1)), movement.reshape(places, (t, 1))
+    sums = scan.cumsum(elementwise.where(at > places, movement.unsqueeze(log_w, -2), 0.0), -3)
+    return elementwise.exp(elementwise.where(at >= places, sums, float("-inf")))
+
+
+def _behind(x, dim):
+    """x one place later along a dim, 0 at the first."""
+    t, shape = x.shape[dim], list(x.shape)
+    shape[dim] = 1
+    none = zeros(shape, dtype=x.dtype, device=x.device)
+    return none if t == 1 else movement.cat([none, movement.narrow(x, dim, 0, t - 1)], dim)
+
+
 def token_shift(x, past=None):
-    """(before, state): what stood one token earlier. x, before [..., T, C]; past, state [..., 1, C]."""
+    """(before, state): what stood one token earlier. x, before [..., T, C]; past, state [..., 1, C].
+
+    >>> import tensorlib
+    >>> token_shift(tensorlib.tensor([[1.0], [2.0]]))[0].tolist()
+    [[0.0], [1.0]]
+    """
     if past is None:
         past = zeros((*x.shape[:-2], 1, x.shape[-1]), dtype=x.dtype, device=x.device)
     t = x.shape[-2]
@@ -140,17 +162,59 @@ def wkv(r, log_w, k, v, bonus, past=None):
 
 def _wkv_chunk(r, log_w, k, v, state):
     """(y without each token's own, state) of a chunk of T tokens, [..., H, T, K]."""
-    t, total = r.shape[-2], scan.cumsum(log_w, -2)
-    before, places = total - log_w, arange(r.shape[-2], device=r.device)
-    between = movement.unsqueeze(before, -2) - movement.unsqueeze(total, -3)
-    earlier = movement.unsqueeze(movement.unsqueeze(places, 1) > places, -1)
-    between = elementwise.exp(elementwise.where(earlier, between, float("-inf")))
-    y = linalg.matmul(reduce.sum(movement.unsqueeze(r, -2) * movement.unsqueeze(k, -3) * between, -1), v)
+    t, total, decays = r.shape[-2], scan.cumsum(log_w, -2), _decays(log_w)
+    y = linalg.matmul(_pairs(r, k, _behind(decays, -3)), v)
     last = movement.narrow(total, -2, t - 1, 1)
-    new = linalg.matmul(movement.transpose(k * elementwise.exp(last - total), -1, -2), v)
+    new = linalg.matmul(movement.transpose(k * movement.select(decays, -3, t - 1), -1, -2), v)
     if state is None:
         return y, new
-    y = y + linalg.matmul(r * elementwise.exp(before), state)
+    y = y + linalg.matmul(r * elementwise.exp(_behind(total, -2)), state)
+    return y, state * movement.transpose(elementwise.exp(last), -1, -2) + new
+
+
+def wkv7(r, log_w, k, v, a, b, past=None):
+    """(y, state) of S_t = diag(w_t) S_(t-1) + b_t (S_(t-1)^T a_t)^T + k_t v_t^T, y_t = S_t^T r_t (RWKV 7, a generalised
+    delta rule, arXiv:2503.14456, section 4): what the state has at a_t is moved to b_t before a token is added.
+
+    r, log_w, k, a, b [..., T, H, K], log_w at most 0; v, y [..., T, H, V]; past, state [..., H, K, V]. Within a chunk
+    what is moved follows from a unit triangular system (arXiv:2406.06484, section 3). ShapeError.
+    """
+    if any(x.shape != r.shape for x in (log_w, k, a, b)) or v.shape[:-1] != r.shape[:-1]:
+        got = f"r {r.shape}, log_w {log_w.shape}, k {k.shape}, v {v.shape}, a {a.shape}, b {b.shape}"
+        raise ShapeError("wkv7", got, "[..., T, H, K], but for v [..., T, H, V]")
+    rows = [movement.transpose(x, -3, -2) for x in (r, log_w, k, v, a, b)]
+    found, state, t = [], past, r.shape[-3]
+    for start in range(0, t, WKV7_CHUNK):
+        size = min(WKV7_CHUNK, t - start)
+        y, state = _wkv7_chunk(*(movement.narrow(x, -2, start, size) for x in rows), state)
+        found.append(y)
+    y = found[0] if len(found) == 1 else movement.cat(found, -2)
+    return movement.transpose(y, -3, -2), state
+
+
+def _pairs(x, y, decays):
+    """sum_k x_tk y_sk decay_tsk: [..., T, T]."""
+    return reduce.sum(movement.unsqueeze(x, -2) * movement.unsqueeze(y, -3) * decays, -1)
+
+
+def _wkv7_chunk(r, log_w, k, v, a, b, state):
+    """(y, state) of a chunk of T tokens, [..., H, T, K]. `moved`: S_(t-1)^T a_t."""
+    t, total, upto = r.shape[-2], scan.cumsum(log_w, -2), _decays(log_w)
+    earlier = _behind(upto, -3)
+    moved, power, size = linalg.matmul(_pairs(a, k, earlier), v), _pairs(a, b, earlier), 1
+    if state is not None:
+        moved = moved + linalg.matmul(a * elementwise.exp(_behind(total, -2)), state)
+    while size < t:  # (I - A)^-1 = (I + A) (I + A^2) (I + A^4) ..., since A^T is 0
+        moved, size = moved + linalg.matmul(power, moved), 2 * size
+        power = linalg.matmul(power, power) if size < t else None
+    y = linalg.matmul(_pairs(r, k, upto), v) + linalg.matmul(_pairs(r, b, upto), moved)
+    last = movement.narrow(total, -2, t - 1, 1)
+    left = movement.select(upto, -3, t - 1)
+    new = linalg.matmul(movement.transpose(k * left, -1, -2), v)
+    new = new + linalg.matmul(movement.transpose(b * left, -1, -2), moved)
+    if state is None:
+        return y, new
+    y = y + linalg.matmul(r * elementwise.exp(total), state)
     return y, state * movement.transpose(elementwise.exp(last), -1, -2) + new
 
 

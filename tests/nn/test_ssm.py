@@ -68,6 +68,46 @@ def test_ssd_in_parts():
         nn.ssd(x, log_a, b, c[:, :, :1])
 
 
+def wkv_loop(r, log_w, k, v, a, b, bonus, state):
+    """Both recurrences of RWKV, one token after the other: with `bonus` that of 5 and 6, else that of 7."""
+    found = []
+    for t in range(len(r)):
+        own, decay = k[t][:, :, None] * v[t][:, None, :], np.exp(log_w[t])[:, :, None]
+        if bonus is not None:
+            found.append(((state + bonus[:, :, None] * own) * r[t][:, :, None]).sum(1))
+            state = decay * state + own
+        else:
+            moved = (state * a[t][:, :, None]).sum(1)
+            state = decay * state + b[t][:, :, None] * moved[:, None, :] + own
+            found.append((state * r[t][:, :, None]).sum(1))
+    return np.stack(found), state
+
+
+@pytest.mark.parametrize("seventh", [False, True])
+def test_wkv(seventh):
+    """More than two chunks, from a state and in parts; some decays are far too small to divide by."""
+    r, log_w, k, a, v, bonus, past = drawn(*[(40, H, N)] * 4, (40, H, P), (H, N), (H, N, P))
+    log_w, a = -np.exp(3 * log_w), a / np.linalg.norm(a, axis=-1, keepdims=True)
+    b = -a * np.random.default_rng(1).random(a.shape)
+    want, state = wkv_loop(r, log_w, k, v, a, b, None if seventh else bonus, past)
+
+    def run(part, past):
+        x = [f32(each[part]) for each in (r, log_w, k, v)]
+        return nn.wkv7(*x, f32(a[part]), f32(b[part]), past) if seventh else nn.wkv(*x, f32(bonus), past)
+
+    got, last = run(slice(0, 40), f32(past))
+    close(got.numpy(), want)
+    close(last.numpy(), state)
+    found, last = [], f32(past)
+    for part in (slice(0, 21), slice(21, 22), slice(22, 40)):
+        y, last = run(part, last)
+        found.append(y.numpy())
+    close(np.concatenate(found), want)
+    with pytest.raises(ShapeError, match="wkv"):
+        r = r[:, :, 1:]
+        run(slice(0, 40), f32(past))
+
+
 @pytest.mark.parametrize("n", [1, 2, 13])
 def test_linear_scan(n):
     """Along a dim in the middle, from a state."""

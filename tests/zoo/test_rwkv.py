@@ -107,7 +107,49 @@ class Rwkv6(Rwkv56):
         return r, k, v, g, torch.exp(-torch.exp(decay))
 
 
-CASES = {"rwkv5": (Rwkv5, CONFIG), "rwkv6": (Rwkv6, CONFIG)}
+class Rwkv7(Reference):
+    def sequence(self, ids):
+        w, first = self.weights, None
+        x = self.norm(w["model.embeddings.weight"][ids], "model.layers.0.pre_norm")
+        for i in range(LAYERS):
+            at = f"model.layers.{i}."
+            y, first = self.time_mix(self.norm(x, f"{at}attn_norm"), first, f"{at}attn.")
+            x = x + y
+            h = self.norm(x, f"{at}ffn_norm")
+            h = h + (F.pad(h, (0, 0, 1, 0))[:-1] - h) * w[f"{at}ffn.x_k"]
+            x = x + F.relu(h @ w[f"{at}ffn.key.weight"].T) ** 2 @ w[f"{at}ffn.value.weight"].T
+        return self.norm(x, "model.norm") @ w["lm_head.weight"].T
+
+    def time_mix(self, x, first, at):
+        w = {name.removeprefix(at): x for name, x in self.weights.items() if name.startswith(at)}
+        r, d, k, v, a, g = (x + (F.pad(x, (0, 0, 1, 0))[:-1] - x) * w[f"x_{name}"].flatten() for name in "rwkvag")
+
+        def low(x, name, act=lambda x: x):
+            return act(x @ w[f"{name}_lora.lora.0.weight"].T) @ w[f"{name}_lora.lora.2.weight"].T
+
+        decay = torch.exp(-np.exp(-0.5) * torch.sigmoid(low(d, "w", torch.tanh) + w["w_lora.lora.2.bias"]))
+        a, g = torch.sigmoid(low(a, "a") + w["a_lora.lora.2.bias"]), low(g, "g", torch.sigmoid)
+        r, k, value = r @ w["r_proj.weight"].T, k @ w["k_proj.weight"].T, v @ w["v_proj.weight"].T
+        if first is None:
+            first = value
+        else:
+            value = value + (first - value) * torch.sigmoid(low(v, "v") + w["v_lora.lora.2.bias"])
+        removed = F.normalize((k * w["k_k"]).reshape(-1, H, N), dim=-1)
+        k = k * (1 + (a - 1) * w["k_a"])
+        r, k, value, a, decay = (each.reshape(-1, H, N) for each in (r, k, value, a, decay))
+        state, found = torch.zeros(H, N, N, dtype=torch.float64), []  # of values by keys, as in the paper
+        for t in range(len(x)):
+            change = -removed[t][:, :, None] * (removed[t] * a[t])[:, None, :]
+            state = state * decay[t][:, None, :] + state @ change + value[t][:, :, None] * k[t][:, None, :]
+            found.append((state @ r[t][:, :, None])[:, :, 0])
+        y = self.heads(torch.stack(found), f"{at}g_norm", N * 1e-5)
+        y = y + ((r * k * w["r_k"]).sum(-1, keepdim=True) * value).reshape(-1, D)
+        return (y * g) @ w["o_proj.weight"].T, first
+
+
+RANKS = {"decay_low_rank_dim": 6, "a_low_rank_dim": 5, "v_low_rank_dim": 3, "gate_low_rank_dim": 7}
+GOOSE = {**CONFIG, **RANKS, "head_dim": N, "hidden_act": "sqrelu"}
+CASES = {"rwkv5": (Rwkv5, CONFIG), "rwkv6": (Rwkv6, CONFIG), "rwkv7": (Rwkv7, GOOSE)}
 
 
 def drawn(model_type, config):
