@@ -23,6 +23,11 @@ ENCODERS = {
     "CPU": "test_hidden_states",
 }
 
+SEQ2SEQ = dict.fromkeys(("safetensors", "batch", "cache", "CPU"), "test_logits") | {"training": "test_training_step"}
+# architecture, the file with its tests, which of them show what
+OTHERS = (("jina_bert", "test_jina_bert", ENCODERS), ("nvembed", "test_nv_embed", ENCODERS))
+OTHERS += (("marian", "test_marian", SEQ2SEQ), ("t5", "test_t5", SEQ2SEQ))
+
 
 def shown(module, tests):
     """The columns whose test runs for every case of a module: it takes the fixture `pair`."""
@@ -33,7 +38,7 @@ def shown(module, tests):
 def rows():
     """{architecture: the columns that a test shows}."""
     from tests.sim.test_decoders import FAMILIES
-    from tests.zoo import test_encoders
+    from tests.zoo import test_encoders, test_encoders_gguf
 
     found, columns = {}, shown("test_decoders", DECODERS)
     for case in CASES:
@@ -41,6 +46,10 @@ def rows():
         found[case.model_type] |= {"GPU simulated"} if case.id in FAMILIES else set()
     for name in test_encoders.CASES:
         found.setdefault(name.split()[0], set()).update(shown("test_encoders", ENCODERS))
+    for name, module, tests in OTHERS:
+        found.setdefault(name, set()).update(shown(module, tests))
+    for name in (*test_encoders_gguf.CASES, *test_encoders_gguf.OTHERS):
+        found[name].add("GGUF")
     return found
 
 

@@ -79,6 +79,9 @@ CASES = {
 }
 
 
+OTHERS = "jina_bert", "t5"  # which have tests of their own below
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_bert_and_its_kin(name, tmp_path):
     arch, more, positions = CASES[name]
