@@ -114,6 +114,9 @@ def _embed_options(embed):
     embed.add_argument("-t", "--threads", type=_at_least(1), metavar="N", help="threads (default: one per core)")
     embed.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda:N (cpu)")
     embed.add_argument("--quantize", metavar="FORMAT", help="hold weights of linear layers as blocks, such as q8_0")
+    embed.add_argument(
+        "--prompt", metavar="TEXT", help="what stands before each text, or its name in the model's files"
+    )
     embed.add_argument("--normalize", action="store_true", help="make vectors of length 1, whatever the model says")
     text = "json: a list on a line for each text; npy: one float32 array [texts, size] (json)"
     embed.add_argument("--format", choices=("json", "npy"), default="json", help=text)

@@ -54,12 +54,12 @@ def run_embed(arguments):
         import numpy
 
         out = io.BytesIO()
-        numpy.save(out, model.encode(texts, arguments.normalize).cpu().numpy())
+        numpy.save(out, model.encode(texts, arguments.normalize, arguments.prompt).cpu().numpy())
         sys.stdout.flush()
         sys.stdout.buffer.write(out.getvalue())
         return
     for start in range(0, len(texts), LINES):
-        for row in model.encode(texts[start : start + LINES], arguments.normalize).cpu().tolist():
+        for row in model.encode(texts[start : start + LINES], arguments.normalize, arguments.prompt).cpu().tolist():
             sys.stdout.write("[" + ", ".join(f"{value:.8g}" for value in row) + "]\n")
 
 

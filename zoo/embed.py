@@ -34,14 +34,14 @@ def load(ref=None, threads=None, device="cpu", quantize=None):
     if threads is not None:
         backend.set_num_threads(threads)
     if str(ref).endswith(".gguf"):
-        model, tokenizer, steps, longest = _from_gguf(hub.resolve(ref), device)
+        parts = _from_gguf(hub.resolve(ref), device)
     else:
-        model, tokenizer, steps, longest = _from_folder(folders.resolve(ref or DEFAULT_MODEL), device)
+        parts = _from_folder(folders.resolve(ref or DEFAULT_MODEL), device)
     if quantize is not None:
-        for layer in model.modules():
+        for layer in parts[0].modules():
             if type(layer) is nn.Linear:
                 layer.weight = encode.quantize(layer.weight, quantize)
-    return TextEncoder(model, tokenizer, steps, longest, device)
+    return TextEncoder(*parts, device=device)
 
 
 def _from_folder(folder, device):
@@ -53,7 +53,8 @@ def _from_folder(folder, device):
     else:
         head = MASKED.get(kind.__name__) if rows[0] == "MLMTransformer" else None
         _, model = auto.load(folder, device=device, head=head)
-    return model, Tokenizer.from_file(os.path.join(folder, "tokenizer.json")), steps, longest
+    tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+    return model, tokenizer, steps, longest, pooling.Prompts.of(folder)
 
 
 def _from_gguf(path, device):
@@ -63,23 +64,32 @@ def _from_gguf(path, device):
     decoder = arch in trunk.DECODERS
     file, model = trunk.load_gguf(path, device) if decoder else gguf_encoders.load(path, device)
     steps = pooling.of_gguf(file.require(f"{arch}.pooling_type", int, pooling.MEAN), path)
-    return model, Tokenizer.from_gguf(file), steps, None
+    return model, Tokenizer.from_gguf(file), steps
 
 
 class TextEncoder:
-    """A model, its tokenizer and `steps` f(tokens, x) from hidden states to vectors. Not for two threads at once."""
+    """A model, its tokenizer and `steps` f(tokens, x) from hidden states to vectors. Not for two threads at once.
 
-    def __init__(self, model, tokenizer, steps, max_length=None, device="cpu"):
+    `prompts`: what may stand before texts, `pooling.Prompts`.
+    """
+
+    def __init__(self, model, tokenizer, steps, max_length=None, prompts=None, device="cpu"):
+        self.prompts = prompts or pooling.Prompts()
         self.model, self.tokenizer, self.steps, self.device = model, tokenizer, steps, Device(device)
         self.max_length = min(max_length or model.max_length, model.max_length)
         tokenizer.limit(self.max_length)
         self._graphs, self._seen = {}, set()
 
-    def encode(self, texts, normalize=False):
-        """Vectors [B, D] of a list of texts, [D] of one text; `normalize`: of length 1 whatever the model says."""
+    def encode(self, texts, normalize=False, prompt=None):
+        """Vectors [B, D] of a list of texts, [D] of one text; `normalize`: of length 1 whatever the model says.
+
+        `prompt`: what stands before each text, by its name in the model's files ("query") or as it is.
+        """
         if isinstance(texts, str):
-            return self.encode([texts], normalize)[0]
-        return self.embed([self.tokenizer.encode(text) for text in texts], normalize)
+            return self.encode([texts], normalize, prompt)[0]
+        before = self.prompts.text(prompt)
+        rows = [self.tokenizer.encode(before + text) for text in texts]
+        return self.embed(rows, normalize, self.prompts.skipped(before, self.tokenizer))
 
     def encode_tokens(self, texts):
         """Late interaction (ColBERT, arXiv:2004.12832): a list of vectors of length 1 per token, [T, D] for each text.
@@ -93,21 +103,24 @@ class TextEncoder:
                 found.append(nn.functional.normalize(self.forward(tokens)))
         return found
 
-    def embed(self, rows, normalize=False):
-        """Vectors [B, D] of lists of ids, which are taken together as memory allows, those of a length side by side."""
+    def embed(self, rows, normalize=False, skip=0):
+        """Vectors [B, D] of lists of ids, which are taken together as memory allows, those of a length side by side.
+
+        `skip`: how many of the first tokens are in no pool.
+        """
         order, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), []
         with tensorlib.no_grad():
             for batch in _batches(order, rows):
-                found.append(self._vectors([rows[i] for i in batch]))
+                found.append(self._vectors([rows[i] for i in batch], skip))
             x = found[0] if len(found) == 1 else tensorlib.cat(found, 0)
             if order != sorted(order):
                 x = x[tensorlib.tensor(sorted(range(len(rows)), key=order.__getitem__))]
             return nn.functional.normalize(x) if normalize else x
 
-    def _vectors(self, rows):
-        key = tuple(map(len, rows))
-        if sum(key) > RECORDED or self.device.type != "cpu":
-            return self.forward(nn.Sequences(rows, device=self.device))
+    def _vectors(self, rows, skip):
+        key = (skip, *map(len, rows))
+        if sum(key[1:]) > RECORDED or self.device.type != "cpu":
+            return self.forward(nn.Sequences(rows, device=self.device), skip)
         if key in self._graphs:
             tokens, x, step = self._graphs[key]
             ids = array("q", [i for row in rows for i in row])
@@ -117,19 +130,20 @@ class TextEncoder:
         tokens = nn.Sequences(rows)
         if key not in self._seen:  # what comes once is not worth memory of its own
             self._seen = self._seen | {key} if len(self._seen) < SEEN else {key}
-            return self.forward(tokens)
+            return self.forward(tokens, skip)
         nn.prepack(self.model)  # not before: a process that embeds one text should not wait for it
-        self.forward(tokens)  # compiles what is missing: a recording is kept only once it is whole
+        self.forward(tokens, skip)  # compiles what is missing: a recording is kept only once it is whole
         with Capture() as step:
-            x = self.forward(tokens)
+            x = self.forward(tokens, skip)
         if len(self._graphs) == GRAPHS:
             self._graphs.pop(next(iter(self._graphs)))
         self._graphs[key] = tokens, x, step
         return x.clone()
 
-    def forward(self, tokens):
+    def forward(self, tokens, skip=0):
         """Vectors [B, D] of `nn.Sequences`."""
         x = self.model(tokens)
+        tokens, x = pooling.without(tokens, x, skip) if skip else (tokens, x)
         for step in self.steps:
             x = step(tokens, x)
         return x

@@ -50,6 +50,45 @@ def modules(folder):
     return kinds, steps, (_json(folder, "sentence_bert_config.json") or {}).get("max_seq_length")
 
 
+class Prompts:
+    """What is put before texts, by name, as sentence-transformers has it; `default`: before those without a name.
+
+    `pooled`: whether a pool takes a prompt's tokens in.
+    """
+
+    def __init__(self, texts=None, default="", pooled=True):
+        self.texts, self.default, self.pooled = texts or {}, default, pooled
+
+    @classmethod
+    def of(cls, folder):
+        """Those of a folder."""
+        values = _json(folder, "config_sentence_transformers.json") or {}
+        rows = [row for row in _json(folder, "modules.json") or [] if isinstance(row, dict)]
+        pools = [
+            _json(os.path.join(folder, str(row.get("path", ""))), "config.json") for row in rows if row.get("path")
+        ]
+        pooled = all(pool.get("include_prompt", True) is not False for pool in pools if pool)
+        texts = values.get("prompts") or {}
+        return cls(texts, texts.get(values.get("default_prompt_name")) or "", pooled)
+
+    def text(self, prompt):
+        """The text of a prompt: of that name, or itself; the default for None."""
+        return self.default if prompt is None else self.texts.get(prompt, prompt)
+
+    def skipped(self, prompt, tokenizer):
+        """How many tokens of a text with the prompt `prompt` before it are in no pool."""
+        if self.pooled or not prompt.strip():
+            return 0
+        ids, bare = tokenizer.encode(prompt), tokenizer.encode(prompt, add_special=False)
+        return next(n for n in range(len(ids), 0, -1) if ids[n - len(bare) : n] == bare)
+
+
+def without(tokens, x, skip):
+    """(tokens, x) without the first `skip` of each sequence. ShapeError for a text that has no more."""
+    rest = nn.Sequences([[0] * max(0, n - skip) for n in tokens.lengths], device=tokens.ids.device)
+    return rest, tensorlib.cat([rows[skip:] for rows in tokens.split(x)], 0)
+
+
 def _pooling(folder):
     values = _json(folder, "config.json") if os.path.basename(folder) else None
     values = values or {"pooling_mode_mean_tokens": True}

@@ -200,3 +200,33 @@ def test_no_such_folder(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("")
     with pytest.raises(tensorlib.errors.DownloadError, match="expected a folder"):
         folders.resolve(tmp_path / "x")
+
+
+@pytest.mark.parametrize("included", [True, False])
+def test_prompts(folder, included, tmp_path, capsys):
+    """What stands before texts: by name, by default, as it is; its tokens, [CLS] among them, are pooled or not."""
+    path = tmp_path / "m"
+    shutil.copytree(folder, path)
+    describe(path, "Transformer", "Pooling", pooling_mode_mean_tokens=True, include_prompt=included)
+    fields = {"prompts": {"query": "the dog and ", "document": ""}, "default_prompt_name": "query"}
+    (path / "config_sentence_transformers.json").write_text(json.dumps(fields))
+    model, theirs, texts = load(path), transformers.BertModel.from_pretrained(path).eval(), TEXTS[:2]
+
+    def want(prompt):
+        found = []
+        for text in texts:
+            ids = [2, *(WORDS.index(w) for w in (prompt + text).split()), 3]
+            with torch.no_grad():
+                x = theirs(torch.tensor([ids])).last_hidden_state[0].numpy()
+            skipped = 0 if included or not prompt else 1 + len(prompt.split())
+            found.append(x[skipped:].mean(0))
+        return np.stack(found)
+
+    for _ in range(3):
+        close(model.encode(texts).numpy(), want("the dog and "))
+    close(model.encode(texts, prompt="query").numpy(), want("the dog and "))
+    close(model.encode(texts, prompt="document").numpy(), want(""))
+    close(model.encode(texts, prompt="far ").numpy(), want("far "))
+    assert cli.main(["embed", "-m", str(path), "--prompt", "far ", *texts]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    close(np.array([json.loads(line) for line in lines], dtype=np.float32), want("far "))
