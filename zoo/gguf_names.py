@@ -89,6 +89,23 @@ GGUF_NAMES = {
     "self_attn.q_layernorm": "attn_q_norm",
     "self_attn.k_layernorm": "attn_k_norm",
 }
+RWKV = """
+rwkv.embeddings:token_embd rwkv.ln_out:output_norm head:output pre_ln:token_embd_norm ln1:attn_norm ln2:attn_norm_2
+attention.time_maa_x:time_mix_lerp_x attention.time_maa_wkvrg:time_mix_lerp_fused attention.time_maa_w1:time_mix_w1
+attention.time_maa_w2:time_mix_w2 attention.time_faaaa:time_mix_first attention.time_decay:time_mix_decay
+attention.time_decay_w1:time_mix_decay_w1 attention.time_decay_w2:time_mix_decay_w2 attention.ln_x:time_mix_ln
+attention.key:time_mix_key attention.value:time_mix_value attention.receptance:time_mix_receptance
+attention.gate:time_mix_gate attention.output:time_mix_output feed_forward.time_maa_k:channel_mix_lerp_k
+feed_forward.time_maa_r:channel_mix_lerp_r feed_forward.key:channel_mix_key feed_forward.value:channel_mix_value
+feed_forward.receptance:channel_mix_receptance
+model.embeddings:token_embd pre_norm:token_embd_norm attn_norm:attn_norm attn.x_x:time_mix_lerp_fused
+attn.k_k:time_mix_k_k attn.k_a:time_mix_k_a attn.r_k:time_mix_r_k attn.r_proj:time_mix_receptance
+attn.k_proj:time_mix_key attn.v_proj:time_mix_value attn.o_proj:time_mix_output attn.g_norm:time_mix_ln
+ffn.x_k:channel_mix_lerp_k ffn.key:channel_mix_key ffn.value:channel_mix_value
+"""
+GGUF_NAMES |= dict(pair.split(":") for pair in RWKV.split())
+GGUF_NAMES |= {f"attn.{x}_lora.lora.{i}": f"time_mix_{x}{i // 2 + 1}" for x in "wavg" for i in (0, 2)}
+LOW_RANK = re.compile(r"attn\.([wav])_lora\.lora\.2\.bias")  # a weight of its own: time_mix_w0
 MIXER = "in_proj:in conv1d:conv1d x_proj:x dt_proj:dt dt_bias:dt A:a D:d norm:norm out_proj:out"
 GGUF_NAMES |= {
     f"{block}.{ours}": f"ssm_{theirs}"
@@ -105,8 +122,11 @@ GGUF_NAMES |= {
 BEHIND = ("gemma2", "gemma3", "olmo2")  # whose post_attention_layernorm stands behind attention, as its name says
 _EXPERT = re.compile(r"block_sparse_moe\.experts\.(\d+)\.(w[123])")  # Mixtral's first files had them one by one
 _PARTS = {"w1": "gate", "w2": "down", "w3": "up"}
+OUTSIDE = ("token_embd_norm",)  # of the first layer, and in none of GGUF's
 BARE = ("ssm_a", "ssm_d")  # without ".weight"
-_LAYER = re.compile(r"(?:model|backbone|gpt_neox|transformer|transformer\.encoder)\.(?:layers|h|blocks)\.(\d+)\.(.+)")
+_LAYER = re.compile(
+    r"(?:model|backbone|rwkv|gpt_neox|transformer|transformer\.encoder)\.(?:layers|h|blocks)\.(\d+)\.(.+)"
+)
 
 
 def gguf_name(path, arch="llama"):
@@ -124,6 +144,11 @@ def gguf_name(path, arch="llama"):
         name = f"ffn_{_PARTS[expert[2]]}.{expert[1]}"
     if name == "ffn_norm" and arch in BEHIND and layer[2] == "post_attention_layernorm":
         name = "post_attention_norm"
+    if name == "ffn_norm" and arch == "rwkv7":
+        name = "attn_norm_2"
     if name in BARE:
         return f"blk.{layer[1]}.{name}"
+    if layer and (low := LOW_RANK.fullmatch(f"{layer[2]}.{kind}")):
+        return f"blk.{layer[1]}.time_mix_{low[1]}0.weight"
+    layer = None if name in OUTSIDE else layer
     return name and (f"blk.{layer[1]}.{name}.{kind}" if layer else f"{name}.{kind}")

@@ -33,6 +33,8 @@ ARCHITECTURES = {
     "qwen2moe": ("qwen2", "Qwen2MoeForCausalLM", "Qwen2MoeConfig"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", "Qwen3Config"),
     "qwen3moe": ("qwen3", "Qwen3MoeForCausalLM", "Qwen3MoeConfig"),
+    "rwkv6": ("rwkv", "RwkvForCausalLM", "Rwkv6Config"),
+    "rwkv7": ("rwkv7", "Rwkv7ForCausalLM", "Rwkv7Config"),
     "smollm3": ("smollm3", "SmolLM3ForCausalLM", "SmolLM3Config"),
     "stablelm": ("stablelm", "StableLmForCausalLM", "StableLmConfig"),
     "starcoder": ("gpt2", "GptBigCodeForCausalLM", "GptBigCodeConfig"),
@@ -49,7 +51,7 @@ INTERLEAVED = (
     "olmo",
     "smollm3",
 )  # q and k turn in neighbouring pairs; of all others in halves
-WITHOUT_HEADS = ("mamba", "mamba2")  # whose files say 0 of them
+WITHOUT_HEADS = ("mamba", "mamba2", "rwkv6", "rwkv7")  # whose files say 0 of them
 
 
 def gguf_config(file, config):

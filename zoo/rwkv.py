@@ -17,6 +17,8 @@ class Rwkv6Config(llama.LlamaConfig.plus(head_size_divisor=8, rescale_every=0, c
     weights are llama.cpp's.
     """
 
+    version = 6
+
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py). Weights in its file are whole: none is rescaled."""
@@ -36,17 +38,19 @@ class Rwkv6Config(llama.LlamaConfig.plus(head_size_divisor=8, rescale_every=0, c
             head_size_divisor=c("head_size_divisor", int, 8),
         )
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        width = get("wkv.head_size", int)
+        heads, every = self.hidden_size // width, get("rescale_every_n_layers", int, 0)
+        found = self._replace(num_attention_heads=heads, num_key_value_heads=heads, head_dim=width)
+        return found._replace(rescale_every=every, converted=True)
+
 
 class Rwkv5Config(Rwkv6Config):
-    """Of the same fields."""
+    version = 5
 
 
 TINY, TINY_5 = Rwkv6Config(*llama.TINY), Rwkv5Config(*llama.TINY)
-
-
-def mixture(x_TD, before_TD, share):
-    """x, and of the token before it so much."""
-    return x_TD + (before_TD - x_TD) * share
 
 
 class TimeMix(nn.Module):
@@ -75,23 +79,32 @@ class TimeMix(nn.Module):
 class TimeMix6(TimeMix):
     """Finch: the shares are those of the weights plus what x gives through ranks R."""
 
+    low_rank = "time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2"
+
     def __init__(self, config, layer):
         super().__init__(config, layer)
         D = config.hidden_size
         R, S = (64, 128) if D == 4096 else (32, 64)
-        for name in "xwkvrg":
-            setattr(self, f"time_maa_{name}", nn.Parameter(1, 1, D))
-        self.time_maa_w1, self.time_maa_w2 = nn.Parameter(D, 5 * R), nn.Parameter(5, R, D)
-        self.time_decay, self.time_decay_w1 = nn.Parameter(1, 1, D), nn.Parameter(D, S)
-        self.time_decay_w2 = nn.Parameter(S, D)
+        names = ["x", "wkvrg"] if config.converted else "xwkvrg"
+        vector, shapes = (1, 1, D), ((D, 5 * R), (5, R, D), (D, S), (S, D))
+        if config.converted:
+            vector, shapes = (D,), ((5 * R, D), (5, D, R), (S, D), (D, S))
+        for name in names:
+            setattr(self, f"time_maa_{name}", nn.Parameter(5, 1, D) if len(name) > 1 else nn.Parameter(*vector))
+        self.time_decay, self._names, self._turned = nn.Parameter(*vector), names, config.converted
+        for name, shape in zip(self.low_rank, shapes):
+            setattr(self, name, nn.Parameter(*shape))
 
     def mixed(self, x_TD, before_TD):
         x, before = (each.reshape(-1, each.shape[-1]) for each in (x_TD, before_TD))
-        base = [getattr(self, f"time_maa_{name}").flatten() for name in "xwkvrg"]
-        low = tensorlib.tanh(tensorlib.matmul(mixture(x, before, base[0]), self.time_maa_w1))
-        shares = tensorlib.matmul(low.unflatten(-1, (5, -1)).transpose(0, 1), self.time_maa_w2)
-        w, k, v, r, g = (mixture(x, before, shares[i] + base[i + 1]) for i in range(5))
-        w = tensorlib.matmul(tensorlib.tanh(tensorlib.matmul(w, self.time_decay_w1)), self.time_decay_w2)
+        base = [row for name in self._names for row in getattr(self, f"time_maa_{name}").reshape(-1, x.shape[-1])]
+        w1, w2, decay_w1, decay_w2 = (getattr(self, name) for name in self.low_rank)
+        if self._turned:
+            w1, w2, decay_w1, decay_w2 = (each.transpose(-1, -2) for each in (w1, w2, decay_w1, decay_w2))
+        low = tensorlib.tanh(tensorlib.matmul(tensorlib.lerp(x, before, base[0]), w1))
+        shares = tensorlib.matmul(low.unflatten(-1, (5, -1)).transpose(0, 1), w2)
+        w, k, v, r, g = (tensorlib.lerp(x, before, shares[i] + base[i + 1]) for i in range(5))
+        w = tensorlib.matmul(tensorlib.tanh(tensorlib.matmul(w, decay_w1)), decay_w2)
         log_w = -tensorlib.exp(w + self.time_decay.flatten())
         return [each.reshape(x_TD.shape) for each in (r, k, v, g, log_w)]
 
@@ -108,7 +121,7 @@ class TimeMix5(TimeMix):
     def mixed(self, x_TD, before_TD):
         shares = (getattr(self, f"time_mix_{name}").flatten() for name in ("receptance", "key", "value", "gate"))
         log_w = -tensorlib.exp(self.time_decay).flatten()
-        return [*(mixture(before_TD, x_TD, share) for share in shares), log_w.broadcast_to(x_TD.shape)]
+        return [*(tensorlib.lerp(before_TD, x_TD, share) for share in shares), log_w.broadcast_to(x_TD.shape)]
 
 
 class ChannelMix(nn.Module):
@@ -119,13 +132,13 @@ class ChannelMix(nn.Module):
     def __init__(self, config, layer):
         D, F, self._layer = config.hidden_size, config.intermediate_size, layer
         for name in self.names:
-            setattr(self, name, nn.Parameter(1, 1, D))
+            setattr(self, name, nn.Parameter(*((D,) if config.converted else (1, 1, D))))
         self.key, self.receptance, self.value = (nn.Linear(*n, bias=False) for n in ((D, F), (D, D), (F, D)))
 
     def forward(self, x_TD, cache):
         before_TD, last = nn.token_shift(x_TD, cache.past(self._layer, 2))
         pair = (before_TD, x_TD) if self.swapped else (x_TD, before_TD)
-        k, r = (mixture(*pair, getattr(self, name).flatten()) for name in self.names)
+        k, r = (tensorlib.lerp(*pair, getattr(self, name).flatten()) for name in self.names)
         y_TD = self.receptance(r).sigmoid() * self.value(self.key(k).relu().square())
         cache.keep(self._layer, 2, last)
         return y_TD
@@ -138,29 +151,24 @@ class ChannelMix5(ChannelMix):
 
 
 class RwkvBlock(nn.Module):
-    TimeMix, ChannelMix = TimeMix6, ChannelMix
+    kinds = {5: (TimeMix5, ChannelMix5), 6: (TimeMix6, ChannelMix)}
 
     def __init__(self, config, layer):
-        norms = ["ln1", "ln2"] if layer else ["pre_ln", "ln1", "ln2"]
-        for name in norms:
+        for name in ["ln1", "ln2"] if layer else ["pre_ln", "ln1", "ln2"]:
             setattr(self, name, nn.LayerNorm(config.hidden_size, config.rms_norm_eps))
-        self.attention, self.feed_forward = self.TimeMix(config, layer), self.ChannelMix(config, layer)
+        self.attention, self.feed_forward = (kind(config, layer) for kind in self.kinds[config.version])
 
     def forward(self, x_TD, cache):
         x_TD = x_TD + self.attention(self.ln1(x_TD), cache)
         return x_TD + self.feed_forward(self.ln2(x_TD), cache)
 
 
-class RwkvBlock5(RwkvBlock):
-    TimeMix, ChannelMix = TimeMix5, ChannelMix5
-
-
 class RwkvModel(nn.Module):
-    Block, embed_tokens = RwkvBlock, property(lambda self: self.embeddings)
+    embed_tokens = property(lambda self: self.embeddings)
 
     def __init__(self, config):
         self.embeddings, self._every = nn.Embedding(config.vocab_size, config.hidden_size), config.rescale_every
-        self.blocks = nn.ModuleList([self.Block(config, i) for i in range(config.num_hidden_layers)])
+        self.blocks = nn.ModuleList([RwkvBlock(config, i) for i in range(config.num_hidden_layers)])
         self.ln_out = nn.LayerNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, ids_T, cache, rotary):
@@ -172,11 +180,7 @@ class RwkvModel(nn.Module):
         return self.ln_out(x_TD)
 
 
-class RwkvModel5(RwkvModel):
-    Block = RwkvBlock5
-
-
-class Rwkv6ForCausalLM(llama.LlamaForCausalLM):
+class RwkvForCausalLM(llama.LlamaForCausalLM):
     Model, model, lm_head = RwkvModel, property(lambda self: self.rwkv), property(lambda self: self.head)
 
     def __init__(self, config):
@@ -193,7 +197,3 @@ class Rwkv6ForCausalLM(llama.LlamaForCausalLM):
         D = self.config.hidden_size
         shapes = {i: (*block.attention.state_shapes, (1, D)) for i, block in enumerate(self.rwkv.blocks)}
         return nn.StateCache(shapes, max_len, device=device)
-
-
-class Rwkv5ForCausalLM(Rwkv6ForCausalLM):
-    Model = RwkvModel5

@@ -2,16 +2,18 @@
 
 import importlib
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tensorlib
-from tensorlib.io import safetensors
+from tensorlib.io import gguf, safetensors
 from tests.zoo import test_decoders as whole
-from zoo import auto
+from zoo import auto, gguf_names
 from zoo.config import Fields
+from zoo.load import load_gguf
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
@@ -175,3 +177,64 @@ def pair(request, tmp_path_factory):
     (folder / "config.json").write_text(json.dumps({"model_type": request.param, **config}))
     safetensors.save(folder / "model.safetensors", {name: tensorlib.from_numpy(x) for name, x in weights.items()})
     return kind(weights), auto.load(folder)[1], SimpleNamespace(name=lambda theirs: theirs)
+
+
+def converted_6(weights, rescale=2):
+    """llama.cpp's tensors of RWKV 6: those of low rank turned, shares in one, two products halved with depth."""
+    shares, found = {}, {}
+    for name, x in weights.items():
+        layer = int(name.split(".")[2]) if ".blocks." in name else 0
+        if name.endswith(("time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2")):
+            x = np.swapaxes(x, -1, -2)
+        elif name.endswith(("time_decay", *(f"time_maa_{c}" for c in "xwkvrg"))):
+            x = x.flatten()
+        elif name.endswith(("attention.output.weight", "feed_forward.value.weight")):
+            x = x / 2 ** (layer // rescale)
+        if "attention.time_maa_" in name and name[-1] in "wkvrg" and name[-2] == "_":
+            shares[layer, name[-1]] = x
+        else:
+            found[name] = x
+    fused = {f"blk.{i}.time_mix_lerp_fused.weight": np.stack([shares[i, c] for c in "wkvrg"])[:, None]
+             for i in range(LAYERS)}  # fmt: skip
+    return found, fused, {"rescale_every_n_layers": rescale, "time_mix_extra_dim": 32, "time_decay_extra_dim": 64}
+
+
+def converted_7(weights):
+    """llama.cpp's tensors of RWKV 7: shares in one; the first layer has values' ranks, which are not used."""
+    found = {name: x.flatten() if name.endswith("r_k") else x for name, x in weights.items() if ".attn.x_" not in name}
+    fused = {}
+    for i in range(LAYERS):
+        shares = [weights[f"model.layers.{i}.attn.x_{c}"][None] for c in "rwkvag"]
+        fused[f"blk.{i}.time_mix_lerp_fused.weight"] = np.concatenate(shares)
+    for i, end in enumerate(("lora.2.bias", "lora.0.weight", "lora.2.weight")):
+        fused[f"blk.0.time_mix_v{i}.weight"] = weights[f"model.layers.0.attn.a_lora.{end}"]
+    ranks = ("decay_lora_rank", "iclr_lora_rank", "value_residual_mix_lora_rank", "gate_lora_rank")
+    return found, fused, {f"attention.{key}": rank for key, rank in zip(ranks, RANKS.values())}
+
+
+def write_gguf(path, arch, weights, config):
+    found, fused, fields = (converted_6 if arch == "rwkv6" else converted_7)(weights)
+    for name, x in found.items():
+        fused[gguf_names.gguf_name(name, arch)] = x
+    fields |= {"context_length": 1 << 20, "embedding_length": config["hidden_size"], "block_count": LAYERS}
+    fields |= {"feed_forward_length": WIDE, "wkv.head_size": config["head_size"], "attention.head_count": 0}
+    fields |= {"attention.layer_norm_epsilon": 1e-5}
+    metadata = {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in fields.items()}
+    gguf.write(path, metadata, {name: np.ascontiguousarray(x) for name, x in fused.items()})
+
+
+@pytest.mark.parametrize("arch", ["rwkv6", "rwkv7"])
+def test_gguf(arch, tmp_path):
+    """All tokens at once, then a step; names are those of the gguf package."""
+    kind, config = CASES[arch]
+    weights = drawn(arch, config)
+    write_gguf(tmp_path / "model.gguf", arch, weights, config)
+    _, ours = load_gguf(tmp_path / "model.gguf")
+    cache, want = ours.new_cache(32, "f32"), whole.logits(kind(weights), [whole.IDS])[0]
+    whole.close(ours(whole.tensor(whole.IDS[:15]), cache, last_only=False).numpy(), want[:15])
+    whole.close(ours(whole.tensor(whole.IDS[15:]), cache, last_only=False).numpy(), want[15:])
+    package = pytest.importorskip("gguf")
+    number = {name: key for key, name in package.MODEL_ARCH_NAMES.items()}[arch]
+    known = {package.TENSOR_NAMES[each].replace("{bid}", "#") for each in package.MODEL_TENSORS[number]}
+    with gguf.open(tmp_path / "model.gguf") as file:
+        assert {re.sub(r"\.\d+\.", ".#.", name.rpartition(".")[0]) for name in file.tensors} <= known

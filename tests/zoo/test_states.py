@@ -4,7 +4,7 @@ import pytest
 
 import tensorlib
 from tests.zoo import test_decoders as whole
-from zoo import granite_hybrid, lfm2, mamba, recurrent_gemma
+from zoo import granite_hybrid, lfm2, mamba, recurrent_gemma, rwkv, rwkv7
 from zoo.generate import TextModel
 
 MODELS = {
@@ -13,6 +13,9 @@ MODELS = {
     "mamba": (mamba.MambaForCausalLM, mamba.TINY),
     "mamba2": (mamba.Mamba2ForCausalLM, mamba.TINY_2),
     "recurrent_gemma": (recurrent_gemma.RecurrentGemmaForCausalLM, recurrent_gemma.TINY),
+    "rwkv5": (rwkv.RwkvForCausalLM, rwkv.TINY_5),
+    "rwkv6": (rwkv.RwkvForCausalLM, rwkv.TINY),
+    "rwkv7": (rwkv7.Rwkv7ForCausalLM, rwkv7.TINY),
 }
 
 
