@@ -37,6 +37,7 @@ def shown(module, tests):
 
 def rows():
     """{architecture: the columns that a test shows}."""
+    from tests.sim import test_encoders as simulated
     from tests.sim.test_decoders import FAMILIES
     from tests.zoo import test_encoders, test_encoders_gguf
 
@@ -50,6 +51,8 @@ def rows():
         found.setdefault(name, set()).update(shown(module, tests))
     for name in (*test_encoders_gguf.CASES, *test_encoders_gguf.OTHERS):
         found[name].add("GGUF")
+    for name in (*simulated.ENCODERS, *simulated.OTHERS):
+        found[name].add("GPU simulated")
     return found
 
 

@@ -20,19 +20,25 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
-def pair(request, tmp_path_factory):
-    """(transformers' model, ours out of its file, ids of a text and of an answer with the text's mask)."""
+def made(name, folder):
+    """transformers' model of a case, saved to a folder."""
     torch.manual_seed(0)
-    fields = {**SIZES, **CASES[request.param]}
+    fields = {**SIZES, **CASES[name]}
     config = transformers.MarianConfig(**fields, decoder_start_token_id=fields["pad_token_id"])
     theirs = transformers.MarianMTModel(config).eval()
     with torch.no_grad():
         for name, weight in [*theirs.named_parameters(), ("", theirs.final_logits_bias)]:
             if "embed_positions" not in name:
                 weight += torch.randn_like(weight) * (0.25 if weight.ndim == 1 else 1.5 * weight.shape[-1] ** -0.5)
-    folder = tmp_path_factory.mktemp("marian")
     theirs.save_pretrained(folder)
+    return theirs
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request, tmp_path_factory):
+    """(transformers' model, ours out of its file, ids of a text and of an answer with the text's mask)."""
+    folder = tmp_path_factory.mktemp("marian")
+    theirs = made(request.param, folder)
     rng = np.random.default_rng(0)
     ids, answer = rng.integers(3, 80, (2, 14)), rng.integers(3, 80, (2, 15))
     mask = (np.arange(14) < np.array([[14], [9]])).astype(np.int64)
