@@ -90,7 +90,7 @@ class TimeMix6(TimeMix):
         if config.converted:
             vector, shapes = (D,), ((5 * R, D), (5, D, R), (S, D), (D, S))
         for name in names:
-            setattr(self, f"time_maa_{name}", nn.Parameter(5, 1, D) if len(name) > 1 else nn.Parameter(*vector))
+            setattr(self, f"time_maa_{name}", nn.Parameter(5, 1, 1, D) if len(name) > 1 else nn.Parameter(*vector))
         self.time_decay, self._names, self._turned = nn.Parameter(*vector), names, config.converted
         for name, shape in zip(self.low_rank, shapes):
             setattr(self, name, nn.Parameter(*shape))

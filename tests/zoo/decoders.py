@@ -68,9 +68,14 @@ GRIFFIN = {"num_hidden_layers": 3, "num_key_value_heads": 1, "attention_window_s
 
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"], "num_hidden_layers": 3, **GRANITE}
 HYBRID |= {"mamba_n_heads": 4, "mamba_d_state": 8, "mamba_n_groups": 2, "shared_intermediate_size": 40}
-DENSE = {**HYBRID, "num_local_experts": 0, "position_embedding_type": "rope", "mamba_proj_bias": True}
+DENSE = {
+    **HYBRID,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "position_embedding_type": "rope",
+}
 ALL = {**HYBRID, **MIXTRAL, "attention_bias": True, "position_embedding_type": "rope"}  # else no bias of k matters
-ALL |= {"time_step_limit": [0.3, 0.9], "tie_word_embeddings": True}
+ALL |= {"time_step_limit": [0.3, 0.9], "mamba_proj_bias": True, "tie_word_embeddings": True}
 
 
 class Case(NamedTuple):
@@ -163,7 +168,7 @@ CASES = [
     Case("mpt", mpt(), gguf="mpt"),
     Case("mpt", {**mpt(clip_qkv=1.0, softmax_scale=0.3), "n_heads": 2, "num_attention_heads": 2}, "clipped"),
     Case("mpt", {**mpt(), "d_model": 48, "hidden_size": 48, "num_attention_heads": 6, "n_heads": 6}, "six-heads"),
-    Case("mamba", {"state_size": 8}, gguf="mamba"),
+    Case("mamba", {"state_size": 8, "intermediate_size": 64}, gguf="mamba"),
     Case("mamba", {"use_bias": True, "use_conv_bias": False, "time_step_rank": 3, "conv_kernel": 3}, "biases"),
     Case("mamba2", HEADS, gguf="mamba2"),
     Case("mamba2", {**HEADS, "n_groups": 1, "time_step_limit": [0.3, 0.9], "use_bias": True}, "limits"),

@@ -83,7 +83,8 @@ def metadata(arch, config, head_dim):
     if arch == "granitehybrid":
         heads = [0 if kind == "linear_attention" else c.num_key_value_heads for kind in c.layer_types]
         found |= {"attention.head_count_kv": heads, "rope.scaling.finetuned": c.position_embedding_type == "rope"}
-        found |= state_metadata(c)
+        found |= {"expert_shared_feed_forward_length": c.shared_intermediate_size, **state_metadata(c)}
+        found["feed_forward_length"] = c.intermediate_size if c.num_local_experts else c.shared_intermediate_size
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
 
 

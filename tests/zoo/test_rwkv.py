@@ -194,7 +194,7 @@ def converted_6(weights, rescale=2):
             shares[layer, name[-1]] = x
         else:
             found[name] = x
-    fused = {f"blk.{i}.time_mix_lerp_fused.weight": np.stack([shares[i, c] for c in "wkvrg"])[:, None]
+    fused = {f"blk.{i}.time_mix_lerp_fused.weight": np.stack([shares[i, c] for c in "wkvrg"])[:, None, None]
              for i in range(LAYERS)}  # fmt: skip
     return found, fused, {"rescale_every_n_layers": rescale, "time_mix_extra_dim": 32, "time_decay_extra_dim": 64}
 
