@@ -83,7 +83,7 @@ _TEXTS = (_X86_CALL, _X86_CALL_WITH)
 
 
 def direct_calls(from_memory):
-    """DirectCalls, or None where objects are not laid out as in CPython, on other machines than x86-64, or without the GIL."""
+    """DirectCalls; None where objects are not laid out as in CPython's, not on x86-64, or where there is no GIL."""
     plain = sys.implementation.name == "cpython" and bytes.__basicsize__ == HEAD + 1
     if not plain or os.uname().machine != "x86_64" or "t" in sys.abiflags:
         return None

@@ -251,7 +251,9 @@ def variants(arch):
         for q, kv in (("f16", "f16"), ("f32", "f16"), ("f32", "f32")):
             add(f"{q} {kv} {width}", q, kv, width)
             add(f"decode {q} {kv} {width}", q, kv, width, 16)
-    for width, bm, bn, warps, stages, loads in ((w, *tile) for w, some in LOADED.get(arch, {}).items() for tile in some):
+    for width, bm, bn, warps, stages, loads in (
+        (w, *tile) for w, some in LOADED.get(arch, {}).items() for tile in some
+    ):
         words[3], words[4] = width, 0
         made = config(arch, "f16", "f16", words, 0, 1)[0]._replace(BM=bm, BN=bn, LOADS=loads)
         found[f"copy engine f16 {width}, {bm} rows"] = compiled(("f16", "f16", "f16", "i32"), made, warps, stages)

@@ -48,6 +48,9 @@ def _check(status, what):
         raise RuntimeError(f"{what}: the driver reports error {status}")
 
 
+_GIVE_BACK = getattr(torch._C, "_cuda_cudaCachingAllocator_raw_delete", None)  # PyTorch for CPUs has none
+
+
 class Block:
     """Memory of a GPU, given back when this is gone: to the list `free` while that is short, or to PyTorch."""
 
@@ -56,8 +59,7 @@ class Block:
     def __init__(self, ptr, free):
         self.ptr, self.free = ptr, free
 
-    # a default: it is there until the interpreter ends; PyTorch for CPUs has none
-    def __del__(self, give_back=getattr(torch._C, "_cuda_cudaCachingAllocator_raw_delete", None)):
+    def __del__(self, give_back=_GIVE_BACK):  # a default: it is there until the interpreter ends
         if self.free is not None and len(self.free) < KEPT:
             self.free.append(self.ptr)
         else:

@@ -91,12 +91,11 @@ def reduce_tiles(
     first = part * per
     end = tl.minimum(first + per, length)
     r = tl.arange(0, R)
-    acc = tl.full([M, R], START, ACC)
-    full = first
+    acc, full = tl.full([M, R], START, ACC), first
     if LOOP:
         full += (end - first) // R * R
-        there = inside & (tl.zeros([M], first.dtype) + first < full)
-        v = tiles_at(x, base, first, r, there, rn0, rn1, rn2, rs0, rs1, rs2, rs3, NR, False)
+        some = inside & (tl.zeros([M], first.dtype) + first < full)
+        v = tiles_at(x, base, first, r, some, rn0, rn1, rn2, rs0, rs1, rs2, rs3, NR, False)
         for at in tl.range(first + R, full, R):  # a tile is on its way while one is added: alone, a third of the speed
             ahead = tiles_at(x, base, at, r, inside, rn0, rn1, rn2, rs0, rs1, rs2, rs3, NR, EVEN)
             acc = step(acc, truth(v, GIVEN) if TRUTH else widen(v, GIVEN, ACC), OP)
@@ -115,9 +114,9 @@ def reduce_tiles(
         if is_last(counter + tl.program_id(0), parts):
             q = tl.arange(0, FINISH)
             rest = tl.full([M, FINISH], START, ACC)
-            for some in tl.range(0, parts, FINISH):
-                known = inside[:, None] & (some + q < parts)[None, :]
-                place = (some + q).to(outputs.dtype)[None, :] * outputs + p[:, None]
+            for begin in tl.range(0, parts, FINISH):
+                known = inside[:, None] & (begin + q < parts)[None, :]
+                place = (begin + q).to(outputs.dtype)[None, :] * outputs + p[:, None]
                 rest = tl.where(known, step(rest, tl.load(partial + place, mask=known, other=0), OP), rest)
             whole = over(rest, 1, OP)
             if MEAN:
@@ -322,10 +321,16 @@ def variants(arch):
         found[f"sum rows {dtype}"] = kernel("sum", "f32", dtype, dtype, (1, TILE), False, 1, 0, True, False, False)
         found[f"sum short rows {dtype}"] = kernel("sum", "f32", dtype, dtype, (64, 64), False, 1, 0, False, True, False)
         shape = (COLUMNS, TILE // COLUMNS)
-        found[f"sum columns {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, True, 1, 1, True, False, False, 16, True)
+        found[f"sum columns {dtype}"] = kernel(
+            "sum", "f32", dtype, dtype, shape, True, 1, 1, True, False, False, 16, True
+        )
         shape = 1, TILE
-        found[f"sum wide {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, False, 1, 0, True, False, True, 1024, True)
-        found[f"sum all {dtype}"] = kernel("sum", "f32", dtype, dtype, shape, False, 1, 0, True, False, False, 1024, True)
+        found[f"sum wide {dtype}"] = kernel(
+            "sum", "f32", dtype, dtype, shape, False, 1, 0, True, False, True, 1024, True
+        )
+        found[f"sum all {dtype}"] = kernel(
+            "sum", "f32", dtype, dtype, shape, False, 1, 0, True, False, False, 1024, True
+        )
     found["amax rows f32"] = kernel("amax", "f32", "f32", "f32", (1, TILE), False, 1, 0, True, False, False)
     found["sum rows i32"] = kernel("sum", "i64", "i32", "i64", (1, TILE // 2), False, 1, 0, True, False, False)
     found["sum strided f32"] = kernel("sum", "f32", "f32", "f32", (1, TILE // 2), False, 2, 2, True, False, False)

@@ -37,7 +37,13 @@ class WordPieces(Vocabulary):
         words, kept = {}, self._literal | {self.marks["unk"]}
         for id, token in enumerate(self.tokens):
             begins = token.startswith(SPACE)
-            token = token if id in kept or token[:1] + token[-1:] == b"[]" else token.removeprefix(SPACE) if begins else b"##" + token
+            token = (
+                token
+                if id in kept or token[:1] + token[-1:] == b"[]"
+                else token.removeprefix(SPACE)
+                if begins
+                else b"##" + token
+            )
             words.setdefault(token.decode(), id)
         unknown = self.tokens[self.marks["unk"]].decode()
         library = Tokenizer(WordPiece(words, unk_token=unknown, max_input_chars_per_word=LONGEST))

@@ -34,7 +34,7 @@ def repeats(function, quick, *calls, exact=True):
     for args in calls:
         before, gpu.trace = gpu.trace, Trace()
         found, told = function(*args), gpu.trace
-        kept = [p for p in (quick.__globals__["plans"],)][0].copy()
+        kept = quick.__globals__["plans"].copy()
         quick.__globals__["plans"].clear()
         gpu.trace = Trace()
         want, anew = function(*args), gpu.trace
@@ -64,7 +64,11 @@ def test_reductions_in_parts_and_norms(device):
 def test_attention_and_rows_by_index(device):
     sdpa = attention.scaled_dot_product_attention
     calls = [(drawn(1, 4, 1, 16), drawn(1, 2, 40, 16), drawn(1, 2, 40, 16)) for _ in range(2)]
-    quick = next(c.cell_contents for c in sdpa.__closure__ if hasattr(c.cell_contents, "__globals__") and "plans" in c.cell_contents.__globals__)
+    quick = next(
+        c.cell_contents
+        for c in sdpa.__closure__
+        if hasattr(c.cell_contents, "__globals__") and "plans" in c.cell_contents.__globals__
+    )
     repeats(lambda q, k, v: sdpa(q, k, v, enable_gqa=True), quick, *calls)
     ids = [tensorlib.from_numpy(rng.integers(0, 9, 5)).to("cuda:0") for _ in range(2)]
     repeats(lambda x, i: index.index_select(x, 0, i), index.index_select, *((drawn(9, 6), i) for i in ids))
@@ -107,8 +111,11 @@ def test_a_trace_that_was_there_is_told_of_all_launches(device):
 def test_what_copies_meanwhile_is_not_repeated(name, device):
     def function(x):
         out = x + 1.0
-        {"upload": lambda: x.buffer.write(x.ptr, bytes(4)), "download": lambda: x.buffer.read(x.ptr, 4),
-         "synchronize": device.synchronize}[name]()
+        {
+            "upload": lambda: x.buffer.write(x.ptr, bytes(4)),
+            "download": lambda: x.buffer.read(x.ptr, 4),
+            "synchronize": device.synchronize,
+        }[name]()
         return out
 
     _, events = gpu_plan.watched(device, function, (drawn(3),))
@@ -124,8 +131,12 @@ def test_memory_given_back_and_taken_again_is_told_apart(device):
         pointers = [0, 1]
 
     kernel, seen = Kernel(), []
-    events = [(out.buffer.ptr, 4096), (kernel, lambda *a: seen.append(a), (1, 1, 1), (out.buffer.ptr + 64, x.ptr)),
-              (out.buffer.ptr, 32), (kernel, lambda *a: seen.append(a), (2, 1, 1), (out.buffer.ptr, x.ptr))]
+    events = [
+        (out.buffer.ptr, 4096),
+        (kernel, lambda *a: seen.append(a), (1, 1, 1), (out.buffer.ptr + 64, x.ptr)),
+        (out.buffer.ptr, 32),
+        (kernel, lambda *a: seen.append(a), (2, 1, 1), (out.buffer.ptr, x.ptr)),
+    ]
     again = gpu_plan.plan([((x,), (out,))], events, (x,), out)
     found = again(1 << 40)
     (_, _, _, (scratch, a)), (_, _, _, (result, b)) = seen
