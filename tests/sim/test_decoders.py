@@ -18,7 +18,7 @@ from zoo.load import load_gguf
 
 FAMILIES = (
     "mixtral deepseek_v3 granitemoe gpt2 gpt_bigcode gpt_neox mpt mistral qwen3 phi phi3 gemma2 gemma3_text smollm3"
-    " olmo2 stablelm starcoder2 persimmon falcon glm4 helium".split()
+    " olmo2 stablelm starcoder2 persimmon falcon glm4 helium mamba mamba2 lfm2 recurrent_gemma granitemoehybrid".split()
 )
 
 
