@@ -41,10 +41,10 @@ class Model:
         self.tokenizer = Tokenizer.from_gguf(gguf.open(path))
         self.says, self.asked, self.pause = self.tokenizer.encode(says, parse_special=False), [], 0
 
-    def generate(self, ids, max_tokens, sampler, stop_ids):
+    def generate(self, ids, max_tokens, sampler, stop_ids, processors=(), reuse=False):
         if len(ids) + (max_tokens or 1) > self.context_length:
             raise ContextError("generate", f"{len(ids)} tokens", f"at most {self.context_length}", "shorten it")
-        self.asked.append((self.tokenizer.decode(ids, skip_special=False), max_tokens, sampler, set(stop_ids)))
+        self.asked.append((self.tokenizer.decode(ids, skip_special=False), max_tokens, sampler, reuse))
         for id in self.says[:max_tokens]:
             time.sleep(self.pause)
             yield id
@@ -52,7 +52,7 @@ class Model:
 
 def stand_in(model):
     """A module to take the place of zoo.generate."""
-    return types.SimpleNamespace(SamplerConfig=SamplerConfig, load=lambda *_: model)
+    return types.SimpleNamespace(SamplerConfig=SamplerConfig, GREEDY=SamplerConfig(), load=lambda *_: model)
 
 
 @pytest.fixture
@@ -86,10 +86,13 @@ def feed(monkeypatch):
 def test_generate(model, capsys):
     assert cli.main(["generate", "the rat"]) == 0
     assert capsys.readouterr() == (" the cat, é😀\n", "")
-    assert (
-        model.asked == [("the rat", model.context_length - 4, SamplerConfig(), {0, 2})]
-        or model.asked[0][0] == "the rat"
-    )
+    ids = model.tokenizer.encode("the rat")
+    assert model.asked == [("the rat", model.context_length - len(ids), SamplerConfig(), False)]
+
+
+def test_stops(model, capsys):
+    assert cli.main(["generate", "the rat", "--stop", "at,", "--stop", "never"]) == 0
+    assert capsys.readouterr() == (" the c\n", "")
 
 
 def test_options(model, capsys):
