@@ -60,10 +60,18 @@ def test_the_largest_tile_and_parts_of_k(device):
 @pytest.mark.parametrize("arch", [80, 89, 90])
 @pytest.mark.parametrize("name", ["q4_0", "q4_k"])
 def test_a_weight_costs_few_instructions(name, arch):
-    """Of a product with one row: at most 2.5, 128 bits of weights a load, one conversion to float per 8 at most."""
+    """Of a product with one row: at most 2.5, 128 bits of weights a load, one conversion to float per 8 at most.
+
+    A warp may have 64 registers for half of all warps to be there; where a program is one warp, 88 leave room for 23 of
+    the 32 programs that there can be, and an H200 was faster with them.
+    """
     kernel = quant.variants(arch)[f"matvec {name}"]
     found = report.facts(kernel, arch)
-    assert float(found["per_item"]) <= 2.5 and found["registers"] <= 64 and not found["stack"]
+    assert (
+        float(found["per_item"]) <= 2.5
+        and found["registers"] <= (64 if kernel.warps > 1 else 88)
+        and not found["stack"]
+    )
     assert "x128" in found["loads"] and not re.search(r"x8\b", found["loads"])
     assert found["i2f"] * 32 * kernel.warps * 8 <= kernel.items
 
