@@ -135,7 +135,8 @@ class QTensor(Like):
         """x [..., K] f32 times this [N, K] weight, transposed: [..., N] f32, plus `residual` (same shape,
         contiguous). Differentiable in both. On GPUs x may be f16 or bf16, and so is what comes. ShapeError, DTypeError.
         """
-        if x.memo is not None and "matvec" in x.memo[1] and not (tape.used and tape.mode.recording):
+        live = tape.used and tape.mode.recording and (tape.live(x) or tape.live(residual))
+        if x.memo is not None and "matvec" in x.memo[1] and not live:
             return self._linear(x, residual)  # a repeated call would make x's copy in 8 bits anew
         return quantized_linear(x, self, residual)
 
