@@ -7,9 +7,8 @@ from collections import deque
 
 import tensorlib
 from tensorlib import nn
-from tensorlib.errors import ContextError, ShapeError
 from zoo.batch import Batch
-from zoo.generate import CHUNK, GREEDY
+from zoo.generate import CHUNK, GREEDY, room
 
 USUAL = 1024  # tokens of a stream that pages are made for by default
 
@@ -50,14 +49,8 @@ class Engine:
     def submit(self, prompt_ids, max_tokens=None, sampler=GREEDY, stop_ids=(), processors=()):
         """A Handle whose tokens `step` gives: as `TextModel.generate`. ContextError at once for what cannot fit."""
         prompt = list(prompt_ids)
-        room = self.context - len(prompt)
-        if not prompt:
-            raise ShapeError("submit", "an empty prompt", "at least one token", "start with the tokenizer's bos_id")
-        if room < (1 if max_tokens is None else max_tokens):
-            got = f"a prompt of {len(prompt)} tokens and {max_tokens or 1} to generate"
-            fix = "shorten the prompt, lower max_tokens, or start with a larger context"
-            raise ContextError("submit", got, f"at most {self.context} in all", fix)
-        handle = Handle(prompt, room if max_tokens is None else max_tokens, sampler, stop_ids, processors)
+        count = room("submit", prompt, max_tokens, self.context)
+        handle = Handle(prompt, count, sampler, stop_ids, processors)
         self._inbox.append(handle)
         self._wake.set()
         return handle

@@ -80,20 +80,14 @@ class TextModel:
         the prompt from the last call is not computed again, which rounds differently than a prompt computed at once.
         """
         ids = list(prompt_ids)
-        room = self.context_length - len(ids)
-        if not ids:
-            raise ShapeError("generate", "an empty prompt", "at least one token", "start with the tokenizer's bos_id")
-        if room < (1 if max_tokens is None else max_tokens):
-            got = f"a prompt of {len(ids)} tokens and {max_tokens or 1} to generate"
-            fix = "shorten the prompt, lower max_tokens, or load with a larger context"
-            raise ContextError("generate", got, f"at most {self.context_length} in all", fix)
+        count = room("generate", ids, max_tokens, self.context_length)
         held = common(self._held, ids[:-1]) if reuse else 0
         held = held if self.cache.rewinds or held == self.cache.length else 0
         self.cache.reset(held)
         self._held = self._held[:held]
         self.sampler.reset(ids, *sampler)
         steps = _Steps(self, ids, list(processors))
-        return steps.tokens(room if max_tokens is None else max_tokens, frozenset(stop_ids))
+        return steps.tokens(count, frozenset(stop_ids))
 
     def prefill(self, ids):
         """Logits [1, V] after `ids`, which follow what the cache holds."""
@@ -173,6 +167,22 @@ class _Steps:
                 logits = tensorlib.from_numpy(scores[None]).to(logits.device)
         self.model.sampler(logits)
         return self.model.sampler.token_id()
+
+
+def room(op, ids, max_tokens, context):
+    """How many tokens may follow a prompt: `max_tokens`, or what the context has left. ShapeError for an empty prompt,
+    ContextError for one too long.
+
+    >>> room("generate", [1, 2, 3], None, 8), room("generate", [1, 2, 3], 2, 8)
+    (5, 2)
+    """
+    if not ids:
+        raise ShapeError(op, "an empty prompt", "at least one token", "start with the tokenizer's bos_id")
+    if context - len(ids) < (1 if max_tokens is None else max_tokens):
+        got = f"a prompt of {len(ids)} tokens and {max_tokens or 1} to generate"
+        fix = "shorten the prompt, lower max_tokens, or load with a larger context"
+        raise ContextError(op, got, f"at most {context} in all", fix)
+    return context - len(ids) if max_tokens is None else max_tokens
 
 
 def common(a, b):
