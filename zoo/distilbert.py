@@ -25,6 +25,11 @@ class DistilBertConfig(NamedTuple):
         sizes = (c(name, int) for name in ("vocab_size", "dim", "hidden_dim", "n_layers", "n_heads"))
         return cls(*sizes, c("activation", str, "gelu"), c("max_position_embeddings", int, 512))
 
+    @classmethod
+    def from_gguf(cls, c):
+        """Out of the metadata of a GGUF file (zoo/gguf_encoders.py)."""
+        return cls(*c.sizes(), max_position_embeddings=c.rows("position_embd.weight"))
+
 
 TINY = DistilBertConfig(99, 32, 64, 2, 4, max_position_embeddings=64)
 EPS = 1e-12  # of every norm

@@ -1,15 +1,15 @@
 """Falcon (arXiv:2311.16867): attention with few key-value heads and a plain MLP side by side (section 3), rotary
 positions. 7B: one key-value head, one norm for both; 40B and 180B: groups of heads, a norm for each.
 
-q, k, v are one product: for every key-value head its query heads, then itself.
+q, k, v are one product: for every key-value head its query heads, then itself; in GGUF files all query heads first.
 """
 
 from tensorlib import nn
 from zoo import llama
 
 
-class FalconConfig(llama.LlamaConfig.plus(parallel_attn=True, norms=1)):
-    """`norms`: of sub-layers that stand side by side, 1 for both or 2."""
+class FalconConfig(llama.LlamaConfig.plus(parallel_attn=True, norms=1, grouped=True)):
+    """`norms`: of sub-layers that stand side by side, 1 for both or 2. `grouped`: rows of q, k and v go by groups."""
 
     @classmethod
     def from_hf(cls, c):
@@ -41,6 +41,11 @@ class FalconConfig(llama.LlamaConfig.plus(parallel_attn=True, norms=1)):
             norms=c("num_ln_in_parallel_attn", int, 2) if new else 1,
         )
 
+    def with_gguf(self, get, file):
+        """What a GGUF file has beside Llama's fields."""
+        norms = 2 if "blk.0.attn_norm_2.weight" in file.tensors else 1
+        return self._replace(hidden_act="gelu", norms=norms, grouped=False)
+
 
 TINY = FalconConfig(*llama.TINY, norms=2)._replace(hidden_act="gelu", tie_word_embeddings=True)
 
@@ -48,7 +53,8 @@ TINY = FalconConfig(*llama.TINY, norms=2)._replace(hidden_act="gelu", tie_word_e
 class FalconAttention(nn.Module):
     def __init__(self, config, layer):
         H, K, h, self._layer = config.num_attention_heads, config.num_key_value_heads, config.head_dim, layer
-        self._shape, self._sizes = (K, H // K + 2, h), (H // K, 1, 1)
+        G = K if config.grouped else 1
+        self._shape, self._sizes = (G, (H + 2 * K) // G, h), (H // G, K // G, K // G)
         self.query_key_value = nn.Linear(config.hidden_size, (H + 2 * K) * h, bias=config.attention_bias)
         self.dense = nn.Linear(H * h, config.hidden_size, bias=config.attention_bias)
 

@@ -11,10 +11,12 @@ from tensorlib.nn import VarBuilder
 ROWS = {
     "bert": ("bert", "BertModel", "BertConfig"),  # RoBERTa's, too: their positions begin at 0 there
     "jina-bert-v2": ("jina_bert", "JinaBertModel", "JinaBertConfig"),
+    "modern-bert": ("modernbert", "ModernBertModel", "ModernBertConfig"),
     "nomic-bert": ("nomic_bert", "NomicBertModel", "NomicBertConfig"),
     "t5": ("t5", "T5ForConditionalGeneration", "T5Config"),
     "t5encoder": ("t5", "T5EncoderModel", "T5Config"),
 }
+DISTILLED = "distilbert", "DistilBertModel", "DistilBertConfig"  # what "bert" is without embeddings of sentences
 # Hugging Face's parameter paths -> GGUF's (a test has the gguf package's own name map)
 NAMES = {
     "embeddings.word_embeddings": "token_embd",
@@ -22,6 +24,9 @@ NAMES = {
     "embeddings.token_type_embeddings": "token_types",
     "embeddings.LayerNorm": "token_embd_norm",
     "emb_ln": "token_embd_norm",
+    "embeddings.tok_embeddings": "token_embd",
+    "embeddings.norm": "token_embd_norm",
+    "final_norm": "output_norm",
     "shared": "token_embd",
     "lm_head": "output",
     "encoder.final_layer_norm": "enc.output_norm",
@@ -38,6 +43,19 @@ IN_LAYERS = {
     "intermediate.dense": "ffn_up",
     "output.dense": "ffn_down",
     "output.LayerNorm": "layer_output_norm",
+    "attention.q_lin": "attn_q",
+    "attention.k_lin": "attn_k",
+    "attention.v_lin": "attn_v",
+    "attention.out_lin": "attn_output",
+    "sa_layer_norm": "attn_output_norm",
+    "ffn.lin1": "ffn_up",
+    "ffn.lin2": "ffn_down",
+    "output_layer_norm": "layer_output_norm",
+    "attn_norm": "attn_norm",
+    "attn.Wo": "attn_output",
+    "mlp_norm": "ffn_norm",
+    "mlp.Wi": "ffn_up",
+    "mlp.Wo": "ffn_down",
     "layer_norm_1": "attn_norm_2",
     "layer_norm_2": "layer_output_norm",
     "mlp.gate": "ffn_gate",
@@ -55,7 +73,7 @@ IN_LAYERS = {
 }
 T5_PARTS = {"SelfAttention": "attn_", "EncDecAttention": "cross_attn_"}
 T5_NAMES = {"relative_attention_bias": "rel_b", "wi": "ffn_up", "wi_0": "ffn_gate", "wi_1": "ffn_up", "wo": "ffn_down"}
-_LAYER = re.compile(r"encoder\.layers?\.(\d+)\.(.+)")
+_LAYER = re.compile(r"(?:(?:encoder|transformer)\.)?layers?\.(\d+)\.(.+)")
 _T5 = re.compile(r"(enc|dec)oder\.block\.(\d+)\.layer\.(\d)\.(.+)")
 
 
@@ -112,7 +130,7 @@ def load(path, device="cpu"):
     if arch not in ROWS:
         known = ", ".join(ROWS)
         raise FormatError(path, "general.architecture", repr(arch), f"one of {known}", "this encoder is not here yet")
-    module, model, config = ROWS[arch]
+    module, model, config = ROWS[arch] if arch != "bert" or "token_types.weight" in file.tensors else DISTILLED
     module = importlib.import_module(f"zoo.{module}")
     config = getattr(module, config).from_gguf(Fields(file, arch))
     return file, VarBuilder(file, gguf_name, device=device).load(getattr(module, model)(config))

@@ -11,6 +11,7 @@ from zoo.gguf_names import gguf_name
 ARCHITECTURES = {
     "chatglm": ("chatglm", "ChatGlmForConditionalGeneration", "ChatGlmConfig"),
     "deepseek2": ("deepseek", "DeepseekForCausalLM", "DeepseekConfig"),
+    "falcon": ("falcon", "FalconForCausalLM", "FalconConfig"),
     "gemma": ("gemma", "GemmaForCausalLM", "GemmaConfig"),
     "gemma2": ("gemma", "Gemma2ForCausalLM", "Gemma2Config"),
     "gemma3": ("gemma", "Gemma3ForCausalLM", "Gemma3Config"),
@@ -40,7 +41,10 @@ ARCHITECTURES = {
     "starcoder": ("gpt2", "GptBigCodeForCausalLM", "GptBigCodeConfig"),
     "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config"),
 }
-MIXTURES = {"llama": ("mixtral", "MixtralForCausalLM", "MixtralConfig")}  # which a file with experts is instead
+OTHERS = {
+    "chatglm": ("blk.0.attn_q.weight", ("glm", "GlmForCausalLM", "GlmConfig")),
+    "llama": ("blk.0.ffn_gate_inp.weight", ("mixtral", "MixtralForCausalLM", "MixtralConfig")),
+}  # what a file is instead that has a tensor: q, k and v apart; experts
 INTERLEAVED = (
     "chatglm",
     "glm4",
@@ -134,8 +138,8 @@ def load_gguf(path, context=None, device="cpu"):
         raise FormatError(
             path, "general.architecture", repr(arch), f"one of {known}", "this architecture is not here yet"
         )
-    mixture = arch in MIXTURES and file.require(f"{arch}.expert_count", int, 0)
-    module, model, config = (MIXTURES if mixture else ARCHITECTURES)[arch]
+    tensor, other = OTHERS.get(arch, (None, None))
+    module, model, config = other if tensor in file.tensors else ARCHITECTURES[arch]
     module = importlib.import_module(f"zoo.{module}")
     config = gguf_config(file, getattr(module, config))
     if context is not None:

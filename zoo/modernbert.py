@@ -52,6 +52,21 @@ class ModernBertConfig(NamedTuple):
             max_position_embeddings=c("max_position_embeddings", int, 8192),
         )
 
+    @classmethod
+    def from_gguf(cls, c):
+        """Out of the metadata of a GGUF file (zoo/gguf_encoders.py)."""
+        words, hidden, inner, count, heads = c.sizes()
+        every, theta = c("attention.sliding_window_pattern", int, 3), c("rope.freq_base", float, 10000.0)
+        return cls(
+            words, hidden, inner, heads,
+            full=tuple(i % every == 0 for i in range(count)),
+            local_attention=c("attention.sliding_window", int),
+            thetas=(theta, c("rope.freq_base_swa", float, theta)),
+            hidden_activation=c("hidden_activation", str, "gelu"),
+            norm_eps=c("attention.layer_norm_epsilon", float),
+            max_position_embeddings=c("context_length", int),
+        )  # fmt: skip
+
 
 TINY = ModernBertConfig(99, 32, 48, 4, (True, False, True), local_attention=8, max_position_embeddings=64)
 

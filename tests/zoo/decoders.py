@@ -51,6 +51,7 @@ GROUPS = {"n_group": 4, "topk_group": 2}
 MSCALE = {"rope_parameters": {**YARN, "rope_theta": 1e4, "mscale": 0.707, "mscale_all_dim": 0.707}}
 
 
+FALCON = {"ffn_hidden_size": 128, "intermediate_size": 128}  # llama.cpp's files have no other
 GPT = {"n_inner": 48, "num_key_value_heads": 4}
 WIDE = {"intermediate_size": 128, "num_key_value_heads": 4}  # MPT's own: four times the hidden size
 
@@ -137,9 +138,12 @@ CASES = [
     Case("phi", {"qk_layernorm": True}, "norms"),
     Case("persimmon", {"hidden_act": "relu2"}),
     Case("glm", {"attention_bias": True}),
+    Case("glm", {"attention_bias": True, "head_dim": 8}, "file", gguf="chatglm"),
     Case("glm4", {"attention_bias": True}, gguf="glm4"),
     Case("helium", {"head_dim": 8}),
     Case("falcon", {"ffn_hidden_size": 48}),
+    Case("falcon", FALCON, "7b", gguf="falcon"),
+    Case("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, "40b", gguf="falcon"),
     Case("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}, "groups"),
     Case("falcon", {"multi_query": False, "parallel_attn": False}, "sequential"),
     Case("mixtral", {**MIXTRAL, "sliding_window": 8}, live=BLOCK),

@@ -30,6 +30,7 @@ EPSILONS = {
     "starcoder": "layer_norm_epsilon",
     "gptneox": "layer_norm_eps",
     "mpt": "layer_norm_epsilon",
+    "falcon": "layer_norm_epsilon",
 }  # of LayerNorm
 RMS_EPSILONS = {"mamba": "layer_norm_epsilon", "mamba2": "layer_norm_epsilon", "lfm2": "norm_eps"}
 
@@ -71,6 +72,8 @@ def metadata(arch, config, head_dim):
     same |= {"moe_intermediate_size": "expert_feed_forward_length"}
     same |= {"shared_expert_intermediate_size": "expert_shared_feed_forward_length"}
     found |= {key: getattr(c, name) for name, key in same.items() if getattr(c, name, None) is not None}
+    if arch == "falcon":
+        found["attention.head_count_kv"] = c.num_kv_heads if c.new_decoder_architecture else 1
     if arch == "mpt":
         found |= {"attention.max_alibi_bias": float(c.attn_config.alibi_bias_max)}
     if arch == "deepseek2":
@@ -164,6 +167,10 @@ def parts(name, weight, config):
         halves = np.split(weight, 2) if "input" in name else [weight]
         for part, value in zip(("gate", "up") if "input" in name else ("down",), halves):
             yield f"{block.rpartition('.')[0]}.{part}_proj", value
+    elif config.model_type == "falcon" and "query_key_value" in name:
+        groups = config.num_kv_heads if config.new_decoder_architecture else 1
+        by_group = weight.reshape(groups, -1, config.head_dim, config.hidden_size)
+        yield name, np.concatenate([x.reshape(-1, config.hidden_size) for x in np.split(by_group, [-2, -1], axis=1)])
     elif ".mixer." in name or ".mamba." in name:
         yield state_part(name, weight, config)
     elif config.model_type == "gpt2" and weight.ndim == 2 and ".h." in name:

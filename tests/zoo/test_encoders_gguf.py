@@ -23,15 +23,14 @@ T5 = {**whole.T5, "relative_attention_max_distance": 128}  # which llama.cpp has
 
 def metadata(arch, c, **more):
     """llama.cpp's keys, as its converter writes them of a config (a dict)."""
-    found = {
-        "context_length": c.get("max_position_embeddings", 512),
-        "embedding_length": c.get("hidden_size", c.get("d_model")),
-        "feed_forward_length": c.get("intermediate_size", c.get("d_ff")),
-        "block_count": c.get("num_hidden_layers", c.get("num_layers")),
-        "attention.head_count": c.get("num_attention_heads", c.get("num_heads")),
-        "attention.causal": False,
-        **more,
+    keys = {
+        "embedding_length": "hidden_size d_model dim",
+        "feed_forward_length": "intermediate_size d_ff hidden_dim",
+        "block_count": "num_hidden_layers num_layers n_layers",
+        "attention.head_count": "num_attention_heads num_heads n_heads",
     }
+    found = {key: next(c[name] for name in names.split() if name in c) for key, names in keys.items()}
+    found |= {"context_length": c.get("max_position_embeddings", 512), "attention.causal": False, **more}
     return {"general.architecture": arch} | {f"{arch}.{key}": value for key, value in found.items()}
 
 
@@ -71,10 +70,14 @@ def compare(path, want):
 
 # name of a case of test_encoders -> (architecture, what its metadata has beside the sizes, first position)
 EPS = "attention.layer_norm_epsilon"
+MODERN = {EPS: 1e-5, "rope.freq_base": 160000.0, "rope.freq_base_swa": 10000.0, "rope.scaling.type": "none"}
+MODERN |= {"attention.sliding_window": 8, "attention.sliding_window_pattern": 3, "hidden_activation": "gelu"}
 CASES = {
     "bert": ("bert", {EPS: 1e-12}, 0),
     "roberta": ("bert", {EPS: 1e-12}, 2),
     "xlm-roberta": ("bert", {EPS: 1e-12}, 2),
+    "distilbert": ("bert", {EPS: 1e-12}, 0),
+    "modernbert": ("modern-bert", MODERN, 0),
     "nomic_bert": ("nomic-bert", {EPS: 1e-12, "rope.freq_base": 1000.0}, 0),
 }
 
@@ -90,7 +93,7 @@ def test_bert_and_its_kin(name, tmp_path):
     with torch.no_grad():
         want = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state.numpy()
     fields = metadata(arch, whole.CASES[name][2], **more)
-    write(tmp_path / "model.gguf", tmp_path, fields, 2, positions)
+    write(tmp_path / "model.gguf", tmp_path, fields, fields[f"{arch}.block_count"], positions)
     compare(tmp_path / "model.gguf", want * mask[..., None])
 
 
