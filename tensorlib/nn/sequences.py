@@ -1,5 +1,7 @@
 """Sequences of several lengths one after the other, without padding: what encoders compute on."""
 
+from copy import copy
+
 from tensorlib.errors import ShapeError
 from tensorlib.ops import create, fused, movement
 from tensorlib.ops.attention import scaled_dot_product_attention
@@ -51,6 +53,12 @@ class Sequences:
 
     def __len__(self):
         return len(self.lengths)
+
+    def flat(self):
+        """The same sequences, of which `unpack` leaves things as they are: [N, ...]."""
+        found = copy(self)
+        found._kept = found._shape = None
+        return found
 
     def pack(self, x):
         """What stands beside each id, of the shape that ids had, without padding: [N]."""
