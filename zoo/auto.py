@@ -6,7 +6,7 @@ import os
 import tensorlib
 from tensorlib.errors import FormatError
 from tensorlib.nn import VarBuilder
-from zoo import config
+from zoo import config, heads
 
 # Hugging Face's model_type -> (module of this package, class of the model, class of its config)
 MODELS = {
@@ -63,6 +63,20 @@ MODELS = {
 }
 
 
+# model_type of a model of text and images -> what its text's config, below `text_config`, has where it says nothing
+NESTED = {
+    "gemma3": {
+        "model_type": "gemma3_text", "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
+        "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+        "max_position_embeddings": 131072, "sliding_window": 4096,
+    },
+}  # fmt: skip
+# class of a row -> what the name of another class of its module ends with
+MORE = {"T5EncoderModel": "ForConditionalGeneration"}
+BESIDE = "language_model.", "model.language_model."  # where such a model's file has what is of text
+OLD = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # of the first files of BERT
+
+
 def type_of(fields):
     """The row of MODELS for a config: its `model_type`, unless that is another model's name."""
     found = fields("model_type", str)
@@ -80,26 +94,66 @@ def classes(model_type, path, where):
     return getattr(module, model), getattr(module, made)
 
 
+def read(folder):
+    """The fields of a folder's config.json (zoo/config.py); of the text's part, where there are others. FormatError."""
+    fields = config.read(folder)
+    defaults = NESTED.get(fields("model_type", str))
+    if defaults is None:
+        return fields
+    text = fields.sub("text_config")
+    return config.Fields(defaults | {name: x for name, x in text.values.items() if x is not None}, text.path)
+
+
+def chosen(model, fields, head=None):
+    """f(values of the config) that makes what a folder is of: `model`, the class of its row, or what has it as a part.
+
+    `head` names it, or else the config's `architectures` do.
+    """
+    name = head or next(iter(fields("architectures", list, [])), None)
+    more = MORE.get(model.__name__)
+    if more is not None and str(name).endswith(more):
+        return getattr(importlib.import_module(model.__module__), model.__name__.replace("EncoderModel", more))
+    found = heads.named(model, name)
+    return model if found is None else lambda values: heads.made(*found, model, values, fields)
+
+
 def load(folder, context=None, device="cpu", dtype=None, head=None, **changes):
     """(file of weights, model) of a folder as Hugging Face has them: config.json and safetensors, or PyTorch's files.
 
     `context`: how many positions the model is prepared for, at most its own; `dtype`: what weights of floats are cast
-    to; `changes`: of the config's fields. FormatError for a damaged file, an unknown architecture, or weights that are
-    not the model's.
+    to; `head`: the class, "BertModel" or "BertForMaskedLM", in place of that which `architectures` says, which is the
+    encoder alone where it is none of those here; `changes`: of the config's fields. FormatError for a damaged file, an
+    unknown architecture, or weights that are not the model's.
     """
-    fields = config.read(folder)
-    model, made = classes(type_of(fields), fields.path, "model_type")
+    fields = read(folder)
+    kind, made = classes(type_of(fields), fields.path, "model_type")
     values = made.from_hf(fields)
     values = values._replace(**changes) if changes else values
     if context is not None and hasattr(values, "max_position_embeddings"):
         values = values._replace(max_position_embeddings=min(context, values.max_position_embeddings))
-    file, model = tensorlib.load(folder), getattr(importlib.import_module(model.__module__), head or model.__name__)
-    body, rename = f"{getattr(model, 'body', '')}.", None  # of a decoder whose file may have no head, and not this then
-    if body != "." and not any(name.startswith(body) for name in file.tensors):
-        rename = lambda path: path.removeprefix(body)  # noqa: E731
-    prefix = f"{getattr(model, 'prefix', '')}."  # of an encoder whose file has a head, too
-    prefix = prefix if any(name.startswith(prefix) for name in file.tensors) else ""
-    return file, VarBuilder(file, rename, prefix, device, dtype).load(model(values))
+    file, model = tensorlib.load(folder), chosen(kind, fields, head)(values)
+    return file, VarBuilder(file, *_names(file.tensors, model), device, dtype).load(model)
+
+
+def _names(tensors, model):
+    """(rename, prefix) of a VarBuilder for a file whose names begin with more, or with less, than a model's paths."""
+    body, prefix = (f"{getattr(model, name, '')}." for name in ("body", "prefix"))
+
+    def begins(text):
+        return any(name.startswith(text) for name in tensors)
+
+    beside = next((text for text in BESIDE if begins(text)), None)
+    if beside == BESIDE[0]:
+        return None, beside
+    if beside is not None:
+        return lambda path: beside + path.removeprefix(body) if path.startswith(body) else path, ""
+    if body != "." and not begins(body):  # of a decoder whose file may have no head, and not this then
+        return lambda path: path.removeprefix(body), ""
+    if any(name.endswith(".LayerNorm.gamma") for name in tensors):
+        rename = [(f"{new}$", old) for new, old in OLD.items()]
+    else:
+        rename = None
+    return rename, prefix if begins(prefix) else ""  # of an encoder whose file has a head, too
 
 
 def is_folder(path):

@@ -1,10 +1,10 @@
 """BERT (arXiv:1810.04805): the encoder of a Transformer, reading in both directions; MiniLM and E5 share its shape.
 
 Post-norm layers (section 3, as in arXiv:1706.03762), learned positions, a second embedding that says which sentence a
-token is of, and pre-training by words that are masked (section 3.1, task 1). Other encoders are what they change of
+token is of. What stands on it (section 3.1, task 1) is in zoo/heads.py. Other encoders are what they change of
 these classes: a class names the classes of its parts (`Embeddings`, `Layer`, `Attention`).
 
-Shapes: N tokens of all sequences, one after the other without padding, D hidden, F feed-forward, V vocabulary.
+Shapes: N tokens of all sequences, one after the other without padding, D hidden, F feed-forward.
 """
 
 from typing import NamedTuple
@@ -165,36 +165,3 @@ class BertModel(nn.Module):
         tokens = nn.Sequences.of(ids, attention_mask)
         types_N = None if token_type_ids is None else tokens.pack(token_type_ids)
         return tokens.unpack(self.encoder(self.embeddings(tokens, types_N), tokens))
-
-
-class BertPredictionHead(nn.Module):
-    """Logits of each token: a last layer of its own, then the table of words (appendix A.2)."""
-
-    def __init__(self, config):
-        self.transform = BertTransform(config)
-        self.bias = nn.Parameter(config.vocab_size)
-
-    def forward(self, x, table):
-        return table.as_linear(self.transform(x)) + self.bias
-
-
-class BertTransform(nn.Module):
-    def __init__(self, config):
-        D, self._act = config.hidden_size, config.hidden_act
-        self.dense, self.LayerNorm = nn.Linear(D, D), nn.LayerNorm(D, config.layer_norm_eps)
-
-    def forward(self, x):
-        return self.LayerNorm(nn.activation(self._act)(self.dense(x)))
-
-
-class BertForMaskedLM(nn.Module):
-    """Logits [..., V] of the words that stand, or are masked, at each place. Arguments as `BertModel`'s."""
-
-    def __init__(self, config):
-        self.config, self.max_length = config, config.max_position_embeddings
-        self.bert = BertModel(config._replace(add_pooling_layer=False))
-        self.cls = nn.ModuleDict({"predictions": BertPredictionHead(config)})
-
-    def forward(self, ids, attention_mask=None, token_type_ids=None):
-        x = self.bert(ids, attention_mask, token_type_ids)
-        return self.cls["predictions"](x, self.bert.embeddings.word_embeddings)

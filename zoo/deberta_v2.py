@@ -86,12 +86,12 @@ class DebertaV2Embeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(types, D) if types else None
         self.LayerNorm = nn.LayerNorm(D, config.layer_norm_eps)
 
-    def forward(self, tokens):
-        x_ND = self.word_embeddings(tokens.ids)
+    def forward(self, tokens, types_N=None):
+        x_ND, types = self.word_embeddings(tokens.ids), self.token_type_embeddings
         if self.position_embeddings is not None:
             x_ND = x_ND + self.position_embeddings(tokens.positions)
-        if self.token_type_embeddings is not None:
-            x_ND = x_ND + self.token_type_embeddings.weight[0]
+        if types is not None:
+            x_ND = x_ND + (types.weight[0] if types_N is None else types(types_N))
         return self.LayerNorm(x_ND)
 
 
@@ -184,6 +184,7 @@ class DebertaV2Model(nn.Module):
         self.embeddings = DebertaV2Embeddings(config)
         self.encoder = DebertaV2Encoder(config)
 
-    def forward(self, ids, attention_mask=None):
+    def forward(self, ids, attention_mask=None, token_type_ids=None):
         tokens = nn.Sequences.of(ids, attention_mask)
-        return tokens.unpack(self.encoder(self.embeddings(tokens), tokens))
+        types_N = None if token_type_ids is None else tokens.pack(token_type_ids)
+        return tokens.unpack(self.encoder(self.embeddings(tokens, types_N), tokens))

@@ -22,8 +22,6 @@ BATCH = 4096  # tokens at once: activations stay near the CPU
 RECORDED = 256  # tokens up to which a shape that comes again is recorded: more of them hide Python's part
 GRAPHS, SEEN = 16, 1000  # recorded shapes, and shapes, that are kept
 
-MASKED = {"BertModel": "BertForMaskedLM"}  # encoder -> the same with logits of words, for SPLADE
-
 
 def load(ref=None, threads=None, device="cpu", quantize=None):
     """A TextEncoder from a folder, `pypi:PACKAGE==VERSION/FOLDER` or a repository of the Hub; None: all-MiniLM-L6-v2.
@@ -51,7 +49,7 @@ def _from_folder(folder, device):
     if auto.type_of(fields) in trunk.DECODERS:
         model = trunk.load(folder, fields, longest, device)
     else:
-        head = MASKED.get(kind.__name__) if rows[0] == "MLMTransformer" else None
+        head = "ForMaskedLM" if rows[0] == "MLMTransformer" else kind.__name__
         _, model = auto.load(folder, device=device, head=head)
     tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     return model, tokenizer, steps, longest, pooling.Prompts.of(folder)

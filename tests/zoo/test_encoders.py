@@ -48,15 +48,38 @@ CASES = {
     "t5 gated": ("T5Config", "T5EncoderModel", {**T5, "feed_forward_proj": "gated-gelu"}),
     "xlm-roberta": ("XLMRobertaConfig", "XLMRobertaModel", {**SIZES, "max_position_embeddings": 64}),
 }
-HEADS = {"bert": ("BertForMaskedLM", "BertForMaskedLM")}
+MODERN = {"classifier_pooling": "mean", "classifier_bias": True, "norm_bias": True, "decoder_bias": False}
+LABELS = {"id2label": {0: "O", 1: "PER", 2: "LOC"}, "label2id": {"O": 0, "PER": 1, "LOC": 2}}
+TASKS = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification")
+# (row of CASES, transformers' class, options, whether the model has two sentences)
+HEADS = {
+    f"{name} {task}": (name, cls + task, {} if task == TASKS[0] else LABELS, name == "bert")
+    for task in TASKS
+    for name, cls in (
+        ("bert", "Bert"),
+        ("deberta-v2", "DebertaV2"),
+        ("distilbert", "DistilBert"),
+        ("modernbert", "ModernBert"),
+        ("roberta", "Roberta"),
+        ("xlm-roberta", "XLMRoberta"),
+    )
+} | {
+    "modernbert mean": ("modernbert", "ModernBertForSequenceClassification", {**MODERN, "num_labels": 1}, False),
+    "modernbert biases": ("modernbert", "ModernBertForMaskedLM", MODERN, False),
+    "deberta-v2 masked": ("deberta-v2", "DebertaV2ForMaskedLM", {"legacy": False}, False),
+    "deberta-v2 types": ("deberta-v2", "DebertaV2ForSequenceClassification", {"type_vocab_size": 2}, True),
+    "bert relu": ("bert", "BertForMaskedLM", {"hidden_act": "relu"}, True),
+    "bert untied": ("bert", "BertForMaskedLM", {"tie_word_embeddings": False}, True),
+    "distilbert untied": ("distilbert", "DistilBertForMaskedLM", {"tie_word_embeddings": False}, False),
+}
 LENGTHS = (11, 5, 16)
 
 
-def made(name, folder, cls=None):
+def made(name, folder, cls=None, **more):
     """transformers' model with weights of a seed that move every output, saved to `folder`."""
     config, model, options = CASES[name]
     torch.manual_seed(0)
-    theirs = getattr(transformers, cls or model)(getattr(transformers, config)(**options)).eval()
+    theirs = getattr(transformers, cls or model)(getattr(transformers, config)(**{**options, **more})).eval()
     with torch.no_grad():
         for weight in theirs.parameters():
             weight += torch.randn_like(weight) / (4 if weight.ndim == 1 else weight.shape[-1] ** 0.5)
@@ -119,17 +142,59 @@ def test_training_step(pair):
     assert [name for name, grad in grads.items() if grad is None] == [n for n in untouched if n in grads]
 
 
-@pytest.mark.parametrize("name", HEADS)
-def test_heads(name, tmp_path):
-    """Logits of a model with a head, and the encoder alone out of its file."""
-    cls, head = HEADS[name]
-    theirs = made(name, tmp_path, cls)
+@pytest.fixture(scope="module", params=HEADS)
+def headed(request, tmp_path_factory):
+    """(transformers' model, ours, the folder, what both are given)."""
+    name, cls, options, types = HEADS[request.param]
+    folder = tmp_path_factory.mktemp("head")
     ids, mask = batch()
+    given = {"ids": ids, "attention_mask": mask}
+    if types:
+        given["token_type_ids"] = (np.arange(ids.shape[1]) > 3).astype(np.int64) * mask
+    return made(name, folder, cls, **options), auto.load(folder)[1], folder, given
+
+
+def logits(theirs, ids, **given):
+    """Theirs, 0 for padding."""
+    found = theirs(torch.tensor(ids), **{name: torch.tensor(x) for name, x in given.items()}).logits
+    return found * torch.tensor(given["attention_mask"])[..., None] if found.ndim == 3 else found
+
+
+def test_heads(headed):
+    """Logits of the model that `architectures` says, of one text alone, and the encoder alone out of its file."""
+    theirs, ours, folder, given = headed
     with torch.no_grad():
-        want = theirs(torch.tensor(ids), attention_mask=torch.tensor(mask), output_hidden_states=True)
-    seen = mask[..., None].astype(bool)
+        want = logits(theirs, **given).numpy()
     with tensorlib.no_grad():
-        found = auto.load(tmp_path, head=head)[1](tensorlib.tensor(ids), tensorlib.tensor(mask)).numpy()
-        hidden = auto.load(tmp_path)[1](tensorlib.tensor(ids), tensorlib.tensor(mask)).numpy()
-    close(np.where(seen, found, 0), np.where(seen, want.logits.numpy(), 0))
-    close(hidden, np.where(seen, want.hidden_states[-1].numpy(), 0))
+        close(ours(**{name: tensorlib.tensor(x) for name, x in given.items()}).numpy(), want)
+        one = {name: x[1, : LENGTHS[1]] for name, x in given.items() if name != "attention_mask"}
+        found = ours(**{name: tensorlib.tensor(x) for name, x in one.items()}).numpy()
+        close(found, want[1, : LENGTHS[1]] if want.ndim == 3 else want[1:2])
+        kind = auto.classes(auto.type_of(auto.read(folder)), "", "")[0]
+        encoder = auto.load(folder, head=kind.__name__)[1]
+        assert type(encoder) is kind
+        given = {name: tensorlib.tensor(x) for name, x in given.items()}
+        hidden = encoder(given.pop("ids"), **given).numpy()
+    ids, mask = batch()
+    types = {"token_type_ids": torch.tensor(given["token_type_ids"].numpy())} if "token_type_ids" in given else {}
+    with torch.no_grad():
+        want = theirs.base_model(torch.tensor(ids), attention_mask=torch.tensor(mask), **types).last_hidden_state
+    close(hidden, want.numpy() * mask[..., None])
+
+
+def test_training_step_of_heads(headed):
+    """Loss and gradients of all weights."""
+    theirs, ours, _, given = headed
+    theirs.zero_grad()
+    want = logits(theirs, **given).square().mean()
+    want.backward()
+    ours.requires_grad_()
+    found = ours(**{name: tensorlib.tensor(x) for name, x in given.items()}).square().mean()
+    assert abs(found.item() - want.item()) < 1e-5 * abs(want.item())
+    found.backward()
+    grads = {name: p.grad for name, p in ours.named_parameters()}
+    every = dict(theirs.named_parameters(remove_duplicate=False))  # what is tied has several names
+    assert {id(every[name]) for name in grads} == {id(p) for p in every.values() if p.grad is not None}
+    for name, grad in grads.items():
+        want = every[name].grad
+        assert np.abs(grad.numpy() - want.numpy()).max() < 1e-3 * max(want.abs().max().item(), 1e-4), name
