@@ -50,11 +50,7 @@ class LlamaConfig(NamedTuple):
         """Out of the fields of a config.json (zoo/config.py)."""
         heads, hidden = c("num_attention_heads", int), c("hidden_size", int)
         return cls(
-            vocab_size=c("vocab_size", int),
-            hidden_size=hidden,
-            intermediate_size=c("intermediate_size", int),
-            num_hidden_layers=c("num_hidden_layers", int),
-            num_attention_heads=heads,
+            *(c(name, int) for name in cls._fields[:5]),
             num_key_value_heads=c("num_key_value_heads", int, heads),
             head_dim=c("head_dim", int, hidden // heads),
             rms_norm_eps=c("rms_norm_eps", float, 1e-6),
@@ -160,7 +156,8 @@ class LlamaModel(nn.Module):
 
 class LlamaForCausalLM(nn.Module):
     """`forward(ids, cache)`: logits of what follows each of the T tokens `ids` (i64), which are added to the cache.
-    `forward(ids)`, for training: ids [T] or [B, T] -> logits [..., T, V], with gradients.
+    `forward(ids, attention_mask=None)`, for training: ids [T] or [B, T] -> logits [..., T, V], with gradients. Where
+    the mask (as ids) is 0 stands padding, at either side: positions begin behind it, no token sees it, and it gets 0.
     """
 
     Model, body = LlamaModel, "model"
@@ -188,12 +185,15 @@ class LlamaForCausalLM(nn.Module):
         """Scores [..., V] of what follows."""
         return self.model.embed_tokens.as_linear(h_TD) if self.config.tie_word_embeddings else self.lm_head(h_TD)
 
-    def forward(self, ids_T, cache=None, last_only=True):
+    def forward(self, ids_T, cache=None, last_only=True, attention_mask=None):
         """Logits [1, V] after the last token, or [T, V] after each. ContextError, before any work, for too many."""
+        if attention_mask is not None:
+            padding = nn.Padding(attention_mask, cache)
+            return padding.back(self.forward(padding.behind(ids_T)))
         if cache is None:
             cache, last_only = nn.FullAttention(self.config.head_dim), False
         T = ids_T.shape[-1]
         cache.reserve(T)
         h_TD = self.model(ids_T, cache, self.rotary)
         cache.advance(T)
-        return self.logits(h_TD[-1:] if last_only and T > 1 else h_TD)
+        return self.logits(cache.last(h_TD) if last_only else h_TD)

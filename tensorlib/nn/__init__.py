@@ -38,7 +38,7 @@ LATER = {
     "ssm": "GatedRMSNorm Mamba2Mixer ShortConv causal_conv linear_scan ssd token_shift wkv wkv7",
     "batch_cache": "BatchCache",
     "activations": "activation",
-    "sequences": "PackedAttention Sequences",
+    "sequences": "PackedAttention Padding Sequences",
     "dropout": "AlphaDropout Dropout Dropout1d Dropout2d Dropout3d",
     "more_layers": "Bilinear EmbeddingBag LinearCrossEntropyLoss PReLU",
     "moe": "MoE StackedMoE",

@@ -116,6 +116,10 @@ class KVCache:
     def _count(self, name, n):
         launch(kernel("counter", name, device=self.start.device.type), (self.start.ptr, n), writes=(self.start,))
 
+    def last(self, x):
+        """The row of x [T, ...] of the last token: [1, ...]."""
+        return x[-1:] if x.shape[0] > 1 else x
+
     def positions(self, ids):
         """i64 [T]: where the next tokens `ids` [T] stand, read from memory when a recorded step is replayed."""
         return elementwise.add(arange(ids.shape[-1], device=ids.device), self.start)

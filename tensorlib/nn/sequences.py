@@ -3,7 +3,7 @@
 from copy import copy
 
 from tensorlib.errors import ShapeError
-from tensorlib.ops import create, fused, movement
+from tensorlib.ops import create, fused, index, movement
 from tensorlib.ops.attention import scaled_dot_product_attention
 from tensorlib.ops.exchange import tolist
 from tensorlib.tensor import tensor
@@ -171,3 +171,52 @@ class PackedAttention:
         q, k, v = (x if x.dtype.name == "f64" else x.float() for x in (q, k, v))
         heads = q.shape[-1] // self.head_dim
         return self.tokens.attend(q, k, v, heads, rotary, causal=self.causal, **options)
+
+
+class Padding:
+    """Batches [T] or [B, T] with padding where `attention_mask` is 0, at either side: `behind` puts it behind the
+    tokens, where causal models do not see it and positions begin at 0, `back` undoes that. Gradients flow.
+
+    `cache`: the one that a model was given beside a mask, which is an error, since that has no padding. ShapeError.
+
+    >>> import tensorlib
+    >>> padding = Padding(tensorlib.tensor([[0, 0, 1, 1], [0, 1, 1, 1]]))
+    >>> ids = padding.behind(tensorlib.tensor([[9, 9, 5, 6], [9, 7, 8, 4]]))
+    >>> ids.tolist(), padding.back(ids).tolist()
+    ([[5, 6, 5], [7, 8, 4]], [[0, 0, 5, 6], [0, 7, 8, 4]])
+    """
+
+    def __init__(self, attention_mask, cache=None):
+        if cache is not None:
+            fix = "leave out padding, and see zoo.engine.generate_batch"
+            raise ShapeError("Padding", "an attention_mask and a cache", "one of them", fix)
+        self._shape = tuple(attention_mask.shape)
+        if len(self._shape) not in (1, 2) or 0 in self._shape:
+            raise ShapeError("Padding", f"a mask of shape {self._shape}", "[T] or [B, T]", "stack the rows")
+        rows = tolist(attention_mask.reshape(-1, self._shape[-1]))
+        kept = [[i for i, keep in enumerate(row) if keep] for row in rows]
+        self._width = width = max(1, *map(len, kept))
+        self._behind, nothing = [], len(rows) * width  # the row of zeros behind the others
+        self._back = [nothing] * (len(rows) * self._shape[-1])
+        for b, places in enumerate(kept):
+            first = b * self._shape[-1]
+            some = places + (places[:1] or [0]) * (width - len(places))  # an id that there is
+            self._behind += [first + i for i in some]
+            for rank, i in enumerate(places):
+                self._back[first + i] = b * width + rank
+
+    def behind(self, x):
+        """x [B, T, ...] with the tokens first, of as many columns as the longest has. ShapeError."""
+        batch = len(self._shape)
+        if tuple(x.shape[:batch]) != self._shape:
+            got, expected = f"{tuple(x.shape)} for a mask of {self._shape}", "the mask's shape, or more dims behind"
+            raise ShapeError("Padding", got, expected, "give a mask of ids")
+        flat = x.reshape(-1, *x.shape[batch:])
+        return index.index_select(flat, 0, self._behind).reshape(*self._shape[:-1], self._width, *x.shape[batch:])
+
+    def back(self, x):
+        """What was computed from `behind` at the tokens' own places; 0 where padding is."""
+        more = x.shape[len(self._shape) :]
+        nothing = create.zeros(type(x), (1, *more), dtype=x.dtype, device=x.device)
+        flat = movement.cat([x.reshape(-1, *more), nothing], 0)
+        return index.index_select(flat, 0, self._back).reshape(*self._shape, *more)

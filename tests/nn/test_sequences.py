@@ -5,6 +5,7 @@ import pytest
 
 import tensorlib
 from tensorlib import nn
+from tensorlib.errors import ShapeError
 from zoo.llama import TINY, LlamaForCausalLM
 
 torch = pytest.importorskip("torch")
@@ -56,3 +57,35 @@ def test_llama_trains_on_batches_that_agree_with_its_cache():
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] == pytest.approx(np.log(256), rel=0.15) and losses[-1] < losses[0] / 2
+
+
+def test_padding_takes_no_part_in_training():
+    """Loss and gradients of a batch with padding, and with a gap, are those of its texts alone."""
+    tensorlib.manual_seed(0)
+    model = LlamaForCausalLM(TINY)
+    ids, mask = tensorlib.randint(0, 256, (3, 9)), tensorlib.ones(3, 9, dtype="i64")
+    mask[0, :4], mask[1, 6:], mask[2, 3:5] = 0, 0, 0
+    texts = [row[keep] for row, keep in zip(ids, mask > 0)]
+    found = model(ids, attention_mask=mask)
+    loss = sum((row[keep] ** 2).sum() for row, keep in zip(found, mask > 0))
+    loss.backward()
+    got = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    alone = sum((model(text) ** 2).sum() for text in texts)
+    alone.backward()
+    assert loss.item() == pytest.approx(alone.item(), rel=1e-5)
+    for a, p in zip(got, model.parameters()):
+        assert (a - p.grad).abs().max().item() <= 1e-4 * p.grad.abs().max().item()
+    row = model(ids[0], attention_mask=mask[0])
+    assert row.shape == (9, 256) and (row - found[0]).abs().max().item() <= 1e-5 * found.abs().max().item()
+
+
+def test_padding_refuses():
+    model, ids = LlamaForCausalLM(TINY).requires_grad_(False), tensorlib.ones(2, 3, dtype="i64")
+    with pytest.raises(ShapeError, match="for a mask of"):
+        model(ids, attention_mask=ids[:, :2])
+    with pytest.raises(ShapeError, match="and a cache"):
+        model(ids, model.new_cache(4), attention_mask=ids)
+    with pytest.raises(ShapeError, match="a mask of shape"):
+        model(ids, attention_mask=ids[:, :0])
+    assert model(ids, attention_mask=0 * ids).abs().max().item() == 0

@@ -64,6 +64,17 @@ def test_logits(pair):
         close(tensorlib.cat(parts, 0).numpy(), want[0])
 
 
+def test_padding_on_the_left(pair):
+    """What transformers gives for each text alone, since with a mask it moves its positions."""
+    theirs, ours, ids, mask, answer = pair
+    left = np.ascontiguousarray(mask[:, ::-1])
+    texts = [(ids[i : i + 1, n:], mask[i : i + 1, : 14 - n], answer[i : i + 1]) for i, n in enumerate((0, 5))]
+    with torch.no_grad():
+        want = np.concatenate([logits(theirs, *alone).numpy() for alone in texts])
+    with tensorlib.no_grad():
+        close(ours(*map(tensorlib.tensor, (ids, answer, left))).numpy(), want)
+
+
 def test_greedy_texts(pair):
     """What `generate` gives, for a dozen texts; padding is never said, as generation configs have it."""
     theirs, ours, *_ = pair

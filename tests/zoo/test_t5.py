@@ -69,6 +69,16 @@ def test_logits(pair):
         close(tensorlib.cat(parts, 0).numpy(), want[0])
 
 
+def test_padding_on_the_left(pair):
+    """What transformers gives."""
+    theirs, ours, ids, mask, answer = pair
+    left = np.ascontiguousarray(mask[:, ::-1])
+    with torch.no_grad():
+        want = logits(theirs, ids, left, answer).numpy()
+    with tensorlib.no_grad():
+        close(ours(*map(tensorlib.tensor, (ids, answer, left))).numpy(), want)
+
+
 def test_training_step(pair):
     theirs, ours, ids, mask, answer = pair
     want = logits(theirs, ids, mask, answer)[:, :-1].flatten(0, 1)
