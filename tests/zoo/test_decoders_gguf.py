@@ -47,6 +47,7 @@ def metadata(arch, config, head_dim):
         "attention.head_count": c.num_attention_heads,
         "attention.head_count_kv": c.num_key_value_heads,
         "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
         "rope.dimension_count": int(head_dim * rope.get("partial_rotary_factor", 1.0)),
         "rope.freq_base": float(rope["rope_theta"]),
     }

@@ -121,7 +121,9 @@ def t5(cls, folder, **more):
 def t5_metadata(arch):
     more = {"attention.key_length": 8, "attention.relative_buckets_count": 8, "decoder_start_token_id": 0}
     more |= {"decoder_block_count": 2} if arch == "t5" else {}
-    return metadata(arch, T5, **{"attention.layer_norm_rms_epsilon": 1e-6, EPS: 1e-6}, **more)
+    found = metadata(arch, T5, **{"attention.layer_norm_rms_epsilon": 1e-6, EPS: 1e-6}, **more)
+    del found[f"{arch}.attention.causal"]
+    return found
 
 
 @pytest.mark.parametrize("projection", ["relu", "gated-gelu"])
