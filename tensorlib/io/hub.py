@@ -24,6 +24,7 @@ HEX = frozenset("0123456789abcdef")
 RESERVED = frozenset("con prn aux nul".split()) | {f"{port}{n}" for port in ("com", "lpt") for n in range(10)}
 TRUE = ("1", "ON", "YES", "TRUE")
 INDEX = ".safetensors.index.json"
+INDEXES = (INDEX, ".bin.index.json")  # of shards
 SIDE_FILES = ("mmproj", "imatrix")  # .gguf files that are no language model
 
 
@@ -46,7 +47,11 @@ def resolve(ref, offline=None) -> str:
         raise DownloadError("model", f"the folder {ref}", "a GGUF file", "name the .gguf file inside it")
     if os.path.exists(path):
         return path
-    wanted = HubFile(ref)
+    return brought(HubFile(ref), offline)
+
+
+def brought(wanted, offline=None, names=None) -> str:
+    """The path of what a HubFile names, fetched unless it is in the cache; `names` as for `hub_download.fetch`."""
     found = wanted.noted()
     if found:
         return found
@@ -54,7 +59,7 @@ def resolve(ref, offline=None) -> str:
 
     if offline is None:
         offline = any(os.environ.get(name, "").upper() in TRUE for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
-    return hub_download.fetch(wanted, offline)
+    return hub_download.fetch(wanted, offline, names)
 
 
 def endpoint() -> str:

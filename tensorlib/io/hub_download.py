@@ -13,34 +13,39 @@ import time
 
 from tensorlib.errors import DownloadError, TensorlibError
 from tensorlib.io import fetch as net
-from tensorlib.io.hub import HEX, INDEX, HubFile, cache_folder, choose, endpoint, is_commit, is_safe, split_name
+from tensorlib.io.hub import HEX, INDEXES, HubFile, cache_folder, choose, endpoint, is_commit, is_safe, split_name
 
 ASKED = 3  # times that the Hub is asked, if it is out of reach
 LARGE = 1 << 30  # bytes whose check takes a second, and is said
 ELSEWHERE = "is this the Hub? check HF_ENDPOINT and proxies"
 
 
-def fetch(wanted: HubFile, offline: bool) -> str:
-    """Download (or find) what `wanted` names, verify it, write down what it came to, and return its path."""
+def fetch(wanted: HubFile, offline: bool, names=None) -> str:
+    """Download (or find) what `wanted` names, verify it, write down what it came to, and return its path.
+
+    `names(wanted, files, bring)`: which of a repository's files belong together, each given to `bring`, which makes
+    it sound and returns its path; the first is what is asked for. None: a file and its other parts.
+    """
+    names = names or _parts
     if offline:
-        commit, names = _found(wanted)
+        commit, found = _found(wanted, names)
     else:
         import huggingface_hub
 
         label = wanted.ref
         with net.writing(cache_folder(), label), _failures(huggingface_hub, label):
             try:
-                commit, names = _fetched(huggingface_hub, wanted)
+                commit, found = _fetched(huggingface_hub, wanted, names)
             except Exception as error:
                 if isinstance(error, TensorlibError) or _is_answer(huggingface_hub, error) or wanted.commit() is None:
                     raise
                 net.say(f"the Hub is out of reach: looking for {label} in the cache")
                 try:
-                    commit, names = _found(wanted)
+                    commit, found = _found(wanted, names)
                 except DownloadError:
                     raise error from None
-    _note(wanted, commit, names)
-    return wanted.path(commit, names[0])
+    _note(wanted, commit, found)
+    return wanted.path(commit, found[0])
 
 
 def _note(wanted, commit, names):
@@ -57,12 +62,20 @@ def _write(path, text):
     os.replace(temporary, path)
 
 
-def _rest(wanted, name, files, path):
-    """Names of the files that belong to one: other parts of a GGUF model, shards of an index. DownloadError."""
+def _parts(wanted, files, bring):
+    """Names of the file that `wanted` means, and of what belongs to it. DownloadError."""
+    name = choose(wanted.repo, wanted.choice, files)
+    return [name, *rest(wanted, name, files, bring(name), bring)]
+
+
+def rest(wanted, name, files, path, bring) -> list[str]:
+    """Names of the files that belong to one at `path`, which are brought: other parts of a GGUF model, shards of an
+    index. DownloadError if the repository lacks one.
+    """
     prefix, number, count = split_name(name)
     if number:
         names = [f"{prefix}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)]
-    elif name.endswith(INDEX):
+    elif name.endswith(INDEXES):
         from tensorlib.io.safetensors import shards
 
         folder = name.rpartition("/")[0]
@@ -73,36 +86,40 @@ def _rest(wanted, name, files, path):
     if lacking:
         got = f"{wanted.repo} without {', '.join(lacking[:5])}" + (" and others" if lacking[5:] else "")
         raise DownloadError(f"download of {wanted.ref}", got, f"all {len(names)} parts of the model")
-    return [each for each in names if each != name]
+    names = [each for each in names if each != name]
+    for each in names:
+        bring(each)
+    return names
 
 
 # ---- from the cache --------------------------------------------------------------------------------------------------
 
 
-def _found(wanted) -> tuple[str, list[str]]:
+def _found(wanted, names) -> tuple[str, list[str]]:
     """The commit and the names of files in the cache, each checked. DownloadError for what is not there."""
     commit = wanted.commit()
     snapshot = os.path.join(wanted.folder(), "snapshots", commit or "")
     found = [os.path.join(parent, name) for parent, _, names in os.walk(snapshot) for name in names] if commit else []
-    files = [os.path.relpath(path, snapshot).replace(os.sep, "/") for path in found if os.path.isfile(path)]
+    files = {os.path.relpath(path, snapshot).replace(os.sep, "/") for path in found if os.path.isfile(path)}
     if not files:
         got, fix = f"no {wanted.repo} at {wanted.revision} in the cache", "run it once with a network"
         raise DownloadError(f"{wanted.ref}, offline", got, "it there", fix)
-    name = choose(wanted.repo, wanted.choice, files)
-    names = [name, *_rest(wanted, name, files, wanted.path(commit, name))]
-    for each in names:
-        path = wanted.path(commit, each)
+
+    def bring(name):
+        path = wanted.path(commit, name)
         expected = os.path.basename(os.readlink(path)) if os.path.islink(path) else ""  # no link: no hash to compare
         if _is_hash(expected) and not _is_sound(path, expected):
-            got, fix = f"{each} in the cache, damaged", "run it once with a network, which replaces it"
+            got, fix = f"{name} in the cache, damaged", "run it once with a network, which replaces it"
             raise DownloadError(f"{wanted.ref}, offline", got, f"a file of {net.kind(expected)} {expected}", fix)
-    return commit, names
+        return path
+
+    return commit, names(wanted, files, bring)
 
 
 # ---- from the Hub ----------------------------------------------------------------------------------------------------
 
 
-def _fetched(library, wanted) -> tuple[str, list[str]]:
+def _fetched(library, wanted, names) -> tuple[str, list[str]]:
     """The commit and the names of files that are in the cache now, each checked."""
     api = library.HfApi(endpoint=endpoint())
     info = _asked(library, lambda: api.model_info(wanted.repo, revision=wanted.revision))
@@ -110,15 +127,11 @@ def _fetched(library, wanted) -> tuple[str, list[str]]:
     if not is_commit(commit) or (is_commit(wanted.revision) and commit != wanted.revision):
         expected = f"commit {wanted.revision}" if is_commit(wanted.revision) else "the 40 digits of a commit"
         raise DownloadError(f"download of {wanted.ref}", f"commit {commit!r:.80}", expected, ELSEWHERE)
-    name = choose(wanted.repo, wanted.choice, files)
-    _file(library, wanted, name, commit)
-    names = [name, *_rest(wanted, name, files, wanted.path(commit, name))]
-    for other in names[1:]:
-        _file(library, wanted, other, commit)
+    found = names(wanted, files, lambda name: _file(library, wanted, name, commit))
     if not is_commit(wanted.revision) and wanted.commit() != commit:
         with contextlib.suppress(OSError):  # a cache that is read-only may have the files, and an older ref
             _write(os.path.join(wanted.folder(), "refs", *wanted.revision.split("/")), commit)
-    return commit, names
+    return commit, found
 
 
 def _asked(library, ask):
@@ -138,20 +151,20 @@ def _is_answer(library, error):
     return isinstance(error, library.errors.OfflineModeIsEnabled) or (status and status < 500 and status != 429)
 
 
-def _file(library, wanted, name, commit):
-    """Brings one file of a commit into the cache."""
+def _file(library, wanted, name, commit) -> str:
+    """Brings one file of a commit into the cache; its path there."""
     url = library.hf_hub_url(wanted.repo, name, revision=commit, endpoint=endpoint())
     for attempt in (1, 2):
         found = _asked(library, lambda: library.get_hf_file_metadata(url, endpoint=endpoint()))
         etag = _checked(found, wanted, name, commit)
         path = wanted.path(commit, name)
         if _is_sound(path, etag):
-            return
+            return path
         lock = os.path.join(cache_folder(), ".locks", os.path.basename(wanted.folder()), f"{etag}.lock")
         try:
             with net.locked(lock, name):
                 _bring(library, found, url, etag, wanted, path, name)
-            return
+            return path
         except net.Refused as refusal:  # an address that was signed for some minutes may be over
             if attempt == 2:
                 got, fix = str(refusal), "check the token (HF_TOKEN or `hf auth login`) and try again"

@@ -37,7 +37,7 @@ def test_all_that_an_encoder_needs(cache, monkeypatch, name):
 def test_no_weights(cache, monkeypatch):
     with servers.hub(FILES) as (base, _):
         monkeypatch.setenv("HF_ENDPOINT", base)
-        with pytest.raises(DownloadError, match="org/name, which has no model that is read here"):
+        with pytest.raises(DownloadError, match="org/name without weights that are read here"):
             folders.resolve("org/name")
 
 
