@@ -18,6 +18,7 @@ from typing import NamedTuple
 from tensorlib.device import Device
 from tensorlib.nn.paged_cache import PagedCache
 from tensorlib.ops import fused, movement
+from tensorlib.ops.index import index_select
 from tensorlib.ops.paged import paged_attention
 from tensorlib.tensor import Tensor, tensor, zeros
 
@@ -150,6 +151,13 @@ class BatchCache(PagedCache):
 
     def advance(self, n):
         """Nothing: `step` has."""
+
+    def last(self, x):
+        """The rows of x [T, ...] of each sequence's last token: [B, ...]."""
+        starts = self._step.starts
+        if starts is None or len(starts) == x.shape[0] + 1:
+            return x
+        return index_select(x, 0, tensor([end - 1 for end in starts[1:]], device=self._device))
 
     def positions(self, ids):
         """i64 [T]: where the tokens of the step stand."""
