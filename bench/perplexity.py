@@ -64,9 +64,10 @@ class Ours:
 
     def __init__(self, path, windows, options):
         from zoo.generate import load
+        from zoo.perplexity import measure
 
         self.model = load(path, threads=harness.numbers(options.threads)[-1])
-        self.perplexity, self.logits = perplexity(self.model.logits, windows), self.model.logits(windows[0])
+        self.perplexity, self.logits = measure(self.model, windows).value, self.model.logits(windows[0])
 
     def greedy(self, prompts):
         """32 greedy ids after each prompt, past any end of text."""

@@ -1,17 +1,36 @@
-"""What the command line's commands do. Each imports what it needs, so that `--help` and start-up stay fast."""
+"""`tensorlib generate` and `chat`. They import what they need, so that `--help` and start-up stay fast."""
 
 import contextlib
-import os
 import sys
 import time
 
-DEFAULT_TOKENS = 256
-LINES = 256  # texts that are embedded before the first is written
+from zoo import choices
+from zoo.options import DEFAULT_TOKENS, at_least, form_options, model_options, sampling_options
+
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
+def add_commands(commands):
+    """Add the parsers of these commands to the command line's."""
+    generate = commands.add_parser("generate", help="continue a text", description="Continue a text.")
+    generate.add_argument("prompt", nargs="?", help="the text to continue; '-' or nothing: standard input")
+    model_options(generate)
+    sampling_options(generate, temperature=0.0, top_p=1.0)
+    text = "search for the likeliest text among so many; the best is written when it has ended"
+    generate.add_argument("--beams", type=at_least(1), metavar="N", help=text)
+    form_options(generate)
+    generate.set_defaults(run=run_generate)
+
+    chat = commands.add_parser("chat", help="hold a conversation", description="Hold a conversation. Ctrl-D ends it.")
+    chat.add_argument("--system", metavar="TEXT", help="the system message")
+    model_options(chat)
+    sampling_options(chat, temperature=0.6, top_p=0.9)
+    form_options(chat)
+    chat.set_defaults(run=run_chat, beams=None)
+
+
 def run_generate(arguments):
-    prompt = _prompt(arguments.prompt)
+    prompt = given_text(arguments.prompt)
     started = time.perf_counter()
     model = _load(arguments)
     tokenizer = model.tokenizer
@@ -40,36 +59,13 @@ def run_chat(arguments):
         started = time.perf_counter()
 
 
-def run_embed(arguments):
-    """Vectors of the texts, in their order: JSON line by line, or one array in NumPy's format."""
-    texts = arguments.text
-    if texts in ([], ["-"]):
-        texts = _prompt("-" if texts else None, "embed").splitlines()
-    from zoo.embed import load
-
-    model = load(arguments.model, arguments.threads, arguments.device, arguments.quantize)
-    if arguments.format == "npy":
-        import io
-
-        import numpy
-
-        out = io.BytesIO()
-        numpy.save(out, model.encode(texts, arguments.normalize, arguments.prompt).cpu().numpy())
-        sys.stdout.flush()
-        sys.stdout.buffer.write(out.getvalue())
-        return
-    for start in range(0, len(texts), LINES):
-        for row in model.encode(texts[start : start + LINES], arguments.normalize, arguments.prompt).cpu().tolist():
-            sys.stdout.write("[" + ", ".join(f"{value:.8g}" for value in row) + "]\n")
-
-
 def _load(arguments):
     from zoo.generate import load
 
-    return load(arguments.model, arguments.threads, arguments.context, arguments.device)
+    return choices.source(load(arguments.model, arguments.threads, arguments.context, arguments.device), arguments)
 
 
-def _prompt(given, command="generate"):
+def given_text(given, command="generate"):
     """The prompt: the argument, or standard input, less the newline that a shell's echo ends it with."""
     from tensorlib.errors import FormatError
 
@@ -100,7 +96,6 @@ def _ask():
 def _answer(model, ids, arguments, started, loaded, reuse=False) -> str:
     """Generate after `ids`, write the text as it comes, and return it."""
     from tensorlib import backend
-    from zoo.completion import Completion
     from zoo.generate import SamplerConfig
 
     limit = arguments.max_tokens
@@ -108,7 +103,7 @@ def _answer(model, ids, arguments, started, loaded, reuse=False) -> str:
         limit = min(DEFAULT_TOKENS, model.context_length - len(ids))
     sampler = SamplerConfig(**{name: getattr(arguments, name) for name in SAMPLING})
     first, text = None, []
-    answer = Completion(model, ids, limit, sampler, arguments.stop, _processors(model, arguments), reuse)
+    answer, logs = choices.answer(model, ids, limit, sampler, arguments, reuse)
     for piece in answer:
         if first is None:
             first = time.perf_counter()
@@ -117,29 +112,11 @@ def _answer(model, ids, arguments, started, loaded, reuse=False) -> str:
     if not text or not text[-1].endswith("\n"):
         sys.stdout.write("\n")
         sys.stdout.flush()
+    if logs is not None:
+        choices.tell(logs, [*ids, *answer.ids], model.tokenizer)
     if arguments.verbose and first is not None:
-        _statistics(len(ids), len(answer.ids), started, loaded, first)
+        _statistics(len(ids), len(answer.ids), started, loaded, first, getattr(model, "steps", None))
     return "".join(text)
-
-
-def _processors(model, arguments):
-    """What `--json-schema` asks for."""
-    if arguments.json_schema is None:
-        return ()
-    import json
-
-    from tensorlib.errors import FormatError
-    from zoo.processors import Grammar
-
-    text = arguments.json_schema
-    try:
-        if not text.lstrip().startswith("{"):
-            with open(text, encoding="utf-8") as file:
-                text = file.read()
-        schema = json.loads(text)
-    except (OSError, ValueError) as e:
-        raise FormatError("--json-schema", "schema", str(e), "JSON, or a file of it", "see json-schema.org") from e
-    return (Grammar(model.tokenizer, json_schema=schema),)
 
 
 def _write(piece, text):
@@ -160,30 +137,12 @@ def shown(text: str) -> str:
     return "".join("\ufffd" if (c < " " and c not in "\n\t") or "\x7f" <= c < "\xa0" else c for c in text)
 
 
-def _statistics(prompt, count, started, loaded, first):
+def _statistics(prompt, count, started, loaded, first, steps):
     now = time.perf_counter()
+    guessed = "" if steps is None else f"; {steps} steps of guesses so far"
     print(
         f"tensorlib: loaded in {loaded - started:.3f} s; prompt of {prompt} tokens in {first - loaded:.3f} s "
         f"({prompt / max(first - loaded, 1e-9):.1f} tok/s); {count} tokens in {now - first:.3f} s "
-        f"({(count - 1) / max(now - first, 1e-9):.1f} tok/s)",
+        f"({(count - 1) / max(now - first, 1e-9):.1f} tok/s){guessed}",
         file=sys.stderr,
     )
-
-
-# ---- kernels --------------------------------------------------------------------------------------------------------
-
-
-def run_kernels(arguments):
-    from tensorlib import backend
-
-    here = backend.backend()
-    if arguments.what == "build":
-        from zoo import prebuild
-
-        prebuild.build(destination=arguments.destination, tools=arguments.tools)
-        print(f"tensorlib: {len(here.files())} kernels in {here.folder}", file=sys.stderr)
-    elif arguments.what == "path":
-        print(here.folder)
-    else:
-        for name in here.files():
-            print(f"{os.path.getsize(os.path.join(here.folder, name)):9}  {name}")

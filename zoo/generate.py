@@ -86,7 +86,7 @@ class TextModel:
         self.cache.reset(held)
         self._held = self._held[:held]
         self.sampler.reset(ids, *sampler)
-        steps = _Steps(self, ids, list(processors))
+        steps = Steps(self, ids, list(processors))
         return steps.tokens(count, frozenset(stop_ids))
 
     def prefill(self, ids):
@@ -137,7 +137,7 @@ class TextModel:
         return tensorlib.tensor(ids, dtype="i64", device=self.device)
 
 
-class _Steps:
+class Steps:
     """One generation: the ids so far, and what changes their scores."""
 
     def __init__(self, model, ids, processors):
@@ -147,18 +147,18 @@ class _Steps:
         """Yields at most `count` ids."""
         if count <= 0:
             return
-        token = self._chosen(self.model.prefill(self.ids[len(self.model._held) :]))
+        token = self.chosen(self.model.prefill(self.ids[len(self.model._held) :]))
         for _ in range(count - 1):
             if token in stop_ids:
                 return
             self.ids.append(token)
             yield token
             logits = self.model.step(token, not self.processors)
-            token = self._chosen(logits) if self.processors else self.model.sampler.token_id()
+            token = self.chosen(logits) if self.processors else self.model.sampler.token_id()
         if token not in stop_ids:
             yield token
 
-    def _chosen(self, logits):
+    def chosen(self, logits):
         if self.processors:
             scores = logits[-1].cpu().numpy()  # the logits themselves where they are the CPU's
             for processor in self.processors:

@@ -5,13 +5,16 @@ model's own distribution, whoever guesses. Scores of several rows at once round 
 text can differ where two tokens are as good as equal.
 """
 
+import itertools
 import struct
 
 import tensorlib
 from tensorlib import backend
 from tensorlib.capture import Capture
-from tensorlib.errors import ShapeError
-from zoo.generate import GREEDY
+from tensorlib.errors import DTypeError, ShapeError
+from zoo.generate import GREEDY, Steps, room
+
+PADDING = 128  # tokens by which vocabularies of one family differ, their tables being filled up to round numbers
 
 
 class NGram:
@@ -35,60 +38,79 @@ class NGram:
 
 
 class Draft:
-    """Guesses the `count` tokens that another TextModel of the same vocabulary finds likeliest. ShapeError else."""
+    """Guesses the `count` tokens that another TextModel of the same vocabulary finds likeliest, within its context."""
 
     def __init__(self, model, count=4):
         self.model, self.count = model, count
 
     def __call__(self, ids):
-        return list(self.model.generate(ids, min(self.count, self.model.context_length - len(ids)), reuse=True))
+        count = min(self.count, self.model.context_length - len(ids))
+        if count < 1 or max(ids) >= self.model.config.vocab_size:
+            return []
+        return list(self.model.generate(ids, count, reuse=True))
 
 
 class Speculation:
-    """Generations of a TextModel with guesses: `generate` as its own. `steps` and `tokens`: how many of each so far."""
+    """Generations of a TextModel with guesses: `generate` as its own. `steps` and `tokens`: how many of each so far.
+
+    ShapeError for a draft of another vocabulary, DTypeError for a model whose state cannot forget a wrong guess.
+    """
 
     def __init__(self, model, draft):
+        if not getattr(getattr(model, "cache", None), "rewinds", False):
+            got = f"a {type(getattr(model, 'cache', model)).__name__}"
+            raise DTypeError("Speculation", got, "a cache that can forget tokens", "generate without guesses")
         theirs = getattr(draft, "model", model).config.vocab_size
-        if theirs != model.config.vocab_size:
+        if abs(theirs - model.config.vocab_size) > PADDING:
             expected = f"one of {model.config.vocab_size} tokens, as the model has"
             raise ShapeError("Speculation", f"a draft of {theirs} tokens", expected, "take one of the same family")
         self.model, self.draft, self.steps, self.tokens = model, draft, 0, 0
         self._ids = tensorlib.zeros(draft.count + 1, dtype="i64", device=model.device)
         self._recorded = None
+        self.context_length = model.context_length
 
-    def generate(self, prompt_ids, max_tokens=None, sampler=GREEDY, stop_ids=()):
-        """Yields what `TextModel.generate` yields."""
+    @property
+    def tokenizer(self):
+        """The model's."""
+        return self.model.tokenizer
+
+    def generate(self, prompt_ids, max_tokens=None, sampler=GREEDY, stop_ids=(), processors=(), reuse=False):
+        """Yields what `TextModel.generate` yields, for the same arguments."""
         model, ids, width = self.model, list(prompt_ids), self.draft.count + 1
-        first = list(model.generate(ids, 1, sampler, stop_ids))
-        if not first or max_tokens == 0:
+        limit = room("Speculation", ids, max_tokens, model.context_length)
+        first = list(model.generate(ids, min(limit, 1), sampler, stop_ids, processors, reuse))
+        if not first:
             return
-        limit = model.context_length - len(ids)
-        limit = limit if max_tokens is None else min(limit, max_tokens)
+        steps = Steps(model, ids, list(processors))
         ids += first
         yield first[0]
         given = 1
         while given < limit:
-            guess = self.draft(ids)[: limit - given - 1] if model.cache.length + width <= model.context_length else []
-            for token in self._round(ids, guess):
+            room_for = limit - given - 1 if model.cache.length + width <= model.context_length else 0
+            guess = self._known(self.draft(ids)[:room_for]) if room_for else []
+            for token in self._round(steps, guess):
                 if token in stop_ids:
                     return
                 ids.append(token)
                 given += 1
                 yield token
 
-    def _round(self, ids, guess):
+    def _known(self, guess):
+        """A guess up to the first token that the model does not have."""
+        return list(itertools.takewhile(lambda token: token < self.model.config.vocab_size, guess))
+
+    def _round(self, steps, guess):
         """The tokens that one step gives: the guesses that hold, and the one after them."""
-        model, length = self.model, self.model.cache.length
+        model, ids, length = self.model, list(steps.ids), self.model.cache.length
         self.steps += 1
         if not guess:
-            model.step(ids[-1])
+            logits = model.step(ids[-1], not steps.processors)
             self.tokens += 1
-            return [model.sampler.token_id()]
+            return [steps.chosen(logits) if steps.processors else model.sampler.token_id()]
         held, model._held = model._held, []
         logits, drawn = self._scores([ids[-1], *guess]), []
         for i in range(len(guess) + 1):
-            model.sampler(logits[i : i + 1])
-            drawn.append(model.sampler.token_id())
+            drawn.append(Steps(model, ids + drawn, steps.processors).chosen(logits[i : i + 1]))
             if i == len(guess) or drawn[i] != guess[i]:
                 break
         model.cache.reset(length + len(drawn))

@@ -1,8 +1,9 @@
 """Speculative decoding gives the model's own tokens, in fewer steps where guesses hold."""
 
+import numpy as np
 import pytest
 
-from tensorlib.errors import ShapeError
+from tensorlib.errors import ContextError, DTypeError, ShapeError
 from tests.zoo.conftest import tiny_llama, write_llama  # noqa: F401
 from zoo.generate import SamplerConfig, TextModel
 from zoo.llama import TINY
@@ -59,6 +60,53 @@ def test_stops_and_the_end_of_the_context(model):
     assert list(found.generate(IDS)) == want
     stop = want[5]
     assert list(found.generate(IDS, stop_ids=[stop])) == want[: want.index(stop)]
+
+
+def test_processors_see_every_token_once(model):
+    """Guesses that hold and do not: the same calls as without them, and the same text."""
+    seen = []
+
+    def forbid(ids, scores):
+        seen.append(list(ids))
+        scores[[ids[-1], 7]] = -np.inf  # no token twice in a row
+
+    sampler = SamplerConfig(0.9, seed=4)
+    want = list(model.generate(IDS, 20, sampler, processors=[forbid]))
+    calls, seen[:] = list(seen), []
+    found = Speculation(model, Told(IDS + want))
+    assert list(found.generate(IDS, 20, sampler, processors=[forbid])) == want and seen == calls
+    assert found.steps <= 9 and len(calls) == 20
+    seen[:] = []
+    assert list(Speculation(model, NGram(2, 4)).generate(IDS, 20, sampler, processors=[forbid])) == want
+    assert seen == calls
+
+
+def test_what_the_cache_has_is_not_computed_again(model):
+    want = list(model.generate(IDS, 12))
+    found = Speculation(model, Told(IDS + want))
+    assert list(found.generate(IDS, 6)) == want[:6]
+    held = len(model._held)
+    assert held >= len(IDS) + 5
+    assert list(found.generate(IDS + want[:6], 6, reuse=True)) == want[6:]
+
+
+def test_a_draft_of_less_context_and_other_padding(model, tmp_path, tiny_llama):  # noqa: F811
+    """A table of words filled up further, and texts past what the draft was made for: fewer guesses, the same text."""
+    write_llama(tmp_path / "padded.gguf", "f32", TINY._replace(vocab_size=320, max_position_embeddings=16), seed=1)
+    short = TextModel(*load_gguf(tmp_path / "padded.gguf"), cache_dtype="f32")
+    want = list(model.generate(IDS, 20))
+    assert list(Speculation(model, Draft(short, 3)).generate(IDS, 20)) == want
+    assert Draft(short)([3] * 20) == [] and Draft(short)([319, 320]) == []
+    with pytest.raises(ContextError):
+        list(Speculation(model, NGram()).generate(IDS, 10**6))
+
+
+def test_a_state_that_cannot_go_back_is_refused(tmp_path):
+    from zoo.mamba import TINY as MAMBA
+    from zoo.mamba import MambaForCausalLM
+
+    with pytest.raises(DTypeError, match="a StateCache"):
+        Speculation(TextModel(None, MambaForCausalLM(MAMBA)), NGram())
 
 
 def test_another_vocabulary_is_refused(model, tmp_path):
