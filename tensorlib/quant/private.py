@@ -8,6 +8,7 @@ rows have no GGML id, and a GGUF file cannot hold them.
     a8_32w ... a1_32w   the same, where scale or zero are no f16: they are f32
     nf4 fp4             bitsandbytes' tables of 16 floats times an absmax in f32; codes as its files have them
     bnb8                LLM.int8's q * scb / 127 (times the f32 nearest to 1 / 127, as bitsandbytes does), scb in f32
+    f8_32               float8 e4m3 times a scale in f32
 
 >>> from tensorlib.quant import formats
 >>> formats.get("a4_32"), formats.get("nf4").row_bytes(64), formats.get("a4_32").ggml_id
@@ -135,3 +136,16 @@ def fp4(b, j):
 def bnb8(b, j):
     """scb: f32, qs: i8[32]."""
     return float32(i8(b, 4 + j)) * f32(b, 0) * float32(0.007874015718698502)
+
+
+# ---- float8 ----------------------------------------------------------------------------------------------------------
+
+
+@row(36)
+def f8_32(b, j):
+    """scale: f32, qs: e4m3[32]."""
+    q = u8(b, 4 + j)
+    e, m = q >> 3 & 15, q & 7
+    normal = as_f32(where(q & 127 == 127, 0x7FC00000, e + 120 << 23 | m << 20))
+    size = where(e == 0, float32(m) * float32(0.001953125), normal)
+    return float32(1 - (q >> 7) * 2) * size * f32(b, 0)

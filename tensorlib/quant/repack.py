@@ -1,8 +1,8 @@
 """Codes, scales and zeros of other libraries' quantised linears as blocks of a private row (`private.py`): a QTensor.
 
 What a family's file says becomes `n` rows of codes in bytes, made some rows at a time, and a scale and a zero per 32
-columns. `repack_gptq.py` (GPTQ, AWQ), `repack_bnb.py` (bitsandbytes) and `repack_hqq.py` know the files. Nothing is
-rounded: a weight is exactly the f32 that (q - zero) * scale gives for the file's scale and zero.
+columns. `repack_gptq.py` (GPTQ, AWQ), `repack_bnb.py` (bitsandbytes), `repack_hqq.py` and `repack_fp8.py` know the
+files. Nothing is rounded: a weight is exactly the f32 that (q - zero) * scale gives for the file's scale and zero.
 
 >>> codes = np.arange(64, dtype=np.uint8).reshape(2, 32) % 16
 >>> w = affine(lambda start, stop: codes[start:stop], (2, 32), 4, np.full((2, 1), 0.5), np.full((2, 1), 8))
@@ -19,7 +19,7 @@ BLOCK = 32
 STEP = 1 << 20  # codes unpacked at a time: they stay in a core's L2
 NUMPY = {
     "I8": np.int8, "U8": np.uint8, "I16": np.int16, "I32": np.int32, "U32": np.uint32, "I64": np.int64,
-    "F16": np.float16, "BF16": np.uint16, "F32": np.float32,
+    "F16": np.float16, "BF16": np.uint16, "F32": np.float32, "F8_E4M3": np.uint8,
 }  # fmt: skip
 FLOATS = ("F16", "BF16", "F32")
 
@@ -51,7 +51,7 @@ class Parts:
         return info
 
     def array(self, suffix, formats, shape):
-        """A part as a NumPy array over the mapping, if it has that shape; bf16 as its bits. FormatError."""
+        """A part as a NumPy array over the mapping, if it has that shape; bf16, float8 as bits. FormatError."""
         info = self.info(suffix, formats)
         if info.shape != tuple(shape):
             raise self.error(suffix, f"shape {info.shape}", f"{tuple(shape)}")

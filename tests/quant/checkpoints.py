@@ -166,3 +166,36 @@ def hqq(rng, n, k, bits=4, group=64, kind="F16", joined=False, as_float=False, n
     parts = {f"{name}.W_q": (dtype, w), **{f"{name}.{fact}": value for fact, value in facts.items()}}
     config = {"quant_method": "hqq", "quant_config": {}}
     return config, parts, ((q.astype(np.float32) - zero) * scale).reshape(n, k)
+
+
+E4M3 = np.array([(m / 8 + (e > 0)) * 2.0 ** (max(e, 1) - 7) for e in range(16) for m in range(8)], np.float32)
+E4M3[127] = np.nan  # the paper's table (arXiv:2209.05433): no infinities, one NaN of each sign
+E4M3 = np.concatenate([E4M3, -E4M3])
+
+
+def e4m3(codes):
+    """The floats that bytes of float8 e4m3 are."""
+    return E4M3[codes]
+
+
+def to_e4m3(values):
+    """The bytes of the nearest float8 e4m3."""
+    codes = np.array([i for i in range(256) if i % 128 != 127])
+    return codes[np.abs(E4M3[codes] - np.asarray(values)[..., None]).argmin(-1)].astype(np.uint8)
+
+
+def fp8(rng, n, k, scales="tiles", side=128, kind="F32", method="fp8", name="q", suffix="weight_scale_inv"):
+    """A linear of float8; `scales`: of "tiles" of `side`, "rows", "row" (without a second dim) or "all"."""
+    codes = rng.integers(0, 256, (n, k), dtype=np.uint8)
+    codes[codes & 127 == 127] ^= 1
+    shape = {"tiles": (-(-n // side), -(-k // side)), "rows": (n, 1), "row": (n,), "all": ()}[scales]
+    stored, scale = floats(kind, rng.uniform(1e-4, 1e-2, shape))
+    parts = {f"{name}.weight": ("F8_E4M3", codes), f"{name}.{suffix}": (kind, stored)}
+    if scales == "all":
+        parts[f"{name}.input_scale"] = "F32", np.float32(1)
+    config = {"quant_method": method}
+    sides = {"weight_block_size": [side, side]} if method == "fp8" else {"block_structure": [side, side]}
+    if scales == "tiles":
+        config |= sides if method == "fp8" else {"config_groups": {"group_0": {"weights": sides}}}
+        scale = np.repeat(np.repeat(scale, side, 0)[:n], side, 1)[:, :k]
+    return config, parts, e4m3(codes) * (scale[:, None] if scales == "row" else scale)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tensorlib
 from tensorlib.errors import FormatError
 from tests.quant import checkpoints
-from tests.quant.checkpoints import awq, bnb4, bnb8, gptq, hqq
+from tests.quant.checkpoints import awq, bnb4, bnb8, fp8, gptq, hqq
 from zoo.verify import finite
 
 I32, U8 = np.int32, np.uint8
@@ -108,6 +108,19 @@ CASES = {  # what is wrong -> (the checkpoint, what the message says)
     "int8 without codes": (change(bnb8, H, "weight"), "q.weight: got no such tensor"),
     "int8 in col32": (change(bnb8, H, "weight_format", ("U8", np.array(1, U8))), r"weight_format: got \[1\]"),
     "int8 of floats": (change(bnb8, H, "weight", ("F32", np.ones(H, "f4"))), "q.weight: got F32"),
+    "fp8 of halves": (change(fp8, H, "weight", ("F16", np.ones(H, "f2"))), "q.weight: got F16"),
+    "fp8 without codes": (change(fp8, H, "weight"), "q.weight: got no such tensor"),
+    "fp8 scales of other tiles": (
+        change(fp8, (200, 256), "weight_scale_inv", lambda a: a[:1]),
+        r"shape \(1, 2\); expected \(2, 2\)",
+    ),
+    "fp8 tiles of half a block": (
+        change(fp8, H, config={"weight_block_size": [16, 16]}, side=16),
+        "tiles of 16 columns",
+    ),
+    "fp8 tiles of text": (change(fp8, H, config={"weight_block_size": "128"}), "weight_block_size '128'"),
+    "fp8 tiles of nothing": (change(fp8, H, config={"weight_block_size": [128, 0]}), "two sizes"),
+    "fp8 columns of half a block": (change(fp8, (16, 48)), "columns of 48"),
     "hqq without scales": (change(hqq, H, "scale"), "q.scale: got no such tensor"),
     "hqq axis 0": (change(hqq, H, "axis", ("I32", I32(0))), "axis 0"),
     "hqq of 5 bits packed": (change(hqq, H, "packing", ("U8", np.frombuffer(b"5bit_u8", U8))), "'5bit_u8'"),
@@ -138,7 +151,7 @@ CONFIGS = {
     "a list": "[]",
     "no object": '{"quantization_config": 7}',
     "no method": '{"quantization_config": {}}',
-    "another method": '{"quantization_config": {"quant_method": "fp8"}}',
+    "another method": '{"quantization_config": {"quant_method": "quanto"}}',
     "a method that is no text": '{"quantization_config": {"quant_method": ["gptq"]}}',
     "deep": "[" * 100000,
 }
@@ -210,6 +223,7 @@ JSON = st.recursive(
     max_leaves=3,
 )
 KEYS = ("bits", "w_bit", "group_size", "q_group_size", "checkpoint_format", "format", "version", "zero_point")
+KEYS += ("weight_block_size", "config_groups")
 DTYPES = {"U8": 1, "I8": 1, "I32": 4, "I64": 8, "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "BOOL": 1}
 
 
@@ -226,7 +240,7 @@ def damaged(data, array):
     return dtype, raw[: count * DTYPES[dtype]].reshape(*shape, DTYPES[dtype]), shape
 
 
-@pytest.mark.parametrize("build", [gptq, awq, bnb4, bnb8, hqq], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", [gptq, awq, bnb4, bnb8, hqq, fp8], ids=lambda build: build.__name__)
 @given(st.data())
 def test_damage(build, tmp_path_factory, data):
     """Whatever is wrong with some parts and the description: a FormatError, or a weight of the shape that was said."""

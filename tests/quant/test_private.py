@@ -10,6 +10,7 @@ from tensorlib.quant import formats
 from tensorlib.quant.decode import dequantize
 from tensorlib.quant.private import FP4, NF4, PRIVATE
 from tensorlib.quant.tensor import MATVEC_ROWS, from_bytes
+from tests.quant import checkpoints
 from tests.quant.test_dequant import check_dequantize
 from tests.quant.test_linear import EPS, array, rounded, values
 
@@ -31,6 +32,8 @@ def blocks(name, count, rng):
         codes = affine_codes(data[:, 2 * size :], BITS[name])
     elif name == "bnb8":
         codes = data[:, 4:].view(np.int8)
+    elif name == "f8_32":
+        codes = checkpoints.e4m3(data[:, 4:])
     else:
         codes = np.array({"nf4": NF4, "fp4": FP4}[name], np.float32)[np.stack([data[:, 4:] >> 4, data[:, 4:] & 15], -1)]
     return data, codes.reshape(count, 32).astype(np.float32), scale, zero

@@ -93,6 +93,18 @@ def test_bitsandbytes_8_bits(load, rng, n, k):
     check(load, checkpoints.bnb8(rng, n, k), "bnb8")
 
 
+@pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
+@given(st.data())
+def test_float8(load, method, data):
+    n, k, side = data.draw(st.integers(1, 70)), data.draw(sizes), data.draw(st.sampled_from([32, 64, 128]))
+    scales, kind = (
+        data.draw(st.sampled_from(["tiles", "rows", "row", "all"])),
+        data.draw(st.sampled_from(["F32", "BF16"])),
+    )
+    suffix = "weight_scale_inv" if method == "fp8" and data.draw(st.booleans()) else "weight_scale"
+    check(load, checkpoints.fp8(data.draw(seeds), n, k, scales, side, kind, method, suffix=suffix), "f8_32")
+
+
 @given(st.data())
 def test_hqq(load, data):
     bits, k, n = data.draw(st.sampled_from([8, 4, 3, 2, 1])), data.draw(sizes), 16 * data.draw(st.integers(1, 3))

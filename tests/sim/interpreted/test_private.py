@@ -17,7 +17,7 @@ def weight(name, n, k):
     return from_bytes(data.reshape(n, k // 32 * formats.get(name).nbytes), (n, k), name)
 
 
-@pytest.mark.parametrize("name", ["a8_32", "a4_32", "a3_32", "a2_32", "a1_32w", "nf4", "bnb8"])
+@pytest.mark.parametrize("name", ["a8_32", "a4_32", "a3_32", "a2_32", "a1_32w", "nf4", "bnb8", "f8_32"])
 def test_blocks_and_products(name, device):
     w, (x, there) = weight(name, 5, 64), activations(3, 64)
     moved, dense = w.to("cuda:0"), values(w.dequantize(cls=tensorlib.Tensor))
