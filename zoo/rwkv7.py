@@ -7,7 +7,7 @@ value a layer takes, come from x through ranks. Names of weights are those of fl
 Shapes: T tokens, D hidden, H heads of h channels, F feed-forward, V vocabulary.
 """
 
-from tensorlib import nn
+from tensorlib import nn, normalize
 from zoo import llama
 
 RANKS = ("decay_low_rank_dim", "a_low_rank_dim", "v_low_rank_dim", "gate_low_rank_dim")
@@ -103,7 +103,7 @@ class Rwkv7TimeMix(nn.Module):
         if self.v_lora is not None:
             value = value + (first_TD - value) * self.v_lora(v).sigmoid()
         removed = (k * self.k_k).unflatten(-1, self._heads)
-        removed = removed / removed.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12)
+        removed = normalize(removed, dim=-1)
         k = k + k * (a - 1.0) * self.k_a
         r, log_w, k, value, a = (each.unflatten(-1, self._heads) for each in (r, log_w, k, value, a))
         y, state = nn.wkv7(r, log_w, k, value, -removed, removed * a, cache.past(self._layer, 1))
