@@ -33,6 +33,7 @@ def blocks(name, count, rng):
     elif name == "bnb8":
         codes = data[:, 4:].view(np.int8)
     elif name == "f8_32":
+        data[:, 4:] ^= data[:, 4:] & 127 == 127  # no NaN
         codes = checkpoints.e4m3(data[:, 4:])
     else:
         codes = np.array({"nf4": NF4, "fp4": FP4}[name], np.float32)[np.stack([data[:, 4:] >> 4, data[:, 4:] & 15], -1)]
@@ -60,6 +61,12 @@ def test_decoding_and_its_kernel(name, samples_of, assert_same):
         want = want * np.float32(7.874015718698502e-3)
     assert_same(dequantize(data, name), want)
     check_dequantize(formats.get(name), "f32", 301, samples_of, assert_same)
+
+
+def test_float8_that_is_no_number():
+    data = np.zeros((1, 36), np.uint8)
+    data[:, :4], data[0, 4:] = np.array([1], "<f4").view(np.uint8), [127, 255] * 16
+    assert np.isnan(dequantize(data, "f8_32")).all()
 
 
 @pytest.fixture
