@@ -5,7 +5,7 @@ import os
 import sys
 
 FORMS = ("json_schema", "regex", "grammar")
-WITHOUT_BEAMS = ("temperature", "logprobs", "draft", "ngram", *FORMS)  # options of drawing token by token
+WITHOUT_BEAMS = ("logprobs", "draft", "ngram", *FORMS)  # options of drawing token by token
 
 
 def source(model, arguments):
@@ -64,7 +64,8 @@ class Best:
     def __init__(self, model, ids, limit, arguments):
         from tensorlib.errors import FormatError
 
-        wrong = [f"--{name.replace('_', '-')}" for name in WITHOUT_BEAMS if getattr(arguments, name) not in (None, 0.0)]
+        wrong = [f"--{name.replace('_', '-')}" for name in WITHOUT_BEAMS if getattr(arguments, name) is not None]
+        wrong += ["--temperature"] * (arguments.temperature > 0)
         if wrong:
             raise FormatError("--beams", "options", f"it with {wrong[0]}", "one of them", "leave one of them out")
         if not hasattr(model, "cache"):
