@@ -16,6 +16,7 @@ import sys
 import threading
 
 from tensorlib import tape
+from tensorlib.bar import seen
 from tensorlib.errors import DeviceError, NoKernel
 
 SHORT_WORK = 1 << 14  # elementary operations, some 4 us, below which giving the GIL away costs more than it helps
@@ -211,7 +212,9 @@ def log(message):
 
 
 class Progress:
-    """Says on standard error that kernels compile, once; on a terminal also which, on a line that `end` clears."""
+    """Says on standard error that kernels compile, once; where somebody looks on also which, on a line that `end`
+    clears.
+    """
 
     def __init__(self):
         self.count = 0
@@ -220,12 +223,12 @@ class Progress:
         self.count += 1
         if self.count == 1:
             log("compiling kernels for this CPU, once; they are cached for the next start")
-        if sys.stderr.isatty():
+        if seen():
             print(f"\r\x1b[Ktensorlib: kernel {self.count}: {name}", end="", file=sys.stderr, flush=True)
 
     def end(self):
         """Clears the line."""
-        if self.count and sys.stderr.isatty():
+        if self.count and seen():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 

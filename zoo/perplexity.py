@@ -106,6 +106,7 @@ def run_perplexity(arguments):
     """Print a text's perplexity."""
     text = _text(arguments.file)
     from tensorlib import backend
+    from tensorlib.bar import Bar
     from tensorlib.errors import ContextError
     from zoo.generate import load
 
@@ -120,9 +121,13 @@ def run_perplexity(arguments):
     if not parts:
         got, fix = f"a text of {len(ids)} tokens", "give a longer text, or lower --context"
         raise ContextError("perplexity", got, f"at least one window of {context}", fix)
-    first = first_counted(context, stride)
-    with _bar(len(parts)) as told:
-        found = measure(model, parts, first, told)
+    with Bar("perplexity", len(parts), unit="window") as bar:
+
+        def told(so_far):
+            bar.add(1)
+            bar.note(f"{so_far.value:.4f} +- {so_far.error:.4f}")
+
+        found = measure(model, parts, first_counted(context, stride), told)
     backend.compiling.end()
     plural = "s" * (found.windows != 1)
     print(
@@ -164,23 +169,3 @@ def _check(model, arguments):
         raise ContextError("perplexity", f"windows of {context} tokens", expected, "mend --context")
     if arguments.stride and arguments.stride > min(context, most):
         raise ContextError("perplexity", f"a stride of {arguments.stride}", f"at most a window, {min(context, most)}")
-
-
-class _bar:
-    """A bar on a terminal with the figure so far: a function to tell it."""
-
-    def __init__(self, total):
-        from tqdm import tqdm
-
-        off = sys.stderr is None or not sys.stderr.isatty()
-        self._bar = tqdm(total=total, unit="window", disable=off, leave=False)
-
-    def __enter__(self):
-        return self
-
-    def __call__(self, so_far):
-        self._bar.set_postfix_str(f"perplexity {so_far.value:.4f} +- {so_far.error:.4f}", refresh=False)
-        self._bar.update()
-
-    def __exit__(self, *_):
-        self._bar.close()

@@ -18,11 +18,10 @@ class Stopped(KeyboardInterrupt):
 @contextlib.contextmanager
 def progress(total, what):
     """A function that counts bytes, shown as a bar on a terminal."""
-    from tqdm import tqdm
+    from tensorlib.bar import Bar
 
-    off = sys.stderr is None or not sys.stderr.isatty()
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=off, leave=False) as bar:
-        yield bar.update
+    with Bar(what, total, unit="B", unit_scale=True) as bar:
+        yield bar.add
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
+from tensorlib.bar import seen
 from tensorlib.errors import DownloadError
 
 CHUNK = 1 << 20
@@ -342,13 +343,13 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line at every tenth of the way."""
+    """A bar on a terminal and in a notebook; elsewhere a line at every tenth of the way."""
 
     def __init__(self, label: str, total: int | None, done: int = 0):
         self.label, self.total, self.done, self._bar = label, total, done, None
-        if sys.stderr is not None and sys.stderr.isatty():
+        if seen():
             with contextlib.suppress(ImportError):
-                from tqdm import tqdm
+                from tqdm.auto import tqdm
 
                 self._bar = tqdm(
                     desc=label, total=total, initial=done, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr

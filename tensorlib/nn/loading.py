@@ -4,6 +4,7 @@ import re
 
 from tensorlib import dtype
 from tensorlib.autograd import no_grad
+from tensorlib.bar import Bar
 from tensorlib.device import Array, Buffer
 from tensorlib.errors import DeviceError, FormatError, ShapeError, WeightsError
 from tensorlib.layout import contiguous
@@ -222,7 +223,7 @@ def _assign(found, weights):
     where they are, since optimisers hold them.
     """
     made = {}
-    with no_grad():
+    with no_grad(), Bar("loading weights", len(found), unit="tensors") as bar:
         for owner, attribute, name in found.values():
             now = vars(owner).get(attribute)
             now = now if isinstance(now, Array) else None
@@ -239,6 +240,7 @@ def _assign(found, weights):
                 now.copy_(value)
             else:
                 setattr(owner, attribute, value.clone().requires_grad_())
+            bar.add(1)
 
 
 MOST = 200  # entries of each list that a message repeats

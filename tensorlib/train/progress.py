@@ -1,10 +1,11 @@
 """What a loop shows while it runs: one line in a terminal, a live curve in a notebook, CSV to keep."""
 
 import csv
-import sys
 import time
 
 from tqdm.auto import tqdm
+
+from tensorlib.bar import notebook, seen
 
 WIDTH, HEIGHT = 480, 160  # of the curve, pixels
 
@@ -25,7 +26,7 @@ class Progress:
     def __init__(self, steps, first=0, label="training", show=None, every=0.2):
         self._steps = range(first, steps) if isinstance(steps, int) else steps
         total = steps if isinstance(steps, int) else getattr(steps, "__len__", lambda: None)()
-        hidden = not (sys.stderr.isatty() or _notebook()) if show is None else not show
+        hidden = not seen() if show is None else not show
         self._bar = tqdm(total=total, initial=first, desc=label, disable=hidden, leave=True)
         self._display, self._every, self._drawn = None, every, 0.0
         self._hidden, self._step, self.history = hidden, first, []
@@ -59,7 +60,7 @@ class Progress:
             writer.writerows([step, *(values.get(name, "") for name in names)] for step, values in self.history)
 
     def _draw(self, last=False):
-        if self._hidden or not _notebook() or len(self.history) < 2:
+        if self._hidden or not notebook() or len(self.history) < 2:
             return
         from IPython.display import HTML, display
 
@@ -73,12 +74,6 @@ class Progress:
     def _repr_html_(self):
         names = dict.fromkeys(name for _, values in self.history for name in values)
         return "".join(curve([(s, v[n]) for s, v in self.history if n in v], n) for n in names)
-
-
-def _notebook():
-    """Whether this runs in a Jupyter kernel; IPython is not imported to know it."""
-    shell = sys.modules.get("IPython")
-    return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
 
 
 def curve(points, name):

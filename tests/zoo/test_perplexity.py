@@ -113,5 +113,6 @@ def test_bad_texts_are_one_line(model, tmp_path, capsys, data, options, says):
 
 def test_a_bar_on_a_terminal(model, text, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("tensorlib.bar.DELAY", 0)
     assert cli.main(["perplexity", "-m", model, str(text), "-c", "64"]) == 0
     assert "window/s" in capsys.readouterr().err
