@@ -69,6 +69,7 @@ ZOO_PROGRAMS = (
     "speed",
     "speculative",
     "stream",
+    "tasks",
     "tools",
     "train_cartpole",
     "train_cifar",

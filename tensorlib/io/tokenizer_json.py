@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import NamedTuple
 
 from tensorlib.errors import FormatError
 from tensorlib.io import tokenizer as tk
@@ -12,6 +13,17 @@ from tensorlib.io.vocabulary import BYTE_OF_LETTER, ends
 MAX_CONFIG = 1 << 24  # bytes; tokenizer_config.json repeats the added tokens, which makes it a few megabytes at most
 
 DECODES = "a tokenizer that can decode its own tokens"
+
+
+class Encoding(NamedTuple):
+    """Of each token its id, the text (0 or 1) that it is of, its first letter in there and the one behind its last, and
+    whether it is of no text.
+    """
+
+    ids: list[int]
+    types: list[int]
+    spans: list[tuple[int, int]]
+    special: list[bool]
 
 
 class refused:
@@ -50,6 +62,12 @@ class Codec:
         self._library.encode_special_tokens = not parse_special
         with refused(self._path, "a tokenizer that can encode any text"):
             return self._library.encode(text, add_special_tokens=add_special).ids
+
+    def encoding(self, text, pair):
+        self._library.encode_special_tokens = False  # a mask is spelled in the text
+        with refused(self._path, "a tokenizer that can encode any text"):
+            found = self._library.encode(text, pair)
+        return Encoding(found.ids, found.type_ids, found.offsets, list(map(bool, found.special_tokens_mask)))
 
     def limit(self, length):
         with refused(self._path, f"a tokenizer that can cut texts to {length} tokens"):
@@ -103,22 +121,32 @@ def load(cls, path: str):
     """Build a `Tokenizer` (given as `cls`) from the file at `path`."""
     codec, folder = Codec(path), os.path.dirname(os.path.abspath(path))
     self = cls(codec, path, codec.n_vocab)
-    config = _config(folder, "tokenizer_config.json")
+    told = config(folder, "tokenizer_config.json")
     for name in ("bos", "eos", "unk"):
-        spelling = config.get(f"{name}_token")
-        if isinstance(spelling, dict):
-            spelling = spelling.get("content")
-        setattr(self, f"{name}_id", codec.id_of(spelling) if isinstance(spelling, str) else None)
-    named = {self.eos_id, *_end_ids(folder, codec.n_vocab)}
-    self.eos_ids = (ends(codec.id_of) | named) - {None}
-    template = config.get("chat_template")
+        token = spelling(told, f"{name}_token")
+        setattr(self, f"{name}_id", None if token is None else codec.id_of(token))
+    self.eos_ids = (ends(codec.id_of) | {self.eos_id}) - {None}
+    beside(self, folder, told)
+    self.encode, self.encoding = _encoder(self), _pairs(self)
+    return self
+
+
+def spelling(told: dict, name: str) -> str | None:
+    """A token's spelling by its name in `tokenizer_config.json`: a text, or a row with one."""
+    found = told.get(name)
+    found = found.get("content") if isinstance(found, dict) else found
+    return found if isinstance(found, str) else None
+
+
+def beside(tokenizer, folder: str, told: dict):
+    """Adds what other files of a folder say: the ids that end texts, and the chat template."""
+    tokenizer.eos_ids |= _end_ids(folder, tokenizer.n_vocab)
+    template = told.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {row.get("name"): row.get("template") for row in template if isinstance(row, dict)}
         template = named.get("default")
-    beside = _text(os.path.join(folder, "chat_template.jinja"))
-    self.chat_template = beside or (template if isinstance(template, str) else None)
-    self.encode = _encoder(self)
-    return self
+    own = _text(os.path.join(folder, "chat_template.jinja"))
+    tokenizer.chat_template = own or (template if isinstance(template, str) else None)
 
 
 def _encoder(tokenizer):
@@ -130,24 +158,34 @@ def _encoder(tokenizer):
     return encode
 
 
+def _pairs(tokenizer):
+    """The Encoding of a text, or of two one behind the other, with what the model wants around them."""
+
+    def encoding(text: str, pair: str | None = None) -> Encoding:
+        return tokenizer._codec.encoding(tk.well_formed(text), None if pair is None else tk.well_formed(pair))
+
+    return encoding
+
+
 def _end_ids(folder, n_vocab):
-    found = _config(folder, "generation_config.json").get("eos_token_id")
+    found = config(folder, "generation_config.json").get("eos_token_id")
     ids = found if isinstance(found, list) else [found]
     return {id for id in ids if type(id) is int and 0 <= id < n_vocab}
 
 
-def _config(folder, name) -> dict:
+def config(folder: str, name: str) -> dict:
+    """A file of JSON, or {} where there is none. FormatError for one that is damaged or no object."""
     path = os.path.join(folder, name)
     text = _text(path)
     if not text:
         return {}
     try:
-        config = json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(path, "file", str(error)[:200], "JSON") from None
-    if not isinstance(config, dict):
-        raise FormatError(path, "file", f"a JSON {type(config).__name__}", "a JSON object")
-    return config
+    if not isinstance(found, dict):
+        raise FormatError(path, "file", f"a JSON {type(found).__name__}", "a JSON object")
+    return found
 
 
 def _text(path) -> str:
