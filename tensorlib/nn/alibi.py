@@ -27,7 +27,8 @@ class Alibi(Module):
     """The biases as two dims more of every query and key, whose product they are; softmax takes no notice of what all
     keys of a query have in common, so that a key's own position is enough. Any attention and any cache does the rest.
 
-    `wide`: how wide heads are then, in a cache, too. In f32 a bias is off by 2^-24 of slope * position.
+    `wide`: how wide heads are then, in a cache, too. `scaled`: biases are times `scale`, as scores are. In f32 a bias is
+    off by 2^-24 of slope * position.
 
     >>> import tensorlib
     >>> from tensorlib import nn
@@ -38,14 +39,17 @@ class Alibi(Module):
     (3, 32)
     """
 
-    def __init__(self, heads, head_dim, bias_max=8, scale=None):
+    def __init__(self, heads, head_dim, bias_max=8, scale=None, scaled=False):
         self._heads, self._head_dim, self.wide = heads, head_dim, head_dim + 2
         self.scale = head_dim**-0.5 if scale is None else scale
-        self._slopes, self._made = [slope / self.scale for slope in alibi_slopes(heads, bias_max)], {}
+        less = 1.0 if scaled else self.scale
+        self._slopes, self._made = [slope / less for slope in alibi_slopes(heads, bias_max)], {}
 
     def forward(self, q, k, v, positions):
-        """q, k, v [..., T, heads * head_dim] of tokens at `positions` (i64 [T]): [..., T, heads * wide], each."""
-        (*batch, t, _), heads = q.shape, self._heads
+        """q, k, v [..., T, heads * head_dim], k and v of fewer heads where groups of q's share them, of tokens at
+        `positions` (i64 [T]): [..., T, heads * wide], each.
+        """
+        *batch, t, _ = q.shape
         if q.device not in self._made:
             pairs = [[FINE * slope, slope] for slope in self._slopes]
             self._made[q.device] = tensor(pairs, device=q.device), zeros(2, device=q.device)
@@ -54,6 +58,7 @@ class Alibi(Module):
         places = elementwise.cast(movement.stack([coarse, fine], -1), "f32")
 
         def widened(x, more):
+            heads = x.shape[-1] // self._head_dim
             more = movement.broadcast_to(more, (*batch, t, heads, 2))
             x = movement.reshape(x, (*batch, t, heads, self._head_dim))
             return movement.reshape(movement.cat([x, more], -1), (*batch, t, heads * self.wide))

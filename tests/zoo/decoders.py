@@ -146,6 +146,8 @@ CASES = [
     Case("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}, "40b", gguf="falcon"),
     Case("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}, "groups"),
     Case("falcon", {"multi_query": False, "parallel_attn": False}, "sequential"),
+    Case("falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}, "alibi"),
+    Case("falcon", {"alibi": True, "new_decoder_architecture": True, "num_kv_heads": 2}, "alibi-groups"),
     Case("mixtral", {**MIXTRAL, "sliding_window": 8}, live=BLOCK),
     Case("mixtral", MIXTRAL, "everywhere", gguf="llama", live=BLOCK),
     Case("mixtral", {**MIXTRAL, "old_file": True}, "old-file", gguf="llama", live=BLOCK),
