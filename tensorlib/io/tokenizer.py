@@ -1,4 +1,4 @@
-"""Text to token ids and back: from the vocabulary inside a GGUF file, or from a `tokenizer.json`.
+"""Text to token ids and back: from the vocabulary inside a GGUF file, or from the files of a model's folder.
 
 Ids equal llama.cpp's for the same file. Decoding goes through bytes, so that a stream of tokens never yields half a
 character.
@@ -16,10 +16,12 @@ import gc
 import os
 
 from tensorlib.errors import FormatError, ShapeError
+from tensorlib.io.unigram import Unigram
 from tensorlib.io.vocabulary import KEY, BytePairs, SentencePieces, ends
 from tensorlib.io.wordpiece import WordPieces
+from tensorlib.io.world import World
 
-KINDS = {"gpt2": BytePairs, "llama": SentencePieces, "bert": WordPieces}
+KINDS = {"gpt2": BytePairs, "llama": SentencePieces, "bert": WordPieces, "t5": Unigram, "rwkv": World}
 
 
 class Tokenizer:
@@ -42,7 +44,7 @@ class Tokenizer:
         """Build it from `tensorlib.io.gguf.open(...)`. Raises FormatError for vocabularies of a kind not known here."""
         kind = file.require(KEY + "model", str)
         if kind not in KINDS:
-            fix = "use a model with a byte-pair, SentencePiece or WordPiece vocabulary"
+            fix = "give ids instead of text, or a model with a vocabulary of a kind known here"
             raise FormatError(file.path, KEY + "model", repr(kind), " or ".join(map(repr, KINDS)), fix)
         collecting = gc.isenabled()
         gc.disable()  # a vocabulary is 100,000 objects and no garbage: looking through them again and again takes time
@@ -71,6 +73,16 @@ class Tokenizer:
         from tensorlib.io import tokenizer_json
 
         return tokenizer_json.load(cls, os.fspath(path))
+
+    @classmethod
+    def from_folder(cls, folder, target: bool = False) -> Tokenizer:
+        """Build it from a model's folder: a `tokenizer.json`, or the files of SentencePiece, Marian or RWKV.
+
+        `target`: of the language that a Marian translates to. FormatError where there is none of them.
+        """
+        from tensorlib.io import tokenizer_folder
+
+        return tokenizer_folder.load(cls, os.fspath(folder), target)
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Ids of `text`. `add_special`: with BOS and EOS where the model wants them.

@@ -1,6 +1,6 @@
 """The vocabularies of GGUF files: text to ids and ids to bytes. `tokenizer.py` is the face of this.
 
-Ids equal llama.cpp's for the same file. Both kinds work on the file's bytes, so that building one costs little more
+Ids equal llama.cpp's for the same file. Vocabularies work on the file's bytes, so that building one costs little more
 than two dicts (20 ms); the tokenizers library (70 ms) is only imported where its Unicode expressions are needed.
 """
 
@@ -13,9 +13,9 @@ import re
 from tensorlib.errors import FormatError
 from tensorlib.io import pretokenize
 from tensorlib.io.merge import merge
+from tensorlib.io.normalizer import KEY, Normalizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # GGUF's token types
-KEY = "tokenizer.ggml."
 SPACE = "▁".encode()
 LONG = 20_000  # characters from which building the library (60 ms) is faster than doing without (3 us a character)
 CACHED_WORDS = 10_000
@@ -43,9 +43,10 @@ def ends(id_of) -> frozenset[int]:
 
 
 class Vocabulary:
-    """What both kinds share. `tokens`: the bytes of each id as the file spells it; `ids`: the reverse.
+    """What all kinds share. `tokens`: the bytes of each id as the file spells it; `ids`: the reverse.
 
-    `specials`: spelling to id of what is taken from a text as it is; `hidden`: ids that decoding leaves out.
+    `specials`: spelling to id of what is taken from a text as it is; `hidden`: ids that decoding leaves out; `kinds`:
+    id to GGUF's token type, where that is not NORMAL.
     Subclasses: `_encode_part`, `_decode_token`.
     """
 
@@ -53,16 +54,17 @@ class Vocabulary:
     marks = {}  # ids of bos, eos and unk where they are not those that the file names
 
     def __init__(self, file):
-        self.file, self.tokens = file, _texts(file, "tokens")
+        self.file, self.tokens = file, texts(file, "tokens")
         self.ids = dict(zip(self.tokens, range(len(self.tokens))))
         if not self.tokens or len(self.ids) != len(self.tokens):
             raise _double(file, self.tokens)
-        types = _numbers(file, "token_type", len(self.tokens), int) or [NORMAL] * len(self.tokens)
+        types = numbers(file, "token_type", len(self.tokens), int) or [NORMAL] * len(self.tokens)
         kinds = {id: types[id] for id in [i for i, kind in enumerate(types) if kind != NORMAL]}
         finish = ends(self.id_of)
         shown = ALWAYS_SHOWN | {"<|end|>"} if self.id_of("<|end|>") not in finish else ALWAYS_SHOWN
         kinds |= dict.fromkeys(finish, CONTROL)
         kinds |= {id: USER_DEFINED for token in shown if (id := self.id_of(token)) is not None}
+        self.kinds = kinds
         self.hidden = {id for id, kind in kinds.items() if kind in (CONTROL, UNKNOWN)}
         self._literal = self.hidden | {id for id, kind in kinds.items() if kind == USER_DEFINED}
         self.specials = {self.tokens[id].decode(): id for id in sorted(self._literal) if self.tokens[id]}
@@ -115,7 +117,7 @@ class BytePairs(Vocabulary):
         if pretokenize.pieces(name) is None:
             fix = f"one of {', '.join(pretokenize.FAMILIES)} or their aliases"
             raise FormatError(file.path, KEY + "pre", repr(name), "a pre-tokenizer known here", fix)
-        merges = _texts(file, "merges")
+        merges = texts(file, "merges")
         if b"\n".join(merges).count(b" ") != len(merges):
             odd = next((i for i, pair in enumerate(merges) if pair.count(b" ") != 1), 0)
             raise FormatError(file.path, f"{KEY}merges[{odd}]", repr(merges[odd]), "two tokens with a space between")
@@ -190,7 +192,7 @@ class BytePairs(Vocabulary):
         from tokenizers.models import BPE
 
         vocabulary = {token.decode(): id for token, id in self.ids.items()}
-        merges = [tuple(pair.decode().split(" ")) for pair in self._ranks or _texts(self.file, "merges")]
+        merges = [tuple(pair.decode().split(" ")) for pair in self._ranks or texts(self.file, "merges")]
         try:
             model = BPE(vocabulary, merges, ignore_merges=self._whole)
         except Exception as error:  # the library raises plain Exceptions
@@ -213,19 +215,18 @@ class SentencePieces(Vocabulary):
 
     def __init__(self, file):
         super().__init__(file)
-        scores = _numbers(file, "scores", len(self.tokens), (float, int))
+        scores = numbers(file, "scores", len(self.tokens), (float, int))
         if not scores:
             raise FormatError(file.path, KEY + "scores", "no such key", f"one for each of {len(self.tokens)} tokens")
         self._scores = scores
-        self.space_prefix = file.require(KEY + "add_space_prefix", bool, True)
-        unknown = file.require(KEY + "unknown_token_id", int, -1)
+        self._normal = Normalizer(file, prefix=True)
+        self.space_prefix, unknown = self._normal.prefix, file.require(KEY + "unknown_token_id", int, -1)
         self._byte_ids = [self.ids.get(b"<0x%02X>" % byte, unknown) for byte in range(256)]
 
     def _encode_part(self, text, out):
+        ids, scores, text = self.ids, self._scores, self._normal(text)
         if not text:
             return
-        text = (" " + text if self.space_prefix else text).replace(" ", "▁")
-        ids, scores = self.ids, self._scores
 
         def rank(a, b):
             found = ids.get(a + b)
@@ -235,8 +236,10 @@ class SentencePieces(Vocabulary):
             found = ids.get(part)
             if found is not None:
                 out.append(found)
-            else:
+            elif self._bytes:
                 out += [id for byte in part if (id := self._byte_ids[byte]) >= 0]
+            elif self._byte_ids[0] not in (-1, *out[-1:]):  # no bytes: one unknown token for all in a row
+                out.append(self._byte_ids[0])
 
     def _decode_token(self, token):
         return token.replace(SPACE, b" ")
@@ -256,7 +259,7 @@ LETTER_OF_BYTE = _alphabet()
 BYTE_OF_LETTER = {letter: byte for byte, letter in enumerate(LETTER_OF_BYTE)}
 
 
-def _texts(file, name) -> list[bytes]:
+def texts(file, name) -> list[bytes]:
     """An array of strings as bytes, known to be UTF-8."""
     found = file.metadata.strings(KEY + name)
     if found is None:
@@ -268,7 +271,7 @@ def _texts(file, name) -> list[bytes]:
     return found
 
 
-def _numbers(file, name, count, kind) -> list:
+def numbers(file, name, count, kind) -> list:
     """An array of numbers, one per token (what it has more is dropped), or [] where there is none."""
     found = file.require(KEY + name, list, [])
     if found and (len(found) < count or not isinstance(found[0], kind)):

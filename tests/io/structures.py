@@ -6,7 +6,17 @@ import struct
 
 from hypothesis import strategies as st
 
-from tests.io import build, build_ggml, build_imatrix, build_npz, build_pth, build_safetensors, targets, vocab
+from tests.io import (
+    build,
+    build_ggml,
+    build_imatrix,
+    build_npz,
+    build_pieces,
+    build_pth,
+    build_safetensors,
+    targets,
+    vocab,
+)
 
 SPECIAL = [0, 1, 2, 3, 4, 7, 8, 31, 32, 33, 64, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**62]
 SPECIAL += [2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1]
@@ -275,7 +285,30 @@ def vocabulary(draw):
     changed = draw(st.dictionaries(st.sampled_from(_names), st.none() | _value, max_size=3))
     if draw(st.booleans()):
         changed["pre"] = draw(_pre)
-    return draw(st.sampled_from([vocab.byte_pairs, vocab.sentence_pieces]))(**changed)
+    return draw(st.sampled_from([vocab.byte_pairs, vocab.sentence_pieces, vocab.unigram, vocab.world]))(**changed)
+
+
+_field = st.tuples(st.integers(0, 50), st.integers(0, 2**64 - 1) | st.floats(width=32) | st.binary(max_size=8))
+
+
+@st.composite
+def pieces(draw):
+    """A SentencePiece file with fields that no trainer writes, its map of characters damaged."""
+    changed = bytearray(build_pieces.MAP)
+    for _ in range(draw(few)):
+        changed[draw(st.integers(0, len(changed) - 1))] = draw(st.integers(0, 255))
+    more = {name: tuple(draw(st.lists(_field, max_size=2))) for name in ("trainer", "normal")}
+    rows = st.tuples(st.text(max_size=6), st.floats(width=32), st.integers(0, 7))
+    rows = st.lists(st.sampled_from(build_pieces.PIECES) | rows, max_size=20)
+    return build_pieces.model(draw(rows), draw(st.integers(0, 4)), bytes(changed), **more)
+
+
+def lines(text):
+    """Lines of a text, some left out, turned round or of something else."""
+    found = text.decode().splitlines(keepends=True)
+    other = st.text(max_size=12) | st.sampled_from(["9 'x' 1\n", "1 b'\\xff' 1\n", "300 [1] 1\n", "1 x 1\n", "\n"])
+    place = st.integers(0, len(found))
+    return st.tuples(place, place, other).map(lambda t: "".join([*found[: t[0]], t[2], *found[t[1] :]]).encode())
 
 
 _FRAGMENTS = """
@@ -307,5 +340,8 @@ STRUCTURES = {
     "imatrix": imatrix(),
     "vocabulary": vocabulary(),
     "tokenizer_json": json_damage(targets.tokenizer_json()),
+    "pieces": pieces(),
+    "words": json_damage(build_pieces.WORDS),
+    "world": lines(build_pieces.world()),
     "template": template,
 }

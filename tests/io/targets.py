@@ -12,6 +12,7 @@ from tests.io import (
     build_ggml,
     build_imatrix,
     build_npz,
+    build_pieces,
     build_pth,
     build_safetensors,
     build_template,
@@ -76,6 +77,12 @@ def _tokenizer_json(path):
     from tensorlib.io.tokenizer import Tokenizer
 
     _speak(Tokenizer.from_file(path))
+
+
+def _folder(path):
+    from tensorlib.io.tokenizer import Tokenizer
+
+    _speak(Tokenizer.from_folder(os.path.dirname(path)))
 
 
 def _template(path):
@@ -146,8 +153,14 @@ TARGETS = {
         "imatrix.dat", _imatrix, [build_imatrix.binary(build_imatrix.A, build_imatrix.B)],
         cuts=lambda data: (len(data) - len(build_imatrix.TAIL),),  # files of before 2024 end there
     ),
-    "vocabulary": Target("file.gguf", _vocabulary, [vocab.byte_pairs("{{ messages }}"), vocab.sentence_pieces()]),
+    "vocabulary": Target(
+        "file.gguf", _vocabulary,
+        [vocab.byte_pairs("{{ messages }}"), vocab.sentence_pieces(), vocab.unigram(), vocab.world()],
+    ),
     "tokenizer_json": Target("tokenizer.json", _tokenizer_json, [tokenizer_json()]),
+    "pieces": Target("spiece.model", _folder, [build_pieces.model(), build_pieces.byte_pairs()], cuts=None),
+    "words": Target("vocab.json", _folder, [build_pieces.WORDS], beside={"source.spm": build_pieces.model()}),
+    "world": Target("rwkv_vocab_v20230424.txt", _folder, [build_pieces.world()], cuts=None),
     "template": Target("chat_template.jinja", _template, [s.encode() for s in build_template.WORKS], cuts=None),
 }  # fmt: skip
 

@@ -10,7 +10,13 @@ from tests.io.structures import STRUCTURES
 from tests.io.targets import TARGETS, is_sound, put
 
 SMALL = 4096  # bytes of a file up to which it is cut everywhere
-STRIDE = {"tokenizer_json": 7, "template": 5, "vocabulary": 11}  # of bits, for readers that take a millisecond
+STRIDE = {
+    "tokenizer_json": 7,
+    "template": 5,
+    "vocabulary": 11,
+    "pieces": 7,
+    "world": 61,
+}  # of bits, for readers that take a millisecond
 
 
 @pytest.fixture

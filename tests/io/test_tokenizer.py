@@ -120,7 +120,7 @@ def test_undecodable_input(bpe, spm):
 TOKENS = vocab.BYTE_TOKENS
 BROKEN = {
     "no model": vocab.byte_pairs(model=None),
-    "model of tomorrow": vocab.byte_pairs(model="rwkv"),
+    "model of tomorrow": vocab.byte_pairs(model="of-tomorrow"),
     "model is a number": vocab.byte_pairs(model=3),
     "unknown pre-tokenizer": vocab.byte_pairs(pre="of-tomorrow"),
     "no tokens": vocab.byte_pairs(tokens=None),

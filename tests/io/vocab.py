@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 from tensorlib.io.vocabulary import LETTER_OF_BYTE
-from tests.io import build
+from tests.io import build, build_pieces
 
-NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def spell(text: str) -> str:
@@ -85,6 +85,42 @@ def sentence_pieces(**changed):
         "bos_token_id": 1,
         "eos_token_id": 2,
         "unknown_token_id": 0,
+    }
+    return build.file([build.ARCH, *settings(values | changed)])
+
+
+def unigram(**changed):
+    """Bytes of a GGUF file with a T5-like vocabulary."""
+    tokens, scores, types = zip(*build_pieces.PIECES)
+    values = {
+        "model": "t5",
+        "tokens": (build.STRING, list(tokens)),
+        "token_type": (build.I32, list(types)),
+        "scores": (build.F32, list(scores)),
+        "precompiled_charsmap": (build.U8, list(build_pieces.MAP)),
+        "add_space_prefix": True,
+        "remove_extra_whitespaces": True,
+    }
+    return build.file([build.ARCH, *settings(values | changed)])
+
+
+def world(**changed):
+    """Bytes of a GGUF file with an RWKV-like vocabulary."""
+    tokens = [
+        "<s>",
+        *(repr(bytes([i]))[2:-1] for i in range(256)),
+        "the",
+        " cat",
+        "\\n\\n",
+        "\\xe6\\x97",
+        "it's",
+        "[PAD262]",
+    ]
+    values = {
+        "model": "rwkv",
+        "tokens": (build.STRING, tokens),
+        "token_type": (build.I32, [CONTROL, *[NORMAL] * (len(tokens) - 2), UNUSED]),
+        "eos_token_id": 0,
     }
     return build.file([build.ARCH, *settings(values | changed)])
 

@@ -1,0 +1,89 @@
+"""A Tokenizer from a model's folder, by the files that are there: `tokenizer.json`, SentencePiece's files, Marian's two
+with a list of words, RWKV's list of words.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+
+from tensorlib.errors import FormatError
+from tensorlib.io import sentencepiece, tokenizer_json, translation
+from tensorlib.io.vocabulary import CONTROL, KEY, NORMAL, USER_DEFINED
+
+# SentencePiece's file -> the tokens that begin and end texts, where the folder says nothing else
+PIECES = {
+    "tokenizer.model": ("<s>", None),  # Llama's, Mistral's
+    "spiece.model": (None, "</s>"),  # T5's
+    "spm.model": ("[CLS]", "[SEP]"),  # DeBERTa's
+}
+WORLD = "rwkv_vocab_v20230424.txt"
+MORE = 1 << 17  # ids that a folder may add to a model's
+
+
+def load(cls, folder: str, target: bool = False):
+    """Build a `Tokenizer` (given as `cls`) from a folder; `target`: of the language that Marian translates to."""
+    path = os.path.join(folder, "tokenizer.json")
+    if os.path.isfile(path):
+        return tokenizer_json.load(cls, path)
+    if os.path.isfile(os.path.join(folder, translation.SOURCE)):
+        return translation.load(cls, folder, target)
+    for name in PIECES:
+        if os.path.isfile(os.path.join(folder, name)):
+            return _pieces(cls, folder, name)
+    if os.path.isfile(os.path.join(folder, WORLD)):
+        path = os.path.join(folder, WORLD)
+        return cls.from_gguf(sentencepiece.Keys(path, _world(path)))
+    known = ", ".join(["tokenizer.json", translation.SOURCE, *PIECES, WORLD])
+    raise FormatError(path, "file", "no such file", f"one of {known}", "fetch the tokenizer's files, too")
+
+
+def _pieces(cls, folder, name):
+    path, config = os.path.join(folder, name), tokenizer_json.config(folder, "tokenizer_config.json")
+    values = sentencepiece.read(path)
+    sentencepiece.add(values, _added(folder, config, values))
+    ids = {token: id for id, token in enumerate(values[KEY + "tokens"])}
+    for mark, key, default in zip(("bos", "eos", "unk"), ("bos", "eos", "unknown"), (*PIECES[name], None)):
+        spelling = tokenizer_json.spelling(config, f"{mark}_token") or default
+        if spelling and (id := ids.get(spelling.encode())) is not None:
+            values[f"{KEY}{key}_token_id"] = id
+        if mark != "unk":
+            said = config.get(f"add_{mark}_token")
+            values[f"{KEY}add_{mark}_token"] = said if type(said) is bool else default is not None
+    self = cls.from_gguf(sentencepiece.Keys(path, values))
+    tokenizer_json.beside(self, folder, config)
+    return self
+
+
+def _added(folder, config, values):
+    """Id to (spelling, type) of what the files beside a model add to it."""
+    known, found = values[KEY + "tokens"], {}
+    rows = {id: (token, False) for token, id in tokenizer_json.config(folder, "added_tokens.json").items()}
+    for id, row in (config.get("added_tokens_decoder") or {}).items():
+        rows[int(id) if id.isdecimal() else -1] = row.get("content"), row.get("special") is True
+    for id, (token, special) in rows.items():
+        if type(id) is not int or not 0 <= id < len(known) + MORE or type(token) is not str:
+            got = f"{token!r:.60} with the id {id!r:.60}"
+            raise FormatError(folder, "added tokens", got, f"texts with ids below {len(known) + MORE}")
+        if id >= len(known) or values[KEY + "token_type"][id] == NORMAL:
+            found[id] = token, CONTROL if special else USER_DEFINED
+    return found
+
+
+def _world(path):
+    """GGUF's keys for RWKV's list: a line for each id from 1 on, with Python's spelling of a text or of bytes."""
+    tokens = [b"<s>"]
+    try:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                number, _, rest = line.partition(" ")
+                word = ast.literal_eval(rest.rpartition(" ")[0])
+                word = word.encode() if isinstance(word, str) else word
+                if int(number) != len(tokens):
+                    raise ValueError(f"the id {number} for {len(tokens)}")
+                tokens.append(repr(word)[2:-1].encode())
+    except (OSError, ValueError, SyntaxError, AttributeError, RecursionError, MemoryError) as error:
+        where, got = f"line {len(tokens)}", f"{type(error).__name__}: {str(error)[:200]}"
+        raise FormatError(path, where, got, "an id, a token and its length") from None
+    types = [CONTROL] + [NORMAL] * (len(tokens) - 1)
+    return {KEY + "model": "rwkv", KEY + "tokens": tokens, KEY + "token_type": types, KEY + "eos_token_id": 0}
