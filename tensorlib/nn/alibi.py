@@ -27,8 +27,8 @@ class Alibi(Module):
     """The biases as two dims more of every query and key, whose product they are; softmax takes no notice of what all
     keys of a query have in common, so that a key's own position is enough. Any attention and any cache does the rest.
 
-    `wide`: how wide heads are then, in a cache, too. `scaled`: biases are times `scale`, as scores are. In f32 a bias is
-    off by 2^-24 of slope * position.
+    `wide`: how wide heads are then, in a cache, too. `scaled`: biases are times `scale`, as scores are. In f32 a bias
+    is off by 2^-24 of slope * position.
 
     >>> import tensorlib
     >>> from tensorlib import nn
