@@ -5,7 +5,6 @@
 (2, 384)
 """
 
-import os
 from array import array
 
 import tensorlib
@@ -51,7 +50,7 @@ def _from_folder(folder, device):
     else:
         head = "ForMaskedLM" if rows[0] == "MLMTransformer" else kind.__name__
         _, model = auto.load(folder, device=device, head=head)
-    tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(folder)
     return model, tokenizer, steps, longest, pooling.Prompts.of(folder)
 
 
