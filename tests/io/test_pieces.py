@@ -91,19 +91,23 @@ GERMAN = "die Katze saß auf der Matte, dann aß die Ratte das. Das Ende der Ges
 
 
 def marian(folder, apart=False):
-    """A folder as opus-mt's: two models and the ids of all their pieces, for both languages or for each."""
+    """A folder as opus-mt's: two models and the ids of all their pieces, for both languages or for each. Gives how many
+    ids each language has.
+    """
     models = [train(corpus, **NFKC) for corpus in (vocab.CORPUS, GERMAN)]
     words = []
     for name, raw in zip(("source.spm", "target.spm"), models):
         (folder / name).write_bytes(raw)
         pieces = library.SentencePieceProcessor(model_proto=raw)
         words.append([pieces.id_to_piece(i) for i in range(pieces.vocab_size())])
-    words = words if apart else [[*words[1], *words[0]]]
+    words, counts = words if apart else [[*words[1], *words[0]]], []
     for name, found in zip(("vocab.json", "target_vocab.json"), words):
         found = dict.fromkeys(["</s>", "<unk>", ">>deu<<", ">>fra<<", *reversed(found), "<pad>"])
+        counts.append(len(found))
         (folder / name).write_text(json.dumps({word: i for i, word in enumerate(found)}))
     config = {"tokenizer_class": "MarianTokenizer", "model_max_length": 512, "separate_vocabs": apart}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return counts[0], counts[-1]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["together", "apart"])

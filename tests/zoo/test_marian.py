@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import tensorlib
+from tensorlib.io.tokenizer import Tokenizer
+from tests.io import test_pieces
 from zoo import auto
 from zoo.marian import TINY, MarianMTModel, sinusoids
 
@@ -88,6 +90,27 @@ def test_greedy_texts(pair):
         want = want[: want.index(0)] if 0 in want else want
         assert list(ours.answer(tensorlib.tensor(ids), 8)) == want
         said |= {tuple(want)}
+    assert len(said) > 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_from_text_to_text(name, tmp_path, monkeypatch):
+    """A folder as it is published: two models of pieces, ids of words for both languages or for each."""
+    pytest.importorskip("sentencepiece")
+    words, answers = test_pieces.marian(tmp_path, apart=name == "apart")
+    sizes = {"vocab_size": words, "decoder_vocab_size": answers, "pad_token_id": answers - 1}
+    monkeypatch.setitem(CASES, name, {**CASES[name], **sizes})
+    theirs, texts = made(name, tmp_path), ["the cat sat", "then the rat", ">>deu<< the tale ate"]
+    with pytest.warns(UserWarning, match="sacremoses"):
+        tokenizer = transformers.MarianTokenizer.from_pretrained(tmp_path)
+    model, ours, said = auto.load(tmp_path)[1], Tokenizer.from_folder(tmp_path), set()
+    options = {"max_new_tokens": 8, "num_beams": 1, "do_sample": False, "bad_words_ids": [[answers - 1]]}
+    for text in texts:
+        with torch.no_grad():
+            ids = theirs.generate(torch.tensor([tokenizer(text).input_ids]), **options)[0, 1:]
+        found = ours.decode(list(model.answer(tensorlib.tensor(ours.encode(text)), 8)))
+        assert found == tokenizer.decode(ids, skip_special_tokens=True)
+        said |= {found}
     assert len(said) > 1
 
 
