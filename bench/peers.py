@@ -3,14 +3,16 @@
     python -m bench.peers list
     python -m bench.peers install [NAME ...]
 
-Each peer lives in a virtual environment of its own under the bench cache folder (`$TENSORLIB_BENCH_CACHE`, else
-`~/.cache/tensorlib-bench`). llama-cpp-python builds llama.cpp from source for this very CPU; mistralrs is a portable
-wheel and the only well-kept way to Candle's CPU kernels from Python, so say "faster than the wheel" of it.
+Each peer lives in a folder of its own under the bench cache folder (`$TENSORLIB_BENCH_CACHE`, else
+`~/.cache/tensorlib-bench`): a virtual environment, or for `llama-server` what cmake and a C++ compiler make of the
+llama.cpp that is in llama-cpp-python's source. Both build it for this very CPU; mistralrs is a portable wheel and the
+only well-kept way to Candle's CPU kernels from Python, so say "faster than the wheel" of it.
 """
 
 import argparse
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import NamedTuple
@@ -27,6 +29,7 @@ class Peer(NamedTuple):
     worker: str
     start: str
     environment: dict = {}
+    program: str = ""  # what `build` makes, where the peer is no Python's
 
 
 TENSORLIB_START = """
@@ -58,23 +61,36 @@ RAYON = {"RAYON_NUM_THREADS": "{threads}"}
 MISTRAL = Peer("mistral.rs", ("mistralrs==0.9.5",), "mistral_worker.py", MISTRAL_START, RAYON)
 ONNX = Peer("onnxruntime", ("onnxruntime==1.32.0", "onnx==1.23.2", "safetensors==0.8.0"), "embed_worker.py", "")
 TORCH = Peer("torch", (), "embed_worker.py", "")  # with transformers, of the environment that the tests run in
-PEERS = {peer.name: peer for peer in (LLAMA, MISTRAL, ONNX, TORCH)}
+LLAMA_SERVER = Peer("llama-server", LLAMA.requires, "", "", program="llama-server")
+PEERS = {peer.name: peer for peer in (LLAMA, MISTRAL, ONNX, TORCH, LLAMA_SERVER)}
+CMAKE = (
+    "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF "
+    "-DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF "  # these would be fetched
+    "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF"
+).split()
+
+
+def place(name):
+    """Where `install` puts the peer's Python, or its program."""
+    return CACHE / "peers" / name / ("build/bin" if PEERS[name].program else "bin") / (PEERS[name].program or "python")
 
 
 def find(name, overrides=()):
-    """The peer's Python: the override if there is one, else the one that `install` made."""
+    """The peer's Python or program: the override if there is one, else what `install` made."""
     if name in (TENSORLIB.name, TORCH.name):
         return sys.executable
-    python = dict(overrides).get(name) or str(CACHE / "peers" / name / "bin" / "python")
-    if not os.path.exists(python):
+    found = dict(overrides).get(name) or str(place(name))
+    if not os.path.exists(found):
         fix = f"run python -m bench.peers install {name}, or pass --python {name}=PATH"
-        raise SystemExit(f"{name}: no Python at {python}; {fix}")
-    return python
+        raise SystemExit(f"{name}: there is no {found}; {fix}")
+    return found
 
 
 def version(name, python):
     """`package version` of the peer's first requirement as installed, or tensorlib's own version."""
     peer = PEERS.get(name)
+    if peer and peer.program:
+        return peer.requires[0].split("==")[1]
     package = peer.requires[0].split("==")[0] if peer and peer.requires else name
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
@@ -84,8 +100,25 @@ def version(name, python):
 def install(name):
     """Make the peer's virtual environment and install its pinned requirements."""
     folder = CACHE / "peers" / name
+    if PEERS[name].program:
+        build(PEERS[name], folder)
+        return
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", *PEERS[name].requires], check=True)
+
+
+def build(peer, folder):
+    """Fetch the source of the peer's requirement, and have cmake build its program: minutes. What is there stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (found := sorted(folder.glob("*/vendor/llama.cpp"))):
+        source = ["--no-deps", "--no-binary", ":all:", "--dest", str(folder), *peer.requires]
+        subprocess.run([sys.executable, "-m", "pip", "download", *source], check=True)
+        shutil.unpack_archive(next(folder.glob("*.tar.gz")), folder)
+        found = sorted(folder.glob("*/vendor/llama.cpp"))
+    made = str(folder / "build")
+    subprocess.run(["cmake", "-S", str(found[0]), "-B", made, *CMAKE], check=True)
+    jobs = str(os.cpu_count())
+    subprocess.run(["cmake", "--build", made, "--target", peer.program, "--parallel", jobs], check=True)
 
 
 def main():
@@ -97,8 +130,9 @@ def main():
     for name in options.names or PEERS:
         if options.command == "install":
             install(name)
-        python = CACHE / "peers" / name / "bin" / "python"
-        print(f"{name:12} {' '.join(PEERS[name].requires):28} {python if python.exists() else 'not installed'}")
+        print(
+            f"{name:12} {' '.join(PEERS[name].requires):28} {place(name) if place(name).exists() else 'not installed'}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Streams served at once against llama.cpp: total tokens per second, medians, alternately. And a server under load.
 
     python -m bench.serve engine [--streams 1,8] [--threads 2] [--formats q8_0] [--tokens 128] [--repeats 5] [--check]
+    python -m bench.serve http                         (see bench/serve_http.py)
     python -m bench.serve load --requests 10000        (see bench/serve_load.py)
 
 Prompts of 32 to 64 tokens come at once, and each stream generates `--tokens` tokens, greedy, end of text ignored; what
@@ -90,7 +91,11 @@ def engine():
     sys.exit(1 if options.check and missed else 0)
 
 
-PARTS = {"engine": engine, "load": lambda: importlib.import_module("bench.serve_load").main()}
+PARTS = {
+    "engine": engine,
+    "http": lambda: importlib.import_module("bench.serve_http").main(),
+    "load": lambda: importlib.import_module("bench.serve_load").main(),
+}
 
 
 def main():

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
-from bench import serve_load
+from bench import serve_http, serve_load
 from tests.zoo.serving import write_tiny
 
 HEAD = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
@@ -99,3 +99,26 @@ def test_a_wrong_answer_is_seen():
     ):
         with pytest.raises(AssertionError):
             asyncio.run(read(bad))
+
+
+def test_what_the_bench_measures(model):
+    """The same tokens and texts, whole and as events, of which the first come before the end."""
+    with serve_http.ours(str(model), 2, {}) as url:
+        (_, whole), (seconds, events) = [
+            serve_http.together(url, ["a cat", "the mat sat"], 40, s) for s in (False, True)
+        ]
+    assert [a[:2] + a[4:] for a in whole] == [a[:2] + a[4:] for a in events]
+    assert [a.count for a in whole] == [40, 40] and [a.prompt for a in whole] == [5, 10]
+    assert all(0 < a.first < a.seconds <= seconds for a in events) and all(a.first is None for a in whole)
+    assert serve_http.alike({"a": [(1.0, whole)], "b": [(1.0, events)]}).startswith("the first 100 %")
+    assert serve_http.samples([(2.0, whole)]) == ([40.0], [])
+
+
+def test_the_first_text_of_events():
+    """Not an event without text, and not before the event is whole."""
+    empty, full = (b'data: {"choices":[{"text":"%s"}]}\n\n' % text for text in (b"", b"a"))
+    pieces = [(1.0, b"head\r\n\r\n"), (2.0, empty + full[:9]), (3.0, full[9:20]), (4.0, full[20:] + full)]
+    assert serve_http.first_text(pieces) == 4.0
+    with pytest.raises(AssertionError, match="no text"):
+        serve_http.first_text(pieces[:3])
+    assert serve_http.unchunked(b"3\r\nabc\r\n1;x=y\r\nd\r\n0\r\n\r\n") == b"abcd"
