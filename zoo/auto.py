@@ -10,6 +10,7 @@ from zoo import config, heads
 
 # Hugging Face's model_type -> (module of this package, class of the model, class of its config)
 MODELS = {
+    "based": ("based", "BasedForCausalLM", "BasedConfig"),
     "bert": ("bert", "BertModel", "BertConfig"),
     "deberta-v2": ("deberta_v2", "DebertaV2Model", "DebertaV2Config"),
     "distilbert": ("distilbert", "DistilBertModel", "DistilBertConfig"),
@@ -80,6 +81,8 @@ OLD = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"
 def type_of(fields):
     """The row of MODELS for a config: its `model_type`, unless that is another model's name."""
     found = fields("model_type", str)
+    if found == "gpt2" and "alt_mixer" in fields:
+        return "based"
     alibi = found == "bert" and fields("position_embedding_type", str, "absolute") == "alibi"
     return "jina_bert" if alibi else found
 
