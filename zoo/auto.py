@@ -56,6 +56,8 @@ MODELS = {
     "starcoder2": ("starcoder2", "Starcoder2ForCausalLM", "Starcoder2Config"),
     "stablelm": ("stablelm", "StableLmForCausalLM", "StableLmConfig"),
     "phi": ("phi", "PhiForCausalLM", "PhiConfig"),
+    "phi-msft": ("phi", "MixformerForCausalLM", "MixformerConfig"),
+    "mixformer-sequential": ("phi", "MixformerForCausalLM", "MixformerConfig"),
     "persimmon": ("persimmon", "PersimmonForCausalLM", "PersimmonConfig"),
     "glm": ("glm", "GlmForCausalLM", "GlmConfig"),
     "glm4": ("glm", "Glm4ForCausalLM", "GlmConfig"),
@@ -139,7 +141,11 @@ def load(folder, context=None, device="cpu", dtype=None, head=None, **changes):
 
 
 def _names(tensors, model):
-    """(rename, prefix) of a VarBuilder for a file whose names begin with more, or with less, than a model's paths."""
+    """(rename, prefix) of a VarBuilder for a file whose names begin with more, or with less, than a model's paths, or
+    are others, of which the model's `names` tells.
+    """
+    if hasattr(model, "names"):
+        return model.names(tensors), ""
     body, prefix = (f"{getattr(model, name, '')}." for name in ("body", "prefix"))
 
     def begins(text):

@@ -95,3 +95,72 @@ class PhiForCausalLM(llama.LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+
+
+# ---- the files of Phi-1, 1.5 and 2 as they were first: q, k, v in one product, blocks one behind the other -----------
+
+
+class MixformerConfig(PhiConfig):
+    @classmethod
+    def from_hf(cls, c):
+        """Out of the fields of a config.json (zoo/config.py)."""
+        hidden, heads, words = c("n_embd", int), c("n_head", int), c("vocab_size", int)
+        c.only("n_head_kv", int, heads)
+        return cls(
+            vocab_size=words + -words % c("pad_vocab_size_multiple", int, 64),
+            hidden_size=hidden,
+            intermediate_size=c("n_inner", int, 4 * hidden),
+            num_hidden_layers=c("n_layer", int),
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            head_dim=hidden // heads,
+            rms_norm_eps=c("layer_norm_epsilon", float, 1e-5),
+            max_position_embeddings=c("n_positions", int, 2048),
+            attention_bias=True,
+            hidden_act=c("activation_function", str, "gelu_new"),
+            rope_scaling={"partial_rotary_factor": c("rotary_dim", int, 32) / (hidden // heads)},
+        )
+
+
+TINY_MIXFORMER = MixformerConfig(*TINY)._replace(num_key_value_heads=4)
+MIXED = {".self_attn.dense.": ".mixer.out_proj.", ".self_attn.": ".mixer.", ".input_layernorm.": ".ln."}
+
+
+class MixformerAttention(PhiAttention):
+    def __init__(self, config, layer):
+        super().__init__(config, layer)
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            delattr(self, name)
+
+    def forward(self, x_TD, cache, rotary):
+        return cache.attend(self._layer, *self.Wqkv(x_TD).chunk(3, -1), rotary)
+
+
+class MixformerDecoderLayer(PhiDecoderLayer):
+    Attention = MixformerAttention
+
+
+class MixformerModel(PhiModel):
+    Layer = MixformerDecoderLayer
+
+
+class MixformerForCausalLM(PhiForCausalLM):
+    Model = MixformerModel
+
+    def names(self, tensors):
+        """{path: name in a file} with those tensors: all that is one behind the other has a number, or blocks do."""
+        numbers = "layers.0.wte.weight" in tensors
+        n = self.config.num_hidden_layers + 1
+        first, last = ("layers.0", f"layers.{n}") if numbers else ("transformer.embd", "lm_head")
+        parts = {"model.embed_tokens.": f"{first}.wte.", "model.final_layernorm.": f"{last}.ln."}
+        parts |= {"lm_head.": f"{last}.linear."}
+        for i in range(n - 1):
+            parts[f"model.layers.{i}."] = f"layers.{i + 1}." if numbers else f"transformer.h.{i}."
+        found = {}
+        for path, _ in self.named_parameters():
+            part = next(part for part in parts if path.startswith(part))
+            found[path] = parts[part] + path.removeprefix(part)
+            for ours, theirs in MIXED.items():
+                found[path] = found[path].replace(ours, theirs)
+        return found

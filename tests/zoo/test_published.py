@@ -156,6 +156,37 @@ def test_tied_tables(there, tmp_path):
     same(theirs, auto.load(published(tmp_path / "b", fields, tensors))[1])
 
 
+PHI = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_inner": 48, "n_positions": 64, "rotary_dim": 4, "vocab_size": 60}
+PHI |= {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "pad_vocab_size_multiple": 99}
+# model_type -> names of the table of words, of a block's number, of what is behind the blocks
+FIRST = {
+    "mixformer-sequential": ("layers.0.wte", lambda i: f"layers.{i + 1}", "layers.3"),
+    "phi-msft": ("transformer.embd.wte", lambda i: f"transformer.h.{i}", "lm_head"),
+}
+
+
+@pytest.mark.parametrize("model_type", FIRST)
+def test_first_files_of_phi(model_type, tmp_path):
+    """q, k, v are one matrix; there are more words than the config says."""
+    fields = {"num_key_value_heads": 4, "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
+    theirs, _, tensors = saved(tmp_path / "a", "phi", fields)
+    words, block, last = FIRST[model_type]
+    made = {f"{words}.weight": tensors.pop("model.embed_tokens.weight")}
+    for kind in ("weight", "bias"):
+        made[f"{last}.ln.{kind}"] = tensors.pop(f"model.final_layernorm.{kind}")
+        made[f"{last}.linear.{kind}"] = tensors.pop(f"lm_head.{kind}")
+        for i in range(2):
+            at = f"model.layers.{i}"
+            parts = [tensors.pop(f"{at}.self_attn.{part}_proj.{kind}") for part in "qkv"]
+            made[f"{block(i)}.mixer.Wqkv.{kind}"] = torch.cat(parts)
+            made[f"{block(i)}.mixer.out_proj.{kind}"] = tensors.pop(f"{at}.self_attn.dense.{kind}")
+            made[f"{block(i)}.ln.{kind}"] = tensors.pop(f"{at}.input_layernorm.{kind}")
+            for part in ("fc1", "fc2"):
+                made[f"{block(i)}.mlp.{part}.{kind}"] = tensors.pop(f"{at}.mlp.{part}.{kind}")
+    assert not tensors
+    same(theirs, auto.load(published(tmp_path / "b", {**PHI, "model_type": model_type}, made))[1])
+
+
 TEXT = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 6}
 # what published files of Gemma 3 say of the text, all else being the defaults; transformers' names of the same
 SAID = {"hidden_size": 32, "intermediate_size": 48, "model_type": "gemma3_text", "num_hidden_layers": 6}
