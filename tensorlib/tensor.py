@@ -99,6 +99,9 @@ class Tensor(Variable, Array):
     def __repr__(self):
         return text.to_text(self)
 
+    def _repr_html_(self):
+        return text.to_html(self)
+
     def __format__(self, spec):
         return self.item().__format__(spec) if spec and not self.shape else repr(self)
 

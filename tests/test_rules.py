@@ -15,7 +15,7 @@ FILES = sorted(path for name in (*PACKAGES, "tests", "bench") for path in (ROOT 
 
 # Left never imports right. Files and folders of tensorlib/ by the layer that they are in; lazy imports count as well.
 LAYERS = (
-    ("errors", "dtype", "layout", "bar"),
+    ("errors", "dtype", "layout", "bar", "rich"),
     ("tape",),
     ("registry",),
     ("backend", "device", "capture", "gpu_plan", "memo"),

@@ -218,8 +218,14 @@ class Module:
             dtype, device = (dtype, a) if is_device else (a, device)
         if dtype is not None and _dtype.get(dtype).kind != "f":
             raise DTypeError("Module.to", f"dtype {dtype}", "a float dtype", "integers and quantised weights stay")
-        for _, module, name, _ in list(self.named_weights()):
-            module.__dict__[name] = _moved(getattr(module, name), device, dtype)
+        places = {}  # of each value: tied weights stay tied
+        for path, module, name, _ in self.named_weights():
+            made = vars(module).get(name)
+            places.setdefault(path if made is None else id(made), []).append((module, name))
+        for (first, name), *others in places.values():
+            first.__dict__[name] = value = _moved(getattr(first, name), device, dtype)
+            for module, name in others:
+                module.__dict__[name] = value
         return self
 
     def float(self):

@@ -29,6 +29,7 @@ def to_text(x):
         text, width = _format(flat_values(shown), x.dtype.kind)
         body = _nested(tolist(shown), x.shape, text, width, len("tensor("))
         suffixes += [f"dtype={x.dtype}"] if x.dtype.name not in _IMPLIED else []
+    suffixes += _gradient(x)
     result = "tensor(" + body
     width = len(result) - result.rfind("\n") + 1
     for suffix in suffixes:
@@ -36,6 +37,22 @@ def to_text(x):
         result += (", " if fits else ",\n       ") + suffix
         width = (width + 2 if fits else 7) + len(suffix)
     return result + ")"
+
+
+def to_html(x):
+    """What notebooks show: what the tensor is, and its values."""
+    from html import escape  # with its tables of entities, not at every start
+
+    shape = " \u00d7 ".join(map(str, x.shape)) or "scalar"
+    facts = [f"{shape} {x.dtype}", str(x.device), f"{x.nbytes:,} bytes", *_gradient(x)]
+    return f"<div><small>{escape(', '.join(facts))}</small><pre>{escape(to_text(x))}</pre></div>"
+
+
+def _gradient(x):
+    """How gradients come to it, if they do: PyTorch's words."""
+    if not x.requires_grad:
+        return []
+    return ["requires_grad=True"] if x.grad_fn is None else [f"grad_fn=<{x.grad_fn.name}>"]
 
 
 def _edges(x):

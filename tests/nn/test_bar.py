@@ -15,7 +15,7 @@ def kernel(monkeypatch):
     """Function: as if this were a Jupyter kernel, or plain IPython."""
 
     def pretend(*apps):
-        shell = types.SimpleNamespace(config=dict.fromkeys(apps, {}))
+        shell = types.SimpleNamespace(config={app: {} for app in apps})
         monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
 
     return pretend

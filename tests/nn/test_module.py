@@ -110,9 +110,32 @@ def test_containers():
     assert named(tensorlib.ones(1, 2)).shape == (1, 3)
 
 
+def test_tied_weights_stay_tied():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    model[1].weight = model[0].weight
+    for change in ("f16", "cpu", "f32"):
+        model.to(change)
+        assert model[1].weight is model[0].weight and model.num_parameters() == 25
+    assert model[1].weight.requires_grad
+
+
 def test_text_says_shapes_and_counts():
     text = repr(nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)), nn.Flatten()))
     assert "(0-2): Linear(in_features=2, out_features=2, bias=True)" in text
-    assert text.endswith("# 18 parameters")
+    assert text.endswith("# 18 parameters, 72 bytes")
     html = nn.Sequential(nn.Linear(2, 3))._repr_html_()
     assert "3 × 2" in html and "9 parameters" in html
+
+
+def test_the_tree_of_a_notebook():
+    """Layers that look the same stand together, tied weights count once, and what a text says is escaped."""
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), nn.Linear(4, 5))
+    model[2].weight = model[0].weight
+    model.half()
+    model[1][0].extra_repr = lambda: "<b>"
+    html = model._repr_html_()
+    assert html.startswith("<details open><summary>Sequential(): 85 parameters, 170 bytes</summary>")
+    assert "<summary>1: Sequential(): 60 parameters, 120 bytes</summary>" in html
+    assert "0: Linear(&lt;b&gt;): 20 parameters" in html and "1-2: Linear(in_features=4" in html and "<b>" not in html
+    assert html.count("<table>") == 4 and ">f16<" in html and ">cpu<" in html
+    assert nn.ReLU()._repr_html_() == "<div>ReLU()</div>"

@@ -40,6 +40,23 @@ def test_dtypes_are_shown_where_literals_would_not_give_them():
     assert repr(tensorlib.tensor([0.5], dtype="f8e4m3")) == "tensor([0.5000], dtype=f8e4m3)"
 
 
+def test_gradients_are_said_in_pytorch_s_words():
+    x = tensorlib.ones(2, dtype="f16", requires_grad=True)
+    assert repr(x) == "tensor([1., 1.], dtype=f16, requires_grad=True)"
+    assert (
+        repr(x.float() * 2) == "tensor([2., 2.], grad_fn=<mul>)" and repr(x.detach()) == "tensor([1., 1.], dtype=f16)"
+    )
+    assert repr(tensorlib.zeros(0, requires_grad=True)) == "tensor([], requires_grad=True)"
+
+
+def test_notebooks_say_what_it_is():
+    x = tensorlib.tensor([[1.5, 2.5]], requires_grad=True)
+    html = x._repr_html_()
+    assert "1 \u00d7 2 f32, cpu, 8 bytes, requires_grad=True" in html and "tensor([[1.5000, 2.5000]]" in html
+    html = (x.sum() * 2)._repr_html_()
+    assert "scalar f32, cpu, 4 bytes, grad_fn=&lt;mul&gt;" in html and "<mul>" not in html
+
+
 def test_long_lines_wrap_at_80_columns():
     assert repr(tensorlib.arange(30)) == (
         "tensor([ 0,  1,  2,  3,  4,  5,  6,  7,  8,  9, 10, 11, 12, 13, 14, 15, 16, 17,\n"
