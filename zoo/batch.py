@@ -5,47 +5,61 @@ from tensorlib import backend, nn
 from tensorlib.capture import Capture
 from tensorlib.errors import DTypeError
 
+KINDS = {nn.KVCache: nn.BatchCache, nn.LatentCache: nn.BatchLatentCache, nn.StateCache: nn.BatchStateCache}
+
 
 class Batch:
-    """The weights of a TextModel over pages of its own (`cache`) for `tokens` tokens in all. For one thread.
+    """The weights of a TextModel over memory of its own (`cache`) for `tokens` tokens in all. For one thread.
 
-    DTypeError for models that keep something else than keys and values.
+    `spare`: how many sequences there are at once, beyond `streams`, while they fork. DTypeError for a model that keeps
+    something else than its caches do.
     """
 
-    def __init__(self, model, streams, context, tokens, cache_dtype="f16", page_size=64):
+    def __init__(self, model, streams, context, tokens, cache_dtype="f16", page_size=64, spare=0):
         like = model.model.new_cache(1, cache_dtype, device=model.device)
-        if type(like) is not nn.KVCache:
+        if type(like) not in KINDS:
+            expected = f"one with a {' or a '.join(kind.__name__ for kind in KINDS)}"
             fix = "generate its texts one by one, with TextModel.generate"
-            raise DTypeError("Batch", f"a model with a {type(like).__name__}", "one with a KVCache", fix)
-        heads, _, width = like.layers[0][0].shape
-        self.cache = nn.BatchCache(len(like.layers), heads, width, tokens, cache_dtype, model.device, page_size)
+            raise DTypeError("Batch", f"a model with a {type(like).__name__}", expected, fix)
+        self.cache = KINDS[type(like)].like(like, streams + spare, context, tokens, page_size)
         self._model, self._streams, self._most = model, streams, self.cache.pages(context)
         self._recorded = {}
 
     def prompt(self, sequence, ids):
         """Logits [1, V] after `ids`, which follow what the sequence has. ContextError without enough pages."""
+        return self.prompts([sequence], [ids])[0]
+
+    def prompts(self, sequences, parts):
+        """[logits [1, V]] after the ids that follow what each sequence has, computed together. ContextError, as above.
+
+        With states they are computed one by one.
+        """
+        if self.cache.apart and len(parts) > 1:
+            return [self.prompt(*each) for each in zip(sequences, parts)]
         with backend.backend().pool.pinned():
-            self.cache.step([sequence], [len(ids)])
-            ids = tensorlib.tensor(ids, dtype="i64", device=self._model.device)
-            return self._model.model(ids, self.cache)
+            self.cache.step(sequences, list(map(len, parts)))
+            ids = tensorlib.tensor([i for part in parts for i in part], dtype="i64", device=self._model.device)
+            logits = self._model.model(ids, self.cache)
+        return [logits[i : i + 1] for i in range(len(parts))]
 
     def step(self, sequences, tokens):
         """Logits [1, V] after one token of each sequence, valid until the next step. ContextError, as above."""
-        size = self._size(len(sequences))
+        key = size, most = self._size(len(sequences)), self.cache.width(sequences, self._most)
         with backend.backend().pool.pinned():
-            if size in self._recorded:
-                slots, capture, rows = self._recorded[size]
+            if key in self._recorded:
+                slots, capture, rows = self._recorded[key]
                 slots.take(sequences, tokens)
                 capture.replay()
                 return rows[: len(sequences)]
-            slots, capture = self.cache.slots(size, self._most), Capture(self._model.device)
+            slots, capture = self.cache.slots(size, most), Capture(self._model.device)
             slots.take(sequences, tokens)
             with capture:
                 logits = self._model.model(slots.ids, self.cache, last_only=False)
             if self._model.device.gpu is not None:  # a graph records, and runs at its replay only
                 capture.replay()
+        logits = logits.reshape(size, -1)
         rows = [logits[i : i + 1] for i in range(size)]
-        self._recorded[size] = slots, capture, rows
+        self._recorded[key] = slots, capture, rows
         return rows[: len(sequences)]
 
     def _size(self, count):

@@ -37,7 +37,7 @@ def beam_search(model, prompt_ids, num_beams, max_tokens, length_penalty=1.0, ea
         got, fix = f"a prompt of {len(prompt)} tokens and {max_tokens} to generate", "shorten the prompt"
         raise ContextError("beam_search", got, f"at most {most} in all", fix)
     context = len(prompt) + max_tokens
-    batch = Batch(model, num_beams, context, context + num_beams * (max_tokens + 2 * PAGE), "f32", PAGE)
+    batch = Batch(model, num_beams, context, context + num_beams * (max_tokens + 2 * PAGE), "f32", PAGE, num_beams)
     search = _Search(num_beams, max_tokens, length_penalty, early_stopping, frozenset(stop_ids))
     sequence, _ = batch.cache.begin(prompt)
     for i in range(0, len(prompt), CHUNK):

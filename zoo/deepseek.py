@@ -133,7 +133,7 @@ class DeepseekAttention(nn.Module):
         q_THN, q_THS = q.unflatten(-1, (self._heads, -1)).split(self._q, -1)
         c_TR, k_TS = self.kv_a_proj_with_mqa(x_TD).split(self._latent, -1)
         c_TR, (k_HNR, v_HUR) = self.kv_a_layernorm(c_TR), self.up()
-        if isinstance(cache, nn.LatentCache):
+        if isinstance(cache, (nn.LatentCache, nn.BatchLatentCache)):
             q_THR = (q_THN.transpose(0, 1) @ k_HNR).transpose(0, 1)
             q, latents = tensorlib.cat([q_THS, q_THR], -1), tensorlib.cat([k_TS, c_TR], -1)
             o_THR = cache.attend(self._layer, q, latents, rotary, self._scale)

@@ -110,36 +110,41 @@ class Engine:
         return self._cache.needed(handle.sequence, count)
 
     def _prompts(self, events):
-        """Up to CHUNK tokens that streams have and the cache has not, in the order of their coming."""
-        left = CHUNK
+        """Up to CHUNK tokens that streams have and the cache has not, in the order of their coming, all at once."""
+        left, parts = CHUNK, []
         for handle in [h for h in self._active if h.fresh]:
             held = self._cache.length(handle.sequence)
-            part = handle.all_ids[held : held + left]
-            if not part or not self._room([handle], len(part)):
-                return
-            logits, left = self._batch.prompt(handle.sequence, part), left - len(part)
-            self._cache.known(handle.sequence, handle.all_ids)
-            if held + len(part) == len(handle.all_ids):
-                handle.fresh = False
-                self._choose(handle, logits, events)
+            if part := handle.all_ids[held : held + left]:
+                parts.append((handle, part))
+                left -= len(part)
+        parts = self._room(parts)
+        if parts:
+            rows = self._batch.prompts([handle.sequence for handle, _ in parts], [part for _, part in parts])
+            for (handle, _), logits in zip(parts, rows):
+                self._cache.known(handle.sequence, handle.all_ids)
+                if self._cache.length(handle.sequence) == len(handle.all_ids):
+                    handle.fresh = False
+                    self._choose(handle, logits, events)
 
     def _tokens(self, events):
         """A step of all whose last token alone is not in the cache."""
-        ready = self._room([h for h in self._active if not h.fresh], 1)
+        ready = self._room([(h, h.all_ids[-1:]) for h in self._active if not h.fresh])
         if ready:
-            rows = self._batch.step([h.sequence for h in ready], [h.all_ids[-1] for h in ready])
-            for handle, logits in zip(ready, rows):
+            rows = self._batch.step([h.sequence for h, _ in ready], [part[0] for _, part in ready])
+            for (handle, _), logits in zip(ready, rows):
                 self._cache.known(handle.sequence, handle.all_ids)
                 self._choose(handle, logits, events)
 
-    def _room(self, handles, count):
-        """Those of `handles` that there are pages for: while there are too few, the youngest stream goes."""
-        while sum(self._cache.needed(h.sequence, count) for h in handles) > self._cache.free_pages:
+    def _room(self, parts):
+        """Those of `parts`, streams with their next tokens, that there are pages for: while there are too few, the
+        youngest stream goes.
+        """
+        while sum(self._cache.needed(h.sequence, len(part)) for h, part in parts) > self._cache.free_pages:
             youngest = self._active[-1]
             self._leave(youngest)
             self._waiting.appendleft(youngest)
-            handles = [h for h in handles if h is not youngest]
-        return handles
+            parts = [(h, part) for h, part in parts if h is not youngest]
+        return parts
 
     def _choose(self, handle, logits, events):
         try:
@@ -182,14 +187,3 @@ class Engine:
             handle.sampler = None
         handle.finish_reason = reason
         events.append((handle, None))
-
-
-def generate_batch(model, prompts, max_tokens=None, sampler=GREEDY, stop_ids=(), streams=8):
-    """The ids that follow each of `prompts` (lists of ids of any lengths, which need no padding): lists."""
-    longest = max(map(len, prompts), default=0)
-    context = None if max_tokens is None else longest + max_tokens
-    engine = Engine(model, min(streams, max(1, len(prompts))), context)
-    handles = [engine.submit(ids, max_tokens, sampler, stop_ids) for ids in prompts]
-    while engine.busy:
-        engine.step()
-    return [handle.ids for handle in handles]

@@ -171,6 +171,10 @@ class FullAttention:
     def advance(self, n):
         """Nothing: no token is kept."""
 
+    def last(self, x):
+        """The row of x [..., T, D] of each sequence's last token: [..., 1, D]."""
+        return x[..., -1:, :]
+
     def past(self, layer, i):
         """None: every sequence begins here (see StateCache)."""
 

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 from tensorlib.device import Device
 from tensorlib.nn.paged_cache import PagedCache
-from tensorlib.ops import fused, movement
-from tensorlib.ops.index import index_select
+from tensorlib.ops import fused, index, movement
 from tensorlib.ops.paged import paged_attention
 from tensorlib.tensor import Tensor, tensor, zeros
 
@@ -30,7 +29,9 @@ class Rows(NamedTuple):
     places: Tensor  # i64 [T * kv_heads]: rows of a layer's pages, [pages * kv_heads * page_size]
     table: Tensor  # i64 [B, pages]: of each sequence
     lengths: Tensor  # i64 [B], with the step's tokens
-    starts: list | None  # [B + 1] rows of each sequence; None: one each
+    states: Tensor  # i64 [B]: places of the sequences' states, 0 without any
+    starts: list | None = None  # [B + 1] rows of each sequence; None: one each
+    ends: list | None = None  # `lengths`
 
 
 class BatchCache(PagedCache):
@@ -39,14 +40,23 @@ class BatchCache(PagedCache):
     `begin(ids)` makes a sequence that has what is known of a beginning of `ids`; `known(sequence, ids)` tells which
     tokens it has, so that others may begin with them. Page 0 is nobody's: rows that nobody uses are written there.
     Pages that no sequence has keep their tokens until they are needed, the longest unused first.
+    `layers`: how many, or which. `apart`: layers want sequences as rows of a batch, [B, 1] tokens of a step.
     """
+
+    apart = False
 
     def __init__(self, layers, kv_heads, head_dim, tokens, dtype="f16", device=None, page_size=64):
         super().__init__(1 + -(-tokens // page_size), page_size, kv_heads, head_dim, dtype, device)
         self._free = dict.fromkeys(range(1, self._shape[0]))  # the first was freed first
         self._hashes, self._by_hash, self._marks, self._turns = {}, {}, {}, {}
-        for layer in range(layers):
+        for layer in range(layers) if isinstance(layers, int) else layers:
             self._pages(layer)
+
+    @classmethod
+    def like(cls, cache, streams, context, tokens, page_size=64):
+        """What a model gets in place of a KVCache, for up to `streams` sequences of up to `context` tokens."""
+        heads, _, width = cache.layers[0][0].shape
+        return cls(len(cache.layers), heads, width, tokens, cache.layers[0][0].dtype, cache.start.device, page_size)
 
     # ---- sequences ---------------------------------------------------------------------------------------------------
 
@@ -137,12 +147,23 @@ class BatchCache(PagedCache):
         before = [self._lengths[name] for name in sequences]
         places, table, lengths, starts = self._planned(sequences, counts)
         positions = [n + i for n, count in zip(before, counts) for i in range(count)]
-        made = (tensor(x, dtype="i64", device=self._device) for x in (positions, self._rows(places), table, lengths))
-        self._step, self._turns = Rows(*made, starts), {}
+        lists = positions, self._rows(places), table, lengths, [self._place(name) for name in sequences]
+        self._step = Rows(*(tensor(x, dtype="i64", device=self._device) for x in lists), starts, lengths)
+        self._turns = {}
 
     def slots(self, count, most):
         """Memory for steps of `count` sequences or fewer, of up to `most` pages: see `Slots`."""
         return Slots(self, count, most)
+
+    def width(self, sequences, most):
+        """How many pages a step's memory should have for one more token of each of `sequences`: `most`, of which
+        attention reads those that there are.
+        """
+        return most
+
+    def _place(self, sequence):
+        """Where the states of a sequence are: nowhere."""
+        return 0
 
     # ---- what models ask for -----------------------------------------------------------------------------------------
 
@@ -152,54 +173,62 @@ class BatchCache(PagedCache):
     def advance(self, n):
         """Nothing: `step` has."""
 
+    def positions(self, ids):
+        """i64, as ids: where the tokens of the step stand."""
+        return movement.reshape(self._step.positions, ids.shape)
+
     def last(self, x):
         """The rows of x [T, ...] of each sequence's last token: [B, ...]."""
         starts = self._step.starts
         if starts is None or len(starts) == x.shape[0] + 1:
             return x
-        return index_select(x, 0, tensor([end - 1 for end in starts[1:]], device=self._device))
-
-    def positions(self, ids):
-        """i64 [T]: where the tokens of the step stand."""
-        return self._step.positions
+        if len(starts) == 2:
+            return x[-1:]
+        return index.index_select(x, 0, [start - 1 for start in starts[1:]])
 
     def attend(self, layer, q, k, v, rotary, **options):
         """`KVCache.attend` for the rows of the step: q [T, heads * head_dim], k and v [T, kv_heads * head_dim]."""
-        rows, (_, heads, _, width), t = self._step, self._shape, q.shape[0]
-        q, k, v = q.reshape(t, -1, width), k.reshape(t, heads, width), v.reshape(t, heads, width)
-        if rotary is not None:
-            tables = self._turns.get(id(rotary))
-            if tables is None:  # once a step, not once a layer
-                tables = self._turns[id(rotary)] = rotary.tables_at(rows.positions)
-            q, k = (fused.rope(x, *tables, 0, interleaved=rotary.interleaved) for x in (q, k))
+        rows, (_, heads, _, width), shape = self._step, self._shape, q.shape
+        q, k, v = q.reshape(-1, q.shape[-1] // width, width), k.reshape(-1, heads, width), v.reshape(-1, heads, width)
+        q, k = self._turned(rotary, q, k)
         keys, values = self._pages(layer)
         for pages, x in ((keys, k), (values, v)):
             pages.reshape(-1, width)[rows.places] = x.to(self._dtype).reshape(-1, width)
         found = paged_attention(q, keys, values, rows.table, rows.lengths, rows.starts, **options)
-        return movement.reshape(found, (t, -1))
+        return movement.reshape(found, shape)
+
+    def _turned(self, rotary, *rows):
+        """Each [T, H, D] of the step rotated to its tokens' positions, unless rotary is None."""
+        if rotary is None:
+            return rows
+        tables = self._turns.get(id(rotary))
+        if tables is None:  # once a step, not once a layer
+            tables = self._turns[id(rotary)] = rotary.tables_at(self._step.positions)
+        return tuple(fused.rope(x, *tables, 0, interleaved=rotary.interleaved) for x in rows)
 
 
 class Slots:
     """A step of one token for each of `count` sequences, in memory that a recorded step reads.
 
-    `ids` (i64 [count]) are what the model gets. `take` puts sequences and their tokens there, in one write, and makes
-    it the cache's step; slots that are left over write to page 0.
+    `ids` (i64 [count], or [count, 1] if `apart`) are what the model gets. `take` puts sequences and their tokens there,
+    in one write, and makes it the cache's step; slots that are left over write to page 0.
     """
 
     def __init__(self, cache, count, most):
         self._cache, self.count, self._most = cache, count, most
         heads = cache._shape[1]
-        sizes = (count, count, count, count * heads, count * most)
+        sizes = (count, count, count, count, count * heads, count * most)
         self._words = zeros(sum(sizes), dtype="i64", device=Device(cache._device))
-        parts = movement.split(self._words, sizes)
-        self.ids, positions, lengths, places, table = parts
-        self._rows = Rows(positions, places, table.reshape(count, most), lengths, None)
+        ids, positions, lengths, states, places, table = movement.split(self._words, sizes)
+        self.ids = ids.reshape(count, 1) if cache.apart else ids
+        self._rows = Rows(positions, places, table.reshape(count, most), lengths, states)
 
     def take(self, sequences, tokens):
         """One token of each sequence comes next. ContextError, with nothing changed, without enough pages."""
         cache, left, most = self._cache, self.count - len(sequences), self._most
         places, tables, lengths, _ = cache._planned(sequences, [1] * len(sequences))
         words = array("q", [*tokens, *[0] * left, *(n - 1 for n in lengths), *[0] * left, *lengths, *[1] * left])
+        words.extend([cache._place(name) for name in sequences] + [0] * left)
         words.extend(cache._rows(places + [0] * left))
         for table in tables:
             words.extend(table + [0] * (most - len(table)))

@@ -162,6 +162,10 @@ class PackedAttention:
     def advance(self, n):
         """Nothing: no token is kept."""
 
+    def last(self, x):
+        """The row of x [N, D] of each sequence's last token: [B, D]."""
+        return self.tokens.at(x, -1)
+
     def positions(self, ids):
         """i64 [N]: where each token stands in its sequence."""
         return self.tokens.positions
@@ -188,7 +192,7 @@ class Padding:
 
     def __init__(self, attention_mask, cache=None):
         if cache is not None:
-            fix = "leave out padding, and see zoo.engine.generate_batch"
+            fix = "leave out padding, and see zoo/generate_batch.py"
             raise ShapeError("Padding", "an attention_mask and a cache", "one of them", fix)
         self._shape = tuple(attention_mask.shape)
         if len(self._shape) not in (1, 2) or 0 in self._shape:

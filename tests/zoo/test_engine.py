@@ -1,6 +1,7 @@
 """Streams of an engine give what each gives alone, whoever comes and goes."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tensorlib import nn
 from tensorlib.errors import ContextError, DTypeError, ShapeError
 from tests.zoo.conftest import tiny_llama  # noqa: F401
-from zoo.engine import Engine, generate_batch
+from zoo.engine import Engine
 from zoo.generate import GREEDY, SamplerConfig, TextModel
 from zoo.load import load_gguf
 
@@ -83,14 +84,16 @@ def test_a_beginning_is_shared(tiny_llama):  # noqa: F811
     model, engine = TextModel(file, net, cache_dtype="f32"), None
     engine = Engine(model, 2, cache_dtype="f32", page_size=16)
     counts = []
-    prompt = engine._batch.prompt
-    engine._batch.prompt = lambda sequence, ids: (counts.append(len(ids)), prompt(sequence, ids))[1]
+    compute = engine._batch.prompts
+    engine._batch.prompts = lambda sequences, parts: (counts.append(list(map(len, parts))), compute(sequences, parts))[
+        1
+    ]
     ids = prompts(1, 2)[0][:20] * 2
     first = engine.submit(ids[:40], 20)
     run(engine)
     second, third = engine.submit([*ids[:33], 5, 6], 4), engine.submit(first.all_ids, 2)
     run(engine)
-    assert counts == [len(ids[:40]), len(ids[:33]) + 2 - 32, len(first.all_ids) - 48]
+    assert counts == [[len(ids[:40])], [len(ids[:33]) + 2 - 32, len(first.all_ids) - 48]]
     assert second.ids == list(model.generate(second.prompt, 4)) and third.ids == list(model.generate(third.prompt, 2))
 
 
@@ -128,17 +131,11 @@ def test_refused_at_once(model):
     with pytest.raises(ShapeError, match="empty prompt"):
         engine.submit([])
     assert not engine.busy
-    model.model.new_cache, usual = lambda n, dtype, device: nn.LatentCache(1, n, 16, dtype), model.model.new_cache
-    with pytest.raises(DTypeError, match="a model with a LatentCache"):
-        Engine(model)
-    model.model.new_cache = usual
-
-
-def test_batches(model):
-    some = prompts(5, 4)
-    want = [list(model.generate(ids, 9)) for ids in some]
-    assert generate_batch(TextModel(model.file, model.model, "f32"), some, 9, streams=2) == want
-    assert generate_batch(model, [], 9) == []
+    own = type("OwnCache", (nn.KVCache,), {})
+    other = TextModel(model.file, model.model, "f32")
+    other.model = SimpleNamespace(new_cache=lambda n, dtype, device: own(1, 1, n, 16, dtype))
+    with pytest.raises(DTypeError, match="a model with a OwnCache; expected one with a KVCache or a LatentCache"):
+        Engine(other)
 
 
 def test_other_threads_submit(model):

@@ -1,0 +1,67 @@
+"""The engine serves every decoder: streams that come and go give what each gives alone."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+import tensorlib
+from tests.zoo.decoders import CASES
+from zoo import auto
+from zoo.engine import Engine
+from zoo.generate import TextModel
+
+FAMILIES = sorted({case.model_type for case in CASES} | {"chatglm", "rwkv5", "rwkv6", "rwkv7"})
+
+
+def tiny(model_type):
+    """A TextModel of random weights, of the family's own tiny config."""
+    name, model, config = auto.MODELS[model_type]
+    module = importlib.import_module(f"zoo.{name}")
+    kind = getattr(module, config)
+    found = next(value for key, value in vars(module).items() if key.startswith("TINY") and type(value) is kind)
+    tensorlib.manual_seed(0)
+    net = getattr(module, model)(found._replace(max_position_embeddings=64)).requires_grad_(False)
+    return TextModel(None, net, cache_dtype="f32")
+
+
+class Scores:
+    """A processor that keeps what it sees."""
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, ids, scores):
+        self.rows.append(scores.copy())
+
+
+def same(got, want, seen, alone):
+    """Ids that are alike, up to where the two best are within rounding; scores to 64 roundings of the largest, since
+    products of several rows sum in another order.
+    """
+    rounding = 64 * 2**-23 * max(np.abs(row).max() for row in alone)
+    for a, b, x, y in zip(got, want, seen, alone, strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=rounding)
+        if a != b:
+            best = np.sort(y)
+            assert best[-1] - best[-2] <= 2 * rounding
+            return
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_streams_are_what_they_are_alone(model_type):
+    """Past windows of 8, with two that wait and one that is called off, on pages of 16."""
+    model, rng = tiny(model_type), np.random.default_rng(1)
+    prompts = [rng.integers(0, model.config.vocab_size, n).tolist() for n in (5, 19, 1, 11, 3)]
+    engine = Engine(model, 3, cache_dtype="f32", page_size=16)
+    seen, alone = [Scores() for _ in prompts], [Scores() for _ in prompts]
+    handles = [engine.submit(ids, 10 + i, processors=[seen[i]]) for i, ids in enumerate(prompts)]
+    while engine.busy:
+        engine.step()
+        if len(handles[1].ids) == 4:
+            engine.cancel(handles[1])
+    for i, (ids, handle) in enumerate(zip(prompts, handles)):
+        want = list(model.generate(ids, len(handle.ids), processors=[alone[i]]))
+        same(handle.ids, want, seen[i].rows, alone[i].rows)
+    assert [h.finish_reason for h in handles] == ["length", "cancelled", "length", "length", "length"]
+    assert len(engine._batch._recorded) > 1  # steps of several sizes
