@@ -2,10 +2,10 @@
 
 Words, n = tokens * top_k choices, choice i being of token i // top_k; all arrays contiguous, ids and experts i32:
 * "sort" (): experts of the choices (i64), ids, experts of blocks, scratch, n, experts, rows per block, blocks
-* "gate_up" (dtype, precision): x, weights (experts, 2 I, D), result (n, I), ids, experts of blocks, n, top_k, experts,
-  I, D, rows per block, blocks
-* "down" (dtype, precision): h (n, I), weights (experts, D, I), result (top_k, tokens, D) f32, ids, experts of blocks,
-  routing weights (f32), then as before with D and I changed places
+* "gate_up" (dtype, precision): x, gate and up (I, D) of the first expert, result (n, I), ids, experts of blocks, n,
+  top_k, experts, I, D, elements from an expert's weights to the next one's, rows per block, blocks
+* "down" (dtype, precision): h (n, I), weights (experts, D, I), routing weights (f32), result (top_k, tokens, D) f32,
+  then as before with D and I changed places
 * "sum" (dtype): (top_k, tokens, D) f32, result, tokens, D, top_k
 
 `ids` holds the choices by expert, each group filled up with n to a multiple of a block; every block has one expert, or
@@ -89,11 +89,11 @@ def place(experts_ptr, counts_ptr, ids_ptr, n, CHUNK: tl.constexpr, EXPERTS: tl.
 
 @triton.jit
 def grouped(
-    a_ptr, w_ptr, c_ptr, ids_ptr, blocks_ptr, weights_ptr, n, top_k, experts, N, K, blocks,
+    a_ptr, w_ptr, up_ptr, c_ptr, ids_ptr, blocks_ptr, n, top_k, experts, N, K, stride, blocks,
     GATED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, TAIL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """GATED: silu(x @ gate) * (x @ up) of a block of tokens; else that @ down, times the routing weights."""
+    """GATED: silu(x @ gate) * (x @ up) of a block of tokens; else that @ down, times the routing weights at `up`."""
     columns = tl.cdiv(N, BLOCK_N)
     first = tl.program_id(0) // (GROUP * columns) * GROUP
     high = tl.minimum(blocks - first, GROUP)
@@ -109,8 +109,8 @@ def grouped(
     k = tl.arange(0, BLOCK_K)
     row = ids // top_k if GATED else ids
     a = a_ptr + row.to(tl.int64)[:, None] * K + k[None, :]
-    w = w_ptr + (expert.to(tl.int64) * (2 * N if GATED else N) + tl.minimum(column, N - 1))[None, :] * K + k[:, None]
-    up = N.to(tl.int64) * K
+    at = expert * stride + (tl.minimum(column, N - 1).to(tl.int64) * K)[None, :] + k[:, None]
+    w, up = w_ptr + at, up_ptr + at
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     other = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if GATED else total
     for start in range(0, K, BLOCK_K):
@@ -119,15 +119,16 @@ def grouped(
         y = tl.load(w, mask=inside[:, None], other=0.0) if TAIL else tl.load(w)
         total = tl.dot(x, y, total, input_precision=PRECISION)
         if GATED:
-            y = tl.load(w + up, mask=inside[:, None], other=0.0) if TAIL else tl.load(w + up)
+            y = tl.load(up, mask=inside[:, None], other=0.0) if TAIL else tl.load(up)
             other = tl.dot(x, y, other, input_precision=PRECISION)
+            up += BLOCK_K
         a += BLOCK_K
         w += BLOCK_K
     if GATED:
         total = total / (1.0 + tl.exp(-total)) * other
         to = ids
     else:
-        total *= tl.load(weights_ptr + ids)[:, None]
+        total *= tl.load(up_ptr + ids)[:, None]
         to = ids % top_k * (n // top_k) + ids // top_k
     c = c_ptr + to.to(tl.int64)[:, None] * N + column[None, :]
     tl.store(c, total.to(c_ptr.dtype.element_ty), mask=valid[:, None] & (column < N)[None, :])
@@ -161,20 +162,20 @@ def _grouped(gated, dtype, precision, arch, rows, tail):
     found = numbers(names, arch)
     tile = configs.grouped(found.family, arch, rows)
     result = memory(dtype) if gated else "*fp32"
-    types = (memory(dtype), memory(dtype), result, "*i32", "*i32", "*fp32", *("i32",) * 6)
+    up = memory(dtype) if gated else "*fp32"
+    types = (memory(dtype), memory(dtype), up, result, "*i32", "*i32", *("i32",) * 5, "i64", "i32")
     return tile, Kernel(
-        grouped, types, ("N", "K"), warps=tile.warps, stages=tile.stages, GATED=gated, DOT=found.dot,
+        grouped, types, ("N", "K", "stride"), warps=tile.warps, stages=tile.stages, GATED=gated, DOT=found.dot,
         PRECISION=found.precision, TAIL=tail, BLOCK_M=tile.m, BLOCK_N=tile.n, BLOCK_K=tile.k, GROUP=configs.GROUP,
     )  # fmt: skip
 
 
 def _product(gated, dtype, precision, gpu, words):
-    pointers, (n, top_k, experts, columns, depth, rows, many) = words[: 5 if gated else 6], words[5 if gated else 6 :]
+    *given, rows, many = words
+    columns, depth = given[9:11]
     tile, _ = _grouped(gated, dtype, precision, gpu.arch, rows, False)
     tile, kernel = _grouped(gated, dtype, precision, gpu.arch, rows, depth % tile.k > 0)
-    weights = () if gated else pointers[5:]
-    grid = (many * blocks(columns, tile.n), 1, 1)
-    kernel(gpu, grid, *pointers[:5], *(weights or (0,)), n, top_k, experts, columns, depth, many)
+    kernel(gpu, (many * blocks(columns, tile.n), 1, 1), *given, many)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from .launch import Kernel, blocks, pick, pointer, scratch
-from .quant import FLOATS, assembly, codes
+from .quant import FLOATS, assembly, begun, codes
 from .quant_layout import ROWS, SCALE_TYPES, codebook, scale_bits, scales_of
 
 # by rows of activations up to which they hold: (rows of weights, rows of activations, groups of 32, warps, stages,
@@ -101,26 +101,14 @@ def bits_at(scale_ptr, base_ptr, row, group, stop, groups, KIND: tl.constexpr):
 
 
 @triton.jit
-def matmul(
-    low_ptr, high_ptr, scale_ptr, base_ptr, x_ptr, power_ptr, out_ptr, residual_ptr, n, groups, many, part,
-    ROWS: tl.constexpr, MANY: tl.constexpr, GROUPS: tl.constexpr, RESIDUAL: tl.constexpr, PARTS: tl.constexpr,
-    ASM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, KIND: tl.constexpr, BIAS: tl.constexpr,
-    TABLE: tl.constexpr, MINIMUM: tl.constexpr, AHEAD: tl.constexpr,
+def sums(
+    low_ptr, high_ptr, scale_ptr, base_ptr, x_at, row, groups, start, stop, ROWS: tl.constexpr, MANY: tl.constexpr,
+    GROUPS: tl.constexpr, ASM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, KIND: tl.constexpr,
+    BIAS: tl.constexpr, TABLE: tl.constexpr, MINIMUM: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """A tile of ROWS rows of weights by MANY rows of activations, or the part of its sum that is over some of K."""
-    first_row, first_token = tl.program_id(0) * ROWS, tl.program_id(1) * MANY
-    row = tl.minimum(tl.arange(0, ROWS), n - 1 - first_row)
-    token = tl.minimum(first_token + tl.arange(0, MANY), many - 1)
-    begin = first_row.to(tl.int64) * groups
-    low_ptr += begin * LOW
-    high_ptr += begin * HIGH
-    scale_ptr += begin
-    base_ptr += begin // 8
+    """[ROWS, MANY]: groups from `start` to `stop` of weights' rows `row` times activations, whose first are `x_at`."""
     i = tl.arange(0, 16 * GROUPS)
-    x_at = x_ptr + (i // 16 * 32 + i % 16)[:, None] + token[None, :] * (groups * 32)
     acc = tl.zeros((ROWS, MANY), tl.float32)
-    start = tl.program_id(2) * part
-    stop = tl.minimum(start + part, groups)
     if AHEAD:
         s, base = bits_at(scale_ptr, base_ptr, row, start + tl.arange(0, GROUPS), stop, groups, KIND)
     for first in range(start, stop, GROUPS):
@@ -140,6 +128,28 @@ def matmul(
         SIGNED: tl.constexpr = LOW == 8 or TABLE is not None
         acc = tl.dot(unpacked(one, d, m, ASM, SIGNED, BIAS, MINIMUM), x, acc)
         acc = tl.dot(unpacked(two, e, k, ASM, SIGNED, BIAS, MINIMUM), y, acc)
+    return acc
+
+
+@triton.jit
+def matmul(
+    low_ptr, high_ptr, scale_ptr, base_ptr, x_ptr, power_ptr, out_ptr, residual_ptr, n, groups, many, part,
+    ROWS: tl.constexpr, MANY: tl.constexpr, GROUPS: tl.constexpr, RESIDUAL: tl.constexpr, PARTS: tl.constexpr,
+    ASM: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, KIND: tl.constexpr, BIAS: tl.constexpr,
+    TABLE: tl.constexpr, MINIMUM: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """A tile of ROWS rows of weights by MANY rows of activations, or the part of its sum that is over some of K."""
+    first_row, first_token = tl.program_id(0) * ROWS, tl.program_id(1) * MANY
+    row = tl.minimum(tl.arange(0, ROWS), n - 1 - first_row)
+    token = tl.minimum(first_token + tl.arange(0, MANY), many - 1)
+    low, high, scale, base = begun((low_ptr, high_ptr, scale_ptr, base_ptr), first_row, groups, LOW, HIGH)
+    i = tl.arange(0, 16 * GROUPS)
+    x_at = x_ptr + (i // 16 * 32 + i % 16)[:, None] + token[None, :] * (groups * 32)
+    start = tl.program_id(2) * part
+    acc = sums(
+        low, high, scale, base, x_at, row, groups, start, tl.minimum(start + part, groups), ROWS, MANY, GROUPS, ASM,
+        LOW, HIGH, KIND, BIAS, TABLE, MINIMUM, AHEAD,
+    )  # fmt: skip
     row, token = first_row + tl.arange(0, ROWS)[:, None], first_token + tl.arange(0, MANY)[None, :]
     inside, to = (row < n) & (token < many), token * n.to(tl.int64) + row
     if PARTS:

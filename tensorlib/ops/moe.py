@@ -2,8 +2,7 @@
 
 from tensorlib import backend, tape
 from tensorlib.errors import DTypeError, ShapeError
-from tensorlib.ops import elementwise, index, linalg, movement, norm, reduce, softmax, sort
-from tensorlib.ops.create import zeros
+from tensorlib.ops import elementwise, exchange, grouped, index, linalg, movement, norm, reduce, softmax, sort
 from tensorlib.ops.precision import get_float32_matmul_precision
 from tensorlib.registry import FLOAT_ONLY, define
 
@@ -11,7 +10,7 @@ BLOCK_ROWS = (16, 64, 128)  # kernels_triton/matmul_configs.py
 MOST_EXPERTS = 512
 # On the CPU, up to so many choices per expert: more are faster one expert after the other, whose products are packed
 # (8 experts of 1024 x 3584, 2 threads: 16 choices in f16 73 and 56 ms; 32 in q8_0 52 and 60; 64 small ones always less)
-CHOICES, CHOICES_OF_BLOCKS = 8, 32
+CHOICES, CHOICES_OF_BLOCKS = 4, 32
 
 
 def _ref(np, x, router_logits, w_gate_up, w_down, top_k, normalize=True):
@@ -64,9 +63,9 @@ def moe(x, router_logits, w_gate_up, w_down, top_k, normalize=True):
 def mix(x, weights, experts, w_gate_up, w_down):
     """`moe` of experts that were chosen before: x (..., D); weights and experts (T, top_k), a row per row of x.
 
-    w_gate_up may be a pair instead: gate and up, (E, I, D) each. On the CPU without a gradient up to `CHOICES` per
-    expert, and any that are recorded, are launches that do not depend on what was chosen. So are, on a GPU, those for
-    joined floats of one dtype, and for one token with any weights: those that it chose are gathered first.
+    w_gate_up may be a pair instead: gate and up, (E, I, D) each. Without a gradient launches do not depend on what was
+    chosen, nor wait for it, where these are recorded; on the CPU for up to `CHOICES` per expert; on a GPU for floats of
+    one dtype and for blocks that are in planes there.
     """
     tokens = movement.reshape(x, (-1, x.shape[-1]))
     ups = w_gate_up if isinstance(w_gate_up, tuple) else (w_gate_up,)
@@ -74,20 +73,16 @@ def mix(x, weights, experts, w_gate_up, w_down):
     kinds = {"blocks" if hasattr(a, "format") else a.dtype.name for a in (x, *ups, w_down)}
     fused = not recorded and tokens.shape[0] and kinds <= {"f16", "bf16", "f32", "blocks"}
     fused = fused and weights.dtype.name == "f32"
-    many, cpu = w_down.shape[0], x.device.type == "cpu"
-    joined = kinds == {x.dtype.name} and len(ups) == 1 and many <= MOST_EXPERTS
-    if cpu:
-        few = experts.numel() <= many * (CHOICES_OF_BLOCKS if hasattr(w_down, "format") else CHOICES)
-    else:
-        few = tokens.shape[0] == 1
+    if fused and x.device.type != "cpu" and w_down.shape[0] <= MOST_EXPERTS:
+        if kinds == {x.dtype.name}:
+            return movement.reshape(_grouped(tokens, weights, experts, ups, w_down), x.shape)
+        if all(getattr(w, "halves", False) for w in (*ups, w_down)):
+            return movement.reshape(w_down.mixed(tokens, weights, experts, ups), x.shape)
+    few = experts.numel() <= w_down.shape[0] * (CHOICES_OF_BLOCKS if hasattr(w_down, "format") else CHOICES)
+    few = few if x.device.type == "cpu" else tokens.shape[0] == 1
     few = few or backend.recorder() is not None  # who is chosen when it is replayed is not known
-    if fused and few and not (joined and not cpu):
-        out = _few(tokens, weights, experts, w_gate_up, w_down)
-    elif fused and joined and not cpu:
-        out = _grouped(tokens, weights, experts, w_gate_up, w_down)
-    else:
-        out = _by_expert(tokens, weights, experts, w_gate_up, w_down)
-    return movement.reshape(out, x.shape)
+    form = _few if fused and few else _by_expert
+    return movement.reshape(form(tokens, weights, experts, w_gate_up, w_down), x.shape)
 
 
 def _check(x, router_logits, w_gate_up, w_down, top_k):
@@ -116,11 +111,6 @@ def _check_one(x, router_logits, w_gate_up, w_down, top_k, halves):
         raise DTypeError("moe", dtypes, "floats", "convert them with .to(dtype)")
 
 
-def _matrix(weights, e):
-    """Expert e's."""
-    return weights[e] if hasattr(weights, "format") else movement.select(weights, 0, e)
-
-
 def _gated(x, w_gate_up, product):
     """silu(gate) * up of x, by a function for the product with a weight."""
     if isinstance(w_gate_up, tuple):
@@ -130,22 +120,23 @@ def _gated(x, w_gate_up, product):
 
 
 def _by_expert(x, weights, experts, w_gate_up, w_down):
-    """One expert after the other, with the tokens that chose it."""
-    out = zeros(type(x), x.shape, dtype="f64" if x.dtype.name == "f64" else "f32", device=x.device)
-    for e in range(w_down.shape[0]):
-        token, place = index.nonzero(elementwise.eq(experts, e), as_tuple=True)
-        if not token.shape[0]:
-            continue
+    """The choices by expert, which is read; then one product per expert and weight."""
+    (tokens, top_k), ids = weights.shape, movement.reshape(experts, -1)
+    order = sort.argsort(ids, stable=True)
+    ends, total = [], 0
+    for count in exchange.tolist(sort.bincount(ids, minlength=w_down.shape[0])):
+        total += count
+        ends.append(total)
 
-        def product(some, w, e=e):
-            return linalg.linear(some, _matrix(w, e))
+    def product(some, w):
+        if hasattr(w, "format"):
+            return w.grouped(some, ends)
+        return grouped.grouped_mm(some, movement.transpose(w, 1, 2), ends)
 
-        gated = _gated(index.index_select(x, 0, token), w_gate_up, product)
-        y = elementwise.cast(product(gated, w_down), out.dtype)
-        at = elementwise.add(elementwise.mul(token, weights.shape[1]), place)
-        share = index.index_select(movement.reshape(weights, (-1,)), 0, at)
-        out = index.index_add(out, 0, token, elementwise.mul(y, movement.unsqueeze(share, 1)))
-    return elementwise.cast(out, x.dtype)
+    rows = index.index_select(x, 0, elementwise.floor_divide(order, top_k))
+    y = index.index_select(product(_gated(rows, w_gate_up, product), w_down), 0, sort.argsort(order))
+    y = movement.reshape(elementwise.cast(y, "f64" if x.dtype.name == "f64" else "f32"), (tokens, top_k, x.shape[1]))
+    return elementwise.cast(reduce.sum(elementwise.mul(y, movement.unsqueeze(weights, -1)), 1), x.dtype)
 
 
 def _few(x, weights, experts, w_gate_up, w_down):
@@ -185,43 +176,46 @@ def chosen(x, ids, w, per):
     return out
 
 
-def _grouped(x, weights, experts, w_gate_up, w_down):
-    """The same on a GPU: choices by expert, both products for all experts at once, the sum over choices."""
-    x, weights, experts, w_gate_up, w_down = map(movement.contiguous, (x, weights, experts, w_gate_up, w_down))
-    (tokens, d), top_k, (many, _, inner) = x.shape, weights.shape[1], w_down.shape
-    n, device, cls = tokens * top_k, x.device, type(x)
+def sorted_choices(experts, many):
+    """(choices by expert, experts of blocks, rows of a block, how many blocks): see kernels_triton/moe.py."""
+    experts = movement.contiguous(experts)
+    n, device, cls = experts.numel(), experts.device, type(experts)
     rows = next((r for r in BLOCK_ROWS[:-1] if n <= r * many), BLOCK_ROWS[-1])
-    blocks = min(
-        n, (n + many * (rows - 1)) // rows
-    )  # at most: each has a choice, each expert's last may be part-filled
+    # at most: each has a choice, each expert's last may be part-filled
+    blocks = min(n, (n + many * (rows - 1)) // rows)
     ids, of_blocks = cls.empty((blocks * rows,), "i32", device), cls.empty((blocks,), "i32", device)
     places = cls.empty((-(-n // 64) * max(16, 1 << (many - 1).bit_length()),), "i32", device)
     words = [experts.ptr, ids.ptr, of_blocks.ptr, places.ptr, n, many, rows, blocks]
     kernel = backend.kernel("moe", "sort", device=device.type)
     backend.launch(kernel, words, n, (experts,), (ids, of_blocks, places))
+    return ids, of_blocks, rows, blocks
+
+
+def summed(parts, dtype):
+    """Parts [top_k, T, D] f32 added up in their order: [T, D]."""
+    top_k, tokens, d = parts.shape
+    out = type(parts).empty((tokens, d), dtype, parts.device)
+    kernel = backend.kernel("moe", "sum", out.dtype.name, device=out.device.type)
+    backend.launch(kernel, [parts.ptr, out.ptr, tokens, d, top_k], top_k * tokens * d, (parts,), (out,))
+    return out
+
+
+def _grouped(x, weights, experts, ups, down):
+    """The same on a GPU: choices by expert, both products for all experts at once, the sum over choices."""
+    x, weights, down, *ups = map(movement.contiguous, (x, weights, down, *ups))
+    (tokens, d), top_k, (many, _, inner) = x.shape, weights.shape[1], down.shape
+    n, device, cls = tokens * top_k, x.device, type(x)
+    ids, of_blocks, rows, blocks = sorted_choices(experts, many)
     hidden, parts = cls.empty((n, inner), x.dtype, device), cls.empty((top_k, tokens, d), "f32", device)
     params = (x.dtype.name, get_float32_matmul_precision() if x.dtype.name == "f32" else "highest")
     kernel = backend.kernel("moe", "gate_up", *params, device=device.type)
-    words = [x.ptr, w_gate_up.ptr, hidden.ptr, ids.ptr, of_blocks.ptr, n, top_k, many, inner, d, rows, blocks]
-    backend.launch(kernel, words, 2 * n * inner * d, (x, w_gate_up, ids, of_blocks), (hidden,))
+    stride = ups[0].numel() // many  # elements from an expert's gate to the next one's, and where the first up begins
+    up = ups[1].ptr if len(ups) > 1 else ups[0].ptr + inner * d * x.dtype.itemsize
+    words = [x.ptr, ups[0].ptr, up, hidden.ptr, ids.ptr, of_blocks.ptr]
+    words += [n, top_k, many, inner, d, stride, rows, blocks]
+    backend.launch(kernel, words, 2 * n * inner * d, (x, *ups, ids, of_blocks), (hidden,))
     kernel = backend.kernel("moe", "down", *params, device=device.type)
-    words = [
-        hidden.ptr,
-        w_down.ptr,
-        parts.ptr,
-        ids.ptr,
-        of_blocks.ptr,
-        weights.ptr,
-        n,
-        top_k,
-        many,
-        d,
-        inner,
-        rows,
-        blocks,
-    ]
-    backend.launch(kernel, words, n * inner * d, (hidden, w_down, ids, of_blocks, weights), (parts,))
-    out = cls.empty((tokens, d), x.dtype, device)
-    kernel = backend.kernel("moe", "sum", x.dtype.name, device=device.type)
-    backend.launch(kernel, [parts.ptr, out.ptr, tokens, d, top_k], n * d, (parts,), (out,))
-    return out
+    words = [hidden.ptr, down.ptr, weights.ptr, parts.ptr, ids.ptr, of_blocks.ptr]
+    words += [n, top_k, many, d, inner, d * inner, rows, blocks]
+    backend.launch(kernel, words, n * inner * d, (hidden, down, ids, of_blocks, weights), (parts,))
+    return summed(parts, x.dtype)

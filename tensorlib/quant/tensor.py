@@ -17,7 +17,7 @@ from tensorlib.errors import DeviceError, DTypeError, GradError, ShapeError
 from tensorlib.memo import memoised
 from tensorlib.ops import create, elementwise, linalg, moe, movement
 from tensorlib.ops._launch import fill
-from tensorlib.quant import formats, gpu, source
+from tensorlib.quant import formats, gpu, mixtures, source
 from tensorlib.quant.like import Like
 from tensorlib.registry import FLOAT_ONLY, Op
 
@@ -197,6 +197,22 @@ class QTensor(Like):
         backend.launch(kernel, words, 2 * ids.numel() * n * k, (self, y, ids), (out,))
         return out
 
+    @property
+    def halves(self):
+        """Whether a GPU's products with it are of f16: see `gpu.py`."""
+        return self.planes is not None and self.format.name not in gpu.WIDE
+
+    def mixed(self, x, weights, experts, ups):
+        """`moe.mix` on a GPU, of which this is w_down: all of a prompt's choices in a few launches."""
+        return mixtures.mixed(x, weights, experts, ups, self)
+
+    def grouped(self, x, ends):
+        """Rows of x [R, K] in groups, which end at `ends`, times a matrix each of this [G, N, K], transposed: [R, N].
+
+        As `linear` of each, which the gradient of x is of, too.
+        """
+        return quantized_grouped(x, self, ends)
+
     def gathered(self, ids):
         """The matrices `ids` (i64 [C], on this device) of [E, N, K], dequantised: [C, N, K] f32. On GPUs."""
         many, n, k = self.shape
@@ -327,6 +343,33 @@ def quantized_product(x, weight):
         some = weight.rows(start, min(rows, n - start))
         linalg._product(total, movement.narrow(flat, 1, start, some.shape[0]), some.dequantize(), None, start > 0)
     return out if n else fill(out, 0)
+
+
+def _groups(function):
+    """function(rows of x, their matrix) of every group that has some, joined."""
+
+    def by_group(x, weight, ends):
+        starts = [0, *ends[:-1]]
+        some = [
+            function(movement.narrow(x, 0, low, high - low), weight[i])
+            for i, (low, high) in enumerate(zip(starts, ends, strict=True))
+            if high > low
+        ]
+        return movement.cat(some)
+
+    return by_group
+
+
+@_recorded(0, x=lambda g, weight, ends: quantized_grouped_product(g, weight, ends))
+def quantized_grouped(x, weight, ends):
+    """What `QTensor.grouped` calls."""
+    return _groups(quantized_linear)(x, weight, ends)
+
+
+@_recorded(0, x=lambda g, weight, ends: quantized_grouped(g, weight, ends))
+def quantized_grouped_product(x, weight, ends):
+    """`quantized_product` of the rows of groups with a matrix each."""
+    return _groups(quantized_product)(x, weight, ends)
 
 
 def from_bytes(data, shape, format):

@@ -68,3 +68,35 @@ def check_linear(name, n, k, m, dtype="f32", residual=False):
     bound = each * (np.abs(exact) @ spread.T) + low + U["f32"] * np.abs(plus) + 1e-30
     bound += 0 if dtype == "f32" else U[dtype] * (np.abs(want) + bound)
     np.testing.assert_array_less(np.abs(values(got) - want), bound)
+
+
+def experts_in(name, experts, inner, d):
+    """[gate and up, down] as QTensors, and what those stand for, of gaussian weights."""
+    rng = np.random.default_rng(6)
+    dense = [
+        from_numpy((rng.standard_normal(shape) * shape[-1] ** -0.5).astype("f4"))
+        for shape in ((experts, 2 * inner, d), (experts, d, inner))
+    ]
+    quantised = [tensorlib.quantize(w, name) for w in dense]
+    return quantised, [w.dequantize(cls=tensorlib.Tensor) for w in quantised]
+
+
+def check_experts(device, name, tokens, experts, top_k, dtype="f32"):
+    """A mixture on the device against one of floats on the CPU; the same bits and launches whoever is chosen.
+
+    Rounded to f16 are x, the hidden layer and the weights: 2^-11 each, as in a prompt's products.
+    """
+    inner, d = (96, 64) if formats.get(name).elements == 32 else (256, 256)
+    weights, dense = experts_in(name, experts, inner, d)
+    x, logits = activations(tokens, d, dtype)[0], activations(tokens, experts)[0]
+    expected = values(tensorlib.moe(x.to("f32"), logits, *dense, top_k))
+    weights, found, launches = [w.to("cuda:0") for w in weights], [], []
+    for scores in (logits, -logits, logits):
+        operands = [a.to("cuda:0") for a in (x, scores)]
+        before = device.launches
+        found.append(tensorlib.moe(*operands, *weights, top_k))
+        launches.append(device.launches - before)
+    assert launches == launches[:1] * 3 and launches[0] <= 20
+    tolerance = 10 * U["f16"] + (U[dtype] if dtype != "f32" else 0)
+    assert np.abs(values(found[0]) - expected).max() <= tolerance * np.abs(expected).max()
+    assert found[0].dtype.name == dtype and np.array_equal(values(found[0]), values(found[2]))

@@ -5,6 +5,7 @@ import pytest
 
 import tensorlib
 from tensorlib.dtype import get
+from tests.sim.quant_cases import check_experts
 
 random = np.random.default_rng(3)
 
@@ -43,3 +44,24 @@ def test_many_tokens_are_grouped_by_several_programs(device):
     operands = [a.to("cuda:0") for a in draw(700, 3, 2, 4, "f32")]
     expected = tensorlib.moe(*(a.to("cpu") for a in operands), 2).numpy()
     assert np.allclose(tensorlib.moe(*operands, 2).to("cpu").numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case", [("q4_0", 1, 8, 2), ("q8_0", 70, 2, 2, "bf16"), ("q2_k", 3, 2, 2), ("iq4_nl", 9, 2, 1, "f16")], ids=str
+)
+def test_experts_in_blocks(device, case):
+    check_experts(device, *case)
+
+
+def test_gradients_are_the_cpus(device):
+    """Of all operands; an expert that nobody chose has a gradient of zeros."""
+    x, logits, gate_up, down = draw(30, 5, 8, 12, "f32")
+    logits = logits + tensorlib.tensor([0.0, 0.0, -99.0, 0.0, 0.0])
+    found = []
+    for where in ("cpu", "cuda:0"):
+        operands = [a.to(where).clone().requires_grad_() for a in (x, logits, gate_up, down)]
+        tensorlib.moe(*operands, 2).square().sum().backward()
+        found.append([a.grad.to("cpu").numpy() for a in operands])
+    assert not found[0][2][2].any() and not found[0][3][2].any()
+    for want, got in zip(*found, strict=True):
+        assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
