@@ -47,6 +47,7 @@ ZOO_PROGRAMS = (
     "generate",
     "gguf_encoders",
     "gguf_names",
+    "llama2_c",
     "load",
     "measure",
     "metadata",

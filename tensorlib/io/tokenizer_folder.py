@@ -1,5 +1,5 @@
 """A Tokenizer from a model's folder, by the files that are there: `tokenizer.json`, SentencePiece's files, Marian's two
-with a list of words, RWKV's list of words.
+with a list of words, RWKV's list of words, llama2.c's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PIECES = {
     "spiece.model": (None, "</s>"),  # T5's
     "spm.model": ("[CLS]", "[SEP]"),  # DeBERTa's
 }
-WORLD = "rwkv_vocab_v20230424.txt"
+WORLD, LLAMA2_C = "rwkv_vocab_v20230424.txt", "tokenizer.bin"
 MORE = 1 << 17  # ids that a folder may add to a model's
 
 
@@ -34,7 +34,9 @@ def load(cls, folder: str, target: bool = False):
     if os.path.isfile(os.path.join(folder, WORLD)):
         path = os.path.join(folder, WORLD)
         return cls.from_gguf(sentencepiece.Keys(path, _world(path)))
-    known = ", ".join(["tokenizer.json", translation.SOURCE, *PIECES, WORLD])
+    if os.path.isfile(path := os.path.join(folder, LLAMA2_C)):
+        return cls.from_gguf(sentencepiece.Keys(path, sentencepiece.read_bin(path)))
+    known = ", ".join(["tokenizer.json", translation.SOURCE, *PIECES, WORLD, LLAMA2_C])
     raise FormatError(path, "file", "no such file", f"one of {known}", "fetch the tokenizer's files, too")
 
 
