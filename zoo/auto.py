@@ -63,6 +63,7 @@ MODELS = {
     "glm4": ("glm", "Glm4ForCausalLM", "GlmConfig"),
     "helium": ("helium", "HeliumForCausalLM", "HeliumConfig"),
     "falcon": ("falcon", "FalconForCausalLM", "FalconConfig"),
+    "falcon_mamba": ("mamba", "MambaForCausalLM", "MambaConfig"),
 }
 
 

@@ -20,10 +20,13 @@ WITHOUT_ATTENTION = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_d
 
 class MambaConfig(
     llama.LlamaConfig.plus(
-        state_size=16, conv_kernel=4, time_step_rank=4, use_bias=False, use_conv_bias=True, converted=False
+        state_size=16, conv_kernel=4, time_step_rank=4, use_bias=False, use_conv_bias=True, converted=False,
+        mixer_rms_eps=0.0,
     )
-):
-    """`intermediate_size` is E. `converted`: shapes are llama.cpp's, and A itself stands in the file, not log(-A)."""
+):  # fmt: skip
+    """`intermediate_size` is E. `converted`: shapes are llama.cpp's, and A itself stands in the file, not log(-A).
+    `mixer_rms_eps`: that of norms of dt, B and C, which FalconMamba (arXiv:2410.05355) has; 0 for none.
+    """
 
     @classmethod
     def from_hf(cls, c):
@@ -44,12 +47,11 @@ class MambaConfig(
             time_step_rank=-(-hidden // 16) if rank in (None, "auto") else c("time_step_rank", int),
             use_bias=c("use_bias", bool, False),
             use_conv_bias=c("use_conv_bias", bool, True),
+            mixer_rms_eps=c("mixer_rms_eps", float, 1e-6 if c("model_type", str, "") == "falcon_mamba" else 0.0),
         )
 
     def with_gguf(self, get, file):
         """What a GGUF file has beside Llama's fields."""
-        if get("ssm.dt_b_c_rms", bool, False):
-            raise file.error("ssm.dt_b_c_rms", True, "false: norms of dt, B and C (FalconMamba) are not here yet")
         return self._replace(
             **WITHOUT_ATTENTION,
             intermediate_size=get("ssm.inner_size", int),
@@ -59,6 +61,7 @@ class MambaConfig(
             use_bias="blk.0.ssm_in.bias" in file.tensors,
             use_conv_bias="blk.0.ssm_conv1d.bias" in file.tensors,
             converted=True,
+            mixer_rms_eps=1e-6 if get("ssm.dt_b_c_rms", bool, False) else 0.0,
         )
 
 
@@ -74,6 +77,7 @@ class MambaMixer(nn.Module):
         self.x_proj, self.dt_proj = nn.Linear(E, R + 2 * N, bias=False), nn.Linear(R, E)
         setattr(self, "A" if config.converted else "A_log", nn.Parameter(E, N, init=nn.init.ones_))
         self.D, self._converted = nn.Parameter(E, init=nn.init.ones_), config.converted
+        self._eps = config.mixer_rms_eps
         self.out_proj = nn.Linear(E, D, config.use_bias)
 
     def forward(self, x_TD, cache, layer):
@@ -86,7 +90,7 @@ class MambaMixer(nn.Module):
 
     def state_space(self, x_TE, cache, layer):
         """C_t h_t, with the state h [E, N] at every token."""
-        dt_TR, B_TN, C_TN = self.x_proj(x_TE).split(self._sizes, -1)
+        dt_TR, B_TN, C_TN = map(self.normed, self.x_proj(x_TE).split(self._sizes, -1))
         dt_TE = tensorlib.softplus(self.dt_proj(dt_TR))
         A_EN = self.A if self._converted else -tensorlib.exp(self.A_log)
         decay_TEN = tensorlib.exp(dt_TE.unsqueeze(-1) * A_EN)
@@ -94,6 +98,10 @@ class MambaMixer(nn.Module):
         h_TEN = nn.linear_scan(decay_TEN, new_TEN, -3, cache.past(layer, 1))
         cache.keep(layer, 1, h_TEN.select(-3, -1))
         return tensorlib.matmul(h_TEN, C_TN.unsqueeze(-1)).squeeze(-1)
+
+    def normed(self, x):
+        """x, in FalconMamba of size 1."""
+        return tensorlib.rms_norm(x, None, self._eps) if self._eps else x
 
 
 class MambaBlock(nn.Module):
@@ -172,19 +180,11 @@ TINY_2 = Mamba2Config(*TINY)
 
 class Mamba2Mixer(nn.Mamba2Mixer):
     def __init__(self, config):
+        c = config
         super().__init__(
-            config.hidden_size,
-            config.num_heads,
-            config.mamba_head_dim,
-            config.state_size,
-            config.n_groups,
-            config.conv_kernel,
-            config.use_bias,
-            config.use_conv_bias,
-            config.rms_norm_eps,
-            config.time_step_limit,
-            config.converted,
-        )
+            c.hidden_size, c.num_heads, c.mamba_head_dim, c.state_size, c.n_groups, c.conv_kernel, c.use_bias,
+            c.use_conv_bias, c.rms_norm_eps, c.time_step_limit, c.converted,
+        )  # fmt: skip
 
 
 class Mamba2Block(MambaBlock):

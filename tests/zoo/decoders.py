@@ -176,6 +176,7 @@ CASES = [
     Case("mpt", {**mpt(), "d_model": 48, "hidden_size": 48, "num_attention_heads": 6, "n_heads": 6}, "six-heads"),
     Case("mamba", {"state_size": 8, "intermediate_size": 64}, gguf="mamba"),
     Case("mamba", {"use_bias": True, "use_conv_bias": False, "time_step_rank": 3, "conv_kernel": 3}, "biases"),
+    Case("falcon_mamba", {"state_size": 8, "intermediate_size": 64, "tie_word_embeddings": False}, gguf="mamba"),
     Case("mamba2", HEADS, gguf="mamba2"),
     Case("mamba2", {**HEADS, "n_groups": 1, "time_step_limit": [0.3, 0.9], "use_bias": True}, "limits"),
     Case("lfm2", LFM2, gguf="lfm2"),

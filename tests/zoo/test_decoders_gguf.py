@@ -119,8 +119,9 @@ def latent_metadata(c, rope):
 
 def state_metadata(c):
     """What files of state spaces have beside."""
-    if c.model_type == "mamba":
-        found = {"inner_size": c.intermediate_size, "time_step_rank": c.time_step_rank, "dt_b_c_rms": False}
+    if c.model_type in ("mamba", "falcon_mamba"):
+        found = {"inner_size": c.intermediate_size, "time_step_rank": c.time_step_rank}
+        found["dt_b_c_rms"] = c.model_type == "falcon_mamba"
     elif c.model_type == "granitemoehybrid":
         found = {"inner_size": c.mamba_expand * c.hidden_size, "time_step_rank": c.mamba_n_heads}
         found |= {"group_count": c.mamba_n_groups, "state_size": c.mamba_d_state, "conv_kernel": c.mamba_d_conv}
