@@ -15,6 +15,7 @@ MODELS = {
     "deberta-v2": ("deberta_v2", "DebertaV2Model", "DebertaV2Config"),
     "distilbert": ("distilbert", "DistilBertModel", "DistilBertConfig"),
     "jina_bert": ("jina_bert", "JinaBertModel", "JinaBertConfig"),
+    "mt5": ("t5", "T5EncoderModel", "T5Config"),
     "marian": ("marian", "MarianMTModel", "MarianConfig"),
     "modernbert": ("modernbert", "ModernBertModel", "ModernBertConfig"),
     "nomic_bert": ("nomic_bert", "NomicBertModel", "NomicBertConfig"),
@@ -143,10 +144,14 @@ def load(folder, context=None, device="cpu", dtype=None, head=None, **changes):
 
 def _names(tensors, model):
     """(rename, prefix) of a VarBuilder for a file whose names begin with more, or with less, than a model's paths, or
-    are others, of which the model's `names` tells.
+    are others: the model's `names` tells them all, its `spare` ({path: names}) those where a path is not there.
     """
     if hasattr(model, "names"):
         return model.names(tensors), ""
+    if any(path not in tensors for path in getattr(model, "spare", ())):
+        return {
+            path: next((name for name in names if name in tensors), path) for path, names in model.spare.items()
+        }, ""
     body, prefix = (f"{getattr(model, name, '')}." for name in ("body", "prefix"))
 
     def begins(text):

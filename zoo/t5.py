@@ -1,8 +1,7 @@
 """T5 (arXiv:1910.10683), 1.1 and Flan-T5 (arXiv:2210.11416): every task as text to text, an encoder and a decoder.
 
 Section 2.1: pre-norm without biases, RMSNorm, scores that are not scaled, and positions only as a number per head that
-is added to them, learned for each bucket of distances (shared by all layers). 1.1 has GeGLU and an output layer of its
-own.
+is added to them, learned for each bucket of distances (shared by all layers). 1.1: GeGLU, an output layer of its own.
 
 Shapes: N tokens of all sequences, M of the encoder's, D hidden, H heads, h head dim, V vocabulary; Q = H h.
 """
@@ -51,7 +50,7 @@ class T5Config(NamedTuple):
             gated=projection.startswith("gated-"),
             layer_norm_epsilon=c("layer_norm_epsilon", float, 1e-6),
             tie_word_embeddings=tied,
-            scale_decoder_outputs=c("scale_decoder_outputs", bool, tied),
+            scale_decoder_outputs=c("scale_decoder_outputs", bool, tied and c("model_type", str, "") != "mt5"),
             start=c("decoder_start_token_id", int, c("pad_token_id", int, 0)),
             ends=c.ids("eos_token_id", 1),
         )
@@ -166,6 +165,7 @@ class T5EncoderModel(nn.Module):
     """`forward(ids, attention_mask)`: ids i64 [T] or [B, T], or `nn.Sequences` -> last hidden state, as BertModel's."""
 
     prefix, max_length = None, 512
+    spare = {"shared.weight": [f"{half}.embed_tokens.weight" for half in ("decoder", "encoder")]}  # as MADLAD has it
 
     def __init__(self, config):
         self.config, self.shared = config, nn.Embedding(config.vocab_size, config.d_model)

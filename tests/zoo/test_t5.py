@@ -7,21 +7,31 @@ import pytest
 
 import tensorlib
 from zoo import auto
-from zoo.t5 import buckets
+from zoo.t5 import T5ForConditionalGeneration, buckets
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 
 SIZES = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 SIZES |= {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 12}
-CASES = {"t5": {}, "1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}}
+GATED = {"feed_forward_proj": "gated-gelu"}
+SILU = {"feed_forward_proj": "gated-silu"}
+# name -> (transformers' class, options, whether it is untied as published files are, names of the table of words there)
+CASES = {
+    "t5": ("T5", {}, False, ()),
+    "1.1": ("T5", GATED, True, ("shared.weight",)),
+    "ul2": ("T5", SILU, True, ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")),
+    "madlad": ("T5", GATED, True, ("decoder.embed_tokens.weight",)),
+    "mt5": ("MT5", GATED, True, ("shared.weight",)),
+    "mt5 tied": ("MT5", GATED, False, ()),
+}
+TABLES = "shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"
 
 
-def untie(theirs, folder):
-    """An output layer of its own, in a folder as published ones of 1.1 are."""
+def untie(theirs, folder, tables):
+    """An output layer of its own, in a folder as published ones are."""
     theirs.lm_head.weight = torch.nn.Parameter(torch.randn_like(theirs.lm_head.weight))
-    names = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    state = {name: x.clone() for name, x in theirs.state_dict().items() if name not in names}
+    state = {name: x.clone() for name, x in theirs.state_dict().items() if name not in TABLES or name in tables}
     tensorlib.save(folder / "model.safetensors", {name: tensorlib.tensor(x.numpy()) for name, x in state.items()})
     fields = json.loads((folder / "config.json").read_text())
     fields.pop("scale_decoder_outputs", None)
@@ -32,16 +42,19 @@ def untie(theirs, folder):
 def pair(request, tmp_path_factory):
     """(transformers' model, ours out of its file, ids of a text and of an answer with their masks)."""
     torch.manual_seed(0)
-    config = transformers.T5Config(**SIZES, **CASES[request.param], decoder_start_token_id=0)
-    theirs = transformers.T5ForConditionalGeneration(config).eval()
+    kind, options, untied, tables = CASES[request.param]
+    options = options | ({"tie_word_embeddings": False} if untied and kind == "T5" else {})
+    config = getattr(transformers, f"{kind}Config")(**SIZES, **options, decoder_start_token_id=0)
+    theirs = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     with torch.no_grad():
         for weight in theirs.parameters():
             weight += torch.randn_like(weight) / (4 if weight.ndim == 1 else weight.shape[-1] ** 0.5)
     folder = tmp_path_factory.mktemp("t5")
     theirs.save_pretrained(folder)
-    if request.param == "1.1":
-        untie(theirs, folder)
-    ours = auto.load(folder, head="T5ForConditionalGeneration")[1]
+    if untied:
+        untie(theirs, folder, tables)
+    ours = auto.load(folder)[1]
+    assert type(ours) is T5ForConditionalGeneration
     rng = np.random.default_rng(0)
     ids, answer = rng.integers(3, 99, (2, 14)), rng.integers(3, 99, (2, 15))
     mask = (np.arange(14) < np.array([[14], [9]])).astype(np.int64)
