@@ -50,17 +50,25 @@ def train(corpus=vocab.CORPUS, **options):
     return out.getvalue()
 
 
+def converted(path):
+    """The GGUF file that llama.cpp's converter would make of a model's vocabulary."""
+    values = {key.removeprefix(KEY): value for key, value in sentencepiece.read(str(path)).items()}
+    kinds = {"scores": build.F32, "token_type": build.I32, "precompiled_charsmap": build.U8, "tokens": build.STRING}
+    return build.file(
+        [
+            build.ARCH,
+            *vocab.settings(values | {key: (kind, values[key]) for key, kind in kinds.items() if key in values}),
+        ]
+    )
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory):
     """(the library's, ours out of a folder with its file, ours out of GGUF)."""
     folder, raw = tmp_path_factory.mktemp(request.param), train(**KINDS[request.param])
     name = "tokenizer.model" if "model_type" in KINDS[request.param] else "spiece.model"
     (folder / name).write_bytes(raw)
-    values = sentencepiece.read(str(folder / name))
-    kinds = {"scores": build.F32, "token_type": build.I32, "precompiled_charsmap": build.U8, "tokens": build.STRING}
-    short = {key.removeprefix(KEY): value for key, value in values.items()}
-    short |= {key: (kind, short[key]) for key, kind in kinds.items()}
-    (folder / "v.gguf").write_bytes(build.file([build.ARCH, *vocab.settings(short)]))
+    (folder / "v.gguf").write_bytes(converted(folder / name))
     theirs = library.SentencePieceProcessor(model_proto=raw)
     return theirs, Tokenizer.from_folder(folder), Tokenizer.from_gguf(gguf.open(folder / "v.gguf"))
 
