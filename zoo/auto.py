@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 
 import tensorlib
 from tensorlib.errors import FormatError
@@ -23,6 +24,7 @@ MODELS = {
     "roberta": ("roberta", "RobertaModel", "RobertaConfig"),
     "t5": ("t5", "T5EncoderModel", "T5Config"),
     "xlm-roberta": ("roberta", "RobertaModel", "RobertaConfig"),
+    "Yi": ("llama", "LlamaForCausalLM", "LlamaConfig"),
     "llama": ("llama", "LlamaForCausalLM", "LlamaConfig"),
     "mistral": ("mistral", "MistralForCausalLM", "MistralConfig"),
     "mixtral": ("mixtral", "MixtralForCausalLM", "MixtralConfig"),
@@ -79,7 +81,12 @@ NESTED = {
 # class of a row -> what the name of another class of its module ends with
 MORE = {"T5EncoderModel": "ForConditionalGeneration"}
 BESIDE = "language_model.", "model.language_model."  # where such a model's file has what is of text
-OLD = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # of the first files of BERT
+# what a name ends with in files of other programs, or of other times -> parts of paths, and what stands there
+OLD = {
+    ".LayerNorm.gamma": {".LayerNorm.weight": ".LayerNorm.gamma", ".LayerNorm.bias": ".LayerNorm.beta"},
+    ".ln1.weight": {".input_layernorm.": ".ln1.", ".post_attention_layernorm.": ".ln2."},
+    "backbone.embedding.weight": {"backbone.embeddings.": "backbone.embedding."},
+}
 
 
 def type_of(fields):
@@ -104,11 +111,35 @@ def classes(model_type, path, where):
 def read(folder):
     """The fields of a folder's config.json (zoo/config.py); of the text's part, where there are others. FormatError."""
     fields = config.read(folder)
+    if "model_type" not in fields and "ssm_cfg" in fields:
+        return _of_mamba(fields)
     defaults = NESTED.get(fields("model_type", str))
     if defaults is None:
         return fields
     text = fields.sub("text_config")
     return config.Fields(defaults | {name: x for name, x in text.values.items() if x is not None}, text.path)
+
+
+def _of_mamba(fields):
+    """The fields of a config.json of state-spaces' own programs as transformers has them."""
+    for name, kind, value in (("attn_layer_idx", list, []), ("d_intermediate", int, 0), ("rms_norm", bool, True)):
+        fields.only(name, kind, value)
+    inside, hidden, words = fields.sub("ssm_cfg"), fields("d_model", int), fields("vocab_size", int)
+    second, inner = inside("layer", str, "Mamba1") == "Mamba2", inside("expand", int, 2) * hidden
+    found = {
+        "model_type": "mamba2" if second else "mamba",
+        "vocab_size": words + -words % fields("pad_vocab_size_multiple", int, 8),
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": fields("n_layer", int),
+        "state_size": inside("d_state", int, 128 if second else 16),
+        "conv_kernel": inside("d_conv", int, 4),
+        "tie_word_embeddings": fields("tie_embeddings", bool, True),
+    }
+    if second:
+        width = inside("headdim", int, 64)
+        found |= {"head_dim": width, "num_heads": inner // width, "n_groups": inside("ngroups", int, 1)}
+    return config.Fields(found, fields.path)
 
 
 def chosen(model, fields, head=None):
@@ -164,11 +195,9 @@ def _names(tensors, model):
         return lambda path: beside + path.removeprefix(body) if path.startswith(body) else path, ""
     if body != "." and not begins(body):  # of a decoder whose file may have no head, and not this then
         return lambda path: path.removeprefix(body), ""
-    if any(name.endswith(".LayerNorm.gamma") for name in tensors):
-        rename = [(f"{new}$", old) for new, old in OLD.items()]
-    else:
-        rename = None
-    return rename, prefix if begins(prefix) else ""  # of an encoder whose file has a head, too
+    found = next((parts for end, parts in OLD.items() if any(name.endswith(end) for name in tensors)), {})
+    rename = [(re.escape(part), old) for part, old in found.items()]
+    return rename or None, prefix if begins(prefix) else ""  # of an encoder whose file has a head, too
 
 
 def is_folder(path):

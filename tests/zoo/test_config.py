@@ -15,7 +15,7 @@ SIZES = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_
     "model_type, fields, message",
     [
         ("mamba9", {}, "model_type: got 'mamba9'; expected one of .*llama, "),
-        ("falcon", {"alibi": True}, "alibi: got True; expected False; this is not here yet"),
+        ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq: got 2; expected 1; this is not here yet"),
         (
             "mistral",
             {"layer_types": ["full_attention"]},

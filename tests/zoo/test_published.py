@@ -187,6 +187,35 @@ def test_first_files_of_phi(model_type, tmp_path):
     same(theirs, auto.load(published(tmp_path / "b", {**PHI, "model_type": model_type}, made))[1])
 
 
+# transformers' config and what state-spaces' own says of the same
+OWN = {
+    "mamba": ({"state_size": 16, "intermediate_size": 64}, {"ssm_cfg": {}}),
+    "mamba2": (
+        {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "tie_word_embeddings": True},
+        {"ssm_cfg": {"layer": "Mamba2", "d_state": 8, "headdim": 16}, "attn_layer_idx": [], "attn_cfg": {}},
+    ),
+}
+
+
+@pytest.mark.parametrize("model_type", OWN)
+def test_mamba_of_its_own_program(model_type, tmp_path):
+    """No model_type, fields of other names, a table of words padded to a multiple of 8."""
+    fields, own = OWN[model_type]
+    theirs, _, tensors = saved(tmp_path / "a", model_type, {"vocab_size": 104, "layer_norm_epsilon": 1e-5, **fields})
+    made = {name.replace("backbone.embeddings", "backbone.embedding"): x for name, x in tensors.items()}
+    made["lm_head.weight"] = made["backbone.embedding.weight"].clone()
+    config = {"d_model": 32, "n_layer": 2, "vocab_size": 99, "rms_norm": True, "residual_in_fp32": True, **own}
+    same(theirs, auto.load(published(tmp_path / "b", config, made))[1])
+
+
+def test_first_files_of_yi(tmp_path):
+    theirs, fields, tensors = saved(tmp_path / "a", "llama", {})
+    names = {"input_layernorm": "ln1", "post_attention_layernorm": "ln2"}
+    for name, old in names.items():
+        tensors = {key.replace(name, old): x for key, x in tensors.items()}
+    same(theirs, auto.load(published(tmp_path / "b", fields | {"model_type": "Yi"}, tensors))[1])
+
+
 TEXT = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 8, "num_hidden_layers": 6}
 # what published files of Gemma 3 say of the text, all else being the defaults; transformers' names of the same
 SAID = {"hidden_size": 32, "intermediate_size": 48, "model_type": "gemma3_text", "num_hidden_layers": 6}
