@@ -13,6 +13,7 @@ from zoo.serve_request import CHAT, COMPLETION, fields
 from zoo.serve_text import Request
 
 LEAST = -9999.0  # JSON has no infinity
+ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 class Answer:
@@ -145,7 +146,7 @@ class Choice:
 
 def event(content):
     """A server-sent event of an object."""
-    return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + ENCODER.encode(content).encode() + b"\n\n"
 
 
 def told(error):

@@ -1,7 +1,8 @@
 """Between the event loop, where requests live, and the threads that compute for them.
 
 A request has a Generation with a Sequence for each of its answers; the Runner's thread drives the engine and sends
-what comes back through `call_soon_threadsafe`. Nothing here waits for a client: who reads too slowly is cancelled.
+what a round of it gives through one `call_soon_threadsafe`. Nothing here waits for a client: who reads too slowly is
+cancelled.
 """
 
 import asyncio
@@ -22,21 +23,16 @@ class Sequence:
 
     def __init__(self, ids, most, sampler, stop_ids, processors, logs=None):
         self.arguments = ids, most, sampler, stop_ids, (*processors, allowed) if processors else ()
-        self.handle = self.send = None
+        self.handle = self.generation = self.index = None
         self._ids, self._logs = list(ids), logs
 
     def took(self, token):
-        """The engine chose a token."""
-        row = None
+        """The engine chose a token: what is said of it, None without logs."""
+        if self._logs is None:
+            return None
         self._ids.append(token)
-        if self._logs is not None:
-            self._logs.finish(self._ids)
-            row = self._logs.rows.pop(0)
-        self.send(token, row)
-
-    def ended(self, error):
-        """There is no more, for a reason if `error` is not None."""
-        self.send(None, error)
+        self._logs.finish(self._ids)
+        return self._logs.rows.pop(0)
 
 
 def allowed(ids, scores):
@@ -55,17 +51,19 @@ class Generation:
             raise ApiError(400, f"{len(sequences)} answers at once; the server's limit is {runner.limit}", "n")
         if runner.count + len(sequences) > runner.limit:
             raise busy()
-        self._loop, self._runner, self._sequences = asyncio.get_running_loop(), runner, sequences
-        self._items, self._deadline, self._closed = asyncio.Queue(), deadline, False
+        self.loop, self._runner, self._sequences = asyncio.get_running_loop(), runner, sequences
+        self._items, self._came, self._closed = [], asyncio.Event(), False
+        self._timer = self.loop.call_at(deadline, lambda: self._fail(over()))
         runner.count += len(sequences)
         for index, sequence in enumerate(sequences):
-            sequence.send = lambda token, row, index=index: self._sent((index, token, row))
+            sequence.generation, sequence.index = self, index
             runner.submit(sequence)
 
     def close(self):
         """Give up what has not ended. May be called again."""
         if not self._closed:
             self._closed = True
+            self._timer.cancel()
             self._runner.count -= len(self._sequences)
             for sequence in self._sequences:
                 self._runner.cancel(sequence)
@@ -78,30 +76,35 @@ class Generation:
         """Lists of (index, token, logprobs) and, at the end of an answer, (index, None, None); errors are raised."""
         left = len(self._sequences)
         while left:
-            try:
-                async with asyncio.timeout_at(self._deadline):  # Python 3.11's wait_for may swallow a cancellation
-                    items = [await self._items.get()]
-            except TimeoutError:
-                raise over() from None
-            while not self._items.empty():
-                items.append(self._items.get_nowait())
+            await self._came.wait()
+            self._came.clear()
+            items, self._items = self._items, []
             for _, token, error in items:
                 if token is None and error is not None:
                     raise error
                 left -= token is None
             yield items
 
-    def _sent(self, item):
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
-            self._loop.call_soon_threadsafe(self._put, item)
-
-    def _put(self, item):
+    def put(self, item):
+        """One more of what `__aiter__` gives, on the event loop."""
         if self._closed:
             return
-        if self._items.qsize() >= BUFFER * len(self._sequences):
+        if len(self._items) >= BUFFER * len(self._sequences):
             self.close()
-            item = None, None, ApiError(503, "The answer was read too slowly", code="slow_reader")
-        self._items.put_nowait(item)
+            self._fail(ApiError(503, "The answer was read too slowly", code="slow_reader"))
+            return
+        self._items.append(item)
+        self._came.set()
+
+    def _fail(self, error):
+        self._items.append((None, None, error))
+        self._came.set()
+
+
+def hand_out(items):
+    """[(generation, item)] to each its own."""
+    for generation, item in items:
+        generation.put(item)
 
 
 class Runner:
@@ -111,7 +114,7 @@ class Runner:
 
     def __init__(self, engine, limit):
         self.engine, self.limit, self.count, self.healthy = engine, limit, 0, True
-        self._inbox, self._live = queue.SimpleQueue(), {}
+        self._inbox, self._live, self._out = queue.SimpleQueue(), {}, {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -138,6 +141,7 @@ class Runner:
                 if action is None:
                     return
                 action(sequence)
+                self._hand_out()
             try:
                 for handle, token in self.engine.step():
                     self._given(handle, token)
@@ -147,23 +151,35 @@ class Runner:
                 self.healthy = False
                 for sequence in list(self._live.values()):
                     self._cancelled(sequence, error)
+            self._hand_out()
+
+    def _send(self, sequence, token, row):
+        of = sequence.generation
+        self._out.setdefault(of.loop, []).append((of, (sequence.index, token, row)))
+
+    def _hand_out(self):
+        """What has come goes to its event loop, which wakes up once."""
+        for loop, items in self._out.items():
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+                loop.call_soon_threadsafe(hand_out, items)
+        self._out.clear()
 
     def _submitted(self, sequence):
         try:
             sequence.handle = self.engine.submit(*sequence.arguments)
             self._live[sequence.handle] = sequence
         except Exception as error:
-            sequence.ended(error)
+            self._send(sequence, None, error)
 
     def _given(self, handle, token):
         sequence = self._live.get(handle)
         if sequence is not None and token is not None:
-            sequence.took(token)
+            self._send(sequence, token, sequence.took(token))
         elif sequence is not None:
             del self._live[handle]
-            sequence.ended(handle.error)
+            self._send(sequence, None, handle.error)
 
     def _cancelled(self, sequence, error=None):
         if self._live.pop(sequence.handle, None) is not None:
             self.engine.cancel(sequence.handle)
-            sequence.ended(error)
+            self._send(sequence, None, error)
