@@ -7,7 +7,7 @@ import pytest
 
 import tensorlib
 from tests.quant import checkpoints
-from tests.zoo.decoders import SIZES
+from tests.zoo.decoders import CASES, SIZES
 from tests.zoo.test_decoders import IDS, close, logits, randomise, tensor
 from zoo import auto
 
@@ -46,6 +46,14 @@ def same(theirs, ours):
     found = [ours(tensor(IDS[:9]), cache, last_only=False).numpy().copy()]
     found += [ours(tensor([i]), cache).numpy().copy() for i in IDS[9:]]
     close(np.concatenate(found), logits(theirs, [IDS])[0])
+
+
+def masked(theirs, ours):
+    """Logits of an encoder's words."""
+    with torch.no_grad():
+        want = theirs(torch.tensor([IDS])).logits.numpy()
+    with tensorlib.no_grad():
+        close(ours(tensor([IDS])).numpy(), want)
 
 
 # ---- float8 ----------------------------------------------------------------------------------------------------------
@@ -122,6 +130,42 @@ def test_float8_by_rows(method, tmp_path):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(published(tmp_path / "b", fields, dense))
     fields["quantization_config"] = {"quant_method": method, "format": "float-quantized", "ignore": ["lm_head"]}
     same(theirs.eval(), auto.load(published(tmp_path / "c", fields, made))[1])
+
+
+# ---- configs ---------------------------------------------------------------------------------------------------------
+
+ROPES = ("llama-linear", "llama-llama3", "llama-yarn", "phi3-longrope", "phi-norms", "glm", "qwen2-everywhere")
+ROPES += ("gemma3_text-file", "persimmon", "stablelm", "deepseek_v2-groups")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.id in ROPES], ids=lambda case: case.id)
+def test_rotary_positions_as_configs_had_them(case, tmp_path):
+    """Before transformers 5: `rope_theta`, `rope_scaling` with a `type`, and what else stood beside them."""
+    theirs, fields, tensors = saved(tmp_path / "a", case.model_type, case.fields)
+    rope = fields.pop("rope_parameters")
+    if "full_attention" in rope:
+        fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    kind = rope.pop("rope_type")
+    for name in ("rope_theta", "partial_rotary_factor"):
+        fields |= {name: rope.pop(name)} if name in rope else {}
+    fields["rope_scaling"] = {"type": "su" if kind == "longrope" else kind, **rope} if kind != "default" else None
+    assert fields["rope_theta"]
+    same(theirs, auto.load(published(tmp_path / "b", fields, tensors))[1])
+
+
+def test_modernbert_as_it_was_published(tmp_path):
+    """Which layers see everything, and the two bases of rotary positions, in fields of their own."""
+    options = {"num_hidden_layers": 4, "local_attention": 8, "global_attn_every_n_layers": 3}
+    theirs, fields, tensors = saved(tmp_path / "a", "modernbert", options, transformers.AutoModelForMaskedLM)
+    rope, kinds = fields.pop("rope_parameters"), fields.pop("layer_types")
+    assert kinds == ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    thetas = {
+        name: rope[f"{kind}_attention"]["rope_theta"] for name, kind in (("global", "full"), ("local", "sliding"))
+    }
+    assert thetas["global"] != thetas["local"]
+    fields |= {"global_attn_every_n_layers": 3} | {f"{name}_rope_theta": theta for name, theta in thetas.items()}
+    masked(theirs, auto.load(published(tmp_path / "b", fields, tensors))[1])
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -271,8 +315,4 @@ def test_bert_of_gamma_and_beta(tmp_path):
         tensors = {key.replace(new, name): x for key, x in tensors.items()}
     assert sum(key.endswith("gamma") for key in tensors) == 6
     tensors["bert.embeddings.position_ids"] = torch.arange(64)[None]
-    ours = auto.load(published(tmp_path / "b", config, tensors))[1]
-    with torch.no_grad():
-        want = theirs(torch.tensor([IDS])).logits.numpy()
-    with tensorlib.no_grad():
-        close(ours(tensor([IDS])).numpy(), want)
+    masked(theirs, auto.load(published(tmp_path / "b", config, tensors))[1])
