@@ -71,7 +71,7 @@ TINY = MambaConfig(*llama.TINY)._replace(tie_word_embeddings=True)
 class MambaMixer(nn.Module):
     def __init__(self, config):
         D, E, N, R = config.hidden_size, config.intermediate_size, config.state_size, config.time_step_rank
-        self._sizes, self.state_shapes = (R, N, N), ((config.conv_kernel - 1, E), (E, N))
+        self._sizes, self.state_shapes = (R, N, N), ((config.conv_kernel - 1, E), (N, E))
         self.in_proj = nn.Linear(D, 2 * E, config.use_bias)
         self.conv1d = nn.ShortConv(E, config.conv_kernel, config.use_conv_bias, config.converted)
         self.x_proj, self.dt_proj = nn.Linear(E, R + 2 * N, bias=False), nn.Linear(R, E)
@@ -89,15 +89,13 @@ class MambaMixer(nn.Module):
         return self.out_proj(y_TE * tensorlib.silu(z_TE))
 
     def state_space(self, x_TE, cache, layer):
-        """C_t h_t, with the state h [E, N] at every token."""
+        """C_t h_t, with the state h [N, E] at every token."""
         dt_TR, B_TN, C_TN = map(self.normed, self.x_proj(x_TE).split(self._sizes, -1))
         dt_TE = tensorlib.softplus(self.dt_proj(dt_TR))
         A_EN = self.A if self._converted else -tensorlib.exp(self.A_log)
-        decay_TEN = tensorlib.exp(dt_TE.unsqueeze(-1) * A_EN)
-        new_TEN = (dt_TE * x_TE).unsqueeze(-1) * B_TN.unsqueeze(-2)
-        h_TEN = nn.linear_scan(decay_TEN, new_TEN, -3, cache.past(layer, 1))
-        cache.keep(layer, 1, h_TEN.select(-3, -1))
-        return tensorlib.matmul(h_TEN, C_TN.unsqueeze(-1)).squeeze(-1)
+        y_TE, h_NE = nn.selective_scan(x_TE, dt_TE, A_EN, B_TN, C_TN, cache.past(layer, 1))
+        cache.keep(layer, 1, h_NE)
+        return y_TE
 
     def normed(self, x):
         """x, in FalconMamba of size 1."""

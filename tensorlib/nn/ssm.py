@@ -1,128 +1,61 @@
-"""State space layers: short causal convolutions, linear recurrences, and Mamba 2's mixer.
+"""State space layers: recurrences under the names that papers give them, short causal convolutions, Mamba 2's mixer.
 
 Sequences are [..., T, channels]. What came before them is a state, None for nothing; each function gives the state
-after them as well. All are compositions of ops: gradients flow, and one token's are the same launches at every call.
+after them as well, in f32 (f64 for f64). All are `state_scan`, one kernel: gradients flow, and one token's are the same
+launches at every call.
 
 >>> import tensorlib
->>> half = tensorlib.full((4, 1), 0.5)
->>> linear_scan(half, tensorlib.ones(4, 1), -2).tolist()
-[[1.0], [1.5], [1.75], [1.875]]
+>>> one, log_half = tensorlib.ones(3, 1, 1), tensorlib.full((3, 1), 0.5).log()
+>>> ssd(one, log_half, one, one)[0].flatten()
+tensor([1.0000, 1.5000, 1.7500])
 """
 
 from tensorlib.errors import ShapeError
 from tensorlib.nn import init
 from tensorlib.nn.layers import Linear
 from tensorlib.nn.module import Module, Parameter
-from tensorlib.ops import elementwise, linalg, movement, reduce, scan
-from tensorlib.tensor import arange, zeros
+from tensorlib.ops import elementwise, movement, reduce
+from tensorlib.ops.scan_lines import causal_conv, linear_scan
+from tensorlib.ops.scan_state import state_scan
+from tensorlib.tensor import zeros
 
-CHUNK = 64  # tokens between which `ssd` takes products of all pairs
-WKV_CHUNK = 16  # `wkv`, whose pairs have a decay for each channel
-WKV7_CHUNK = 8  # `wkv7`: numbers of ways between tokens, which cancel, stay below 2^6
+__all__ = [
+    "GatedRMSNorm", "Mamba2Mixer", "ShortConv", "causal_conv", "linear_scan", "selective_scan", "ssd", "token_shift",
+    "wkv", "wkv7",
+]  # fmt: skip
 
 
-def causal_conv(x, weight, bias=None, past=None):
-    """(y, state): a convolution of each channel with its last K values. x and y [..., T, C]; weight [C, K] or
-    [C, 1, K], bias [C]; past and state [..., K - 1, C]: the values before and after. ShapeError.
+def selective_scan(x, dt, a, b, c, past=None):
+    """(y, state) of h_t = e^(dt_t a) h_(t-1) + dt_t x_t b_t, y_t = c_t h_t, per channel (Mamba, arXiv:2312.00752).
 
-    >>> import tensorlib
-    >>> causal_conv(tensorlib.ones(3, 1), tensorlib.ones(1, 2))[0].tolist()
-    [[1.0], [2.0], [2.0]]
+    x, y, dt [..., T, E]; a [E, N]; b, c [..., T, N]; past, state [..., N, E]. ShapeError.
     """
-    (*batch, t, channels), k = x.shape, weight.shape[-1]
-    if weight.shape[0] != channels or weight.numel() != channels * k:
-        got = f"weight {weight.shape} for x {x.shape}"
-        raise ShapeError("causal_conv", got, f"({channels}, K) or ({channels}, 1, K)", "one kernel per channel")
-    if past is None:
-        past = zeros((*batch, k - 1, channels), dtype=x.dtype, device=x.device)
-    rows, taps = movement.cat([past, x], -2), movement.transpose(movement.reshape(weight, (channels, k)), 0, 1)
-    out = movement.narrow(rows, -2, 0, t) * taps[0]
-    for i in range(1, k):
-        out = out + movement.narrow(rows, -2, i, t) * taps[i]
-    return out if bias is None else out + bias, movement.narrow(rows, -2, t, k - 1)
-
-
-def linear_scan(a, b, dim, past=None):
-    """h_t = a_t h_(t-1) + b_t along a dim: every h, of b's shape. `past`: the h before the first, without the dim.
-
-    By doubling (Hillis and Steele, 1986): after step s an element stands for the last 2^s.
-    """
-    n = b.shape[dim]
-    if past is not None:
-        first = movement.narrow(a, dim, 0, 1) * movement.unsqueeze(past, dim) + movement.narrow(b, dim, 0, 1)
-        b = first if n == 1 else movement.cat([first, movement.narrow(b, dim, 1, n - 1)], dim)
-    step = 1
-    while step < n:
-        (a_old, a_new), (b_old, b_new) = (
-            (movement.narrow(x, dim, 0, n - step), movement.narrow(x, dim, step, n - step)) for x in (a, b)
-        )
-        b = movement.cat([movement.narrow(b, dim, 0, step), a_new * b_old + b_new], dim)
-        a = movement.cat([movement.narrow(a, dim, 0, step), a_new * a_old], dim)
-        step *= 2
-    return b
+    if (
+        x.shape != dt.shape
+        or b.shape != c.shape
+        or b.shape[:-1] != x.shape[:-1]
+        or a.shape != (x.shape[-1], b.shape[-1])
+    ):
+        got = f"x {x.shape}, dt {dt.shape}, a {a.shape}, b {b.shape}, c {c.shape}"
+        raise ShapeError("selective_scan", got, "[..., T, E] twice, [E, N], [..., T, N] twice")
+    x, dt, b, c = (movement.unsqueeze(each, -2) for each in (dt * x, dt, b, c))
+    rates = movement.unsqueeze(movement.transpose(a, 0, 1), 0)
+    past = past if past is None else movement.unsqueeze(past, -3)
+    y, state = state_scan(c, b, x, dt, past, rates)
+    return movement.squeeze(y, -2), movement.squeeze(state, -3)
 
 
 def ssd(x, log_a, b, c, past=None):
-    """(y, state) of h_t = a_t h_(t-1) + x_t b_t^T, y_t = h_t c_t (arXiv:2405.21060, section 6): state space duality.
+    """(y, state) of h_t = a_t h_(t-1) + b_t x_t^T, y_t = c_t h_t (arXiv:2405.21060, section 6): state space duality.
 
     x, y [..., T, H, P]; log_a [..., T, H], the logarithm of a, at most 0; b, c [..., T, G, N] for H / G heads each;
-    past, state [..., H, P, N]. Within a chunk of tokens y is a product of all pairs, as attention is, decayed by what
-    lies between them; chunks pass on the state. ShapeError.
+    past, state [..., H, N, P]. ShapeError.
     """
-    *batch, t, heads, width = x.shape
-    groups, n = b.shape[-2:]
+    heads, groups = x.shape[-2], b.shape[-2]
     if heads % groups or log_a.shape != x.shape[:-1] or b.shape != c.shape or b.shape[:-2] != x.shape[:-2]:
         got = f"x {x.shape}, log_a {log_a.shape}, b {b.shape}, c {c.shape}"
         raise ShapeError("ssd", got, "[..., T, H, P], [..., T, H], [..., T, G, N] twice, G a divisor of H")
-    split = (*batch, t, groups, heads // groups)
-    # [..., G, H / G, T, P], [..., G, H / G, T], [..., G, 1, T, N]
-    x = movement.movedim(movement.reshape(x, (*split, width)), -4, -2)
-    log_a = movement.movedim(movement.reshape(log_a, split), -3, -1)
-    b, c = (movement.unsqueeze(movement.movedim(each, -3, -2), -3) for each in (b, c))
-    state = past if past is None else movement.reshape(past, (*batch, *split[-2:], width, n))
-    found = []
-    for start in range(0, t, CHUNK):
-        size = min(CHUNK, t - start)
-        y, state = _chunk(*(movement.narrow(each, -2, start, size) for each in (x, b, c)),
-                          movement.narrow(log_a, -1, start, size), state)  # fmt: skip
-        found.append(y)
-    y = found[0] if len(found) == 1 else movement.cat(found, -2)
-    return movement.reshape(movement.movedim(y, -2, -4), (*batch, t, heads, width)), movement.reshape(
-        state, (*batch, heads, width, n)
-    )
-
-
-def _chunk(x, b, c, log_a, state):
-    """(y, state) of a chunk of T tokens."""
-    t, decays = x.shape[-2], movement.squeeze(_decays(movement.unsqueeze(log_a, -1)), -1)
-    y = linalg.matmul(linalg.matmul(c, movement.transpose(b, -1, -2)) * decays, x)
-    total = scan.cumsum(log_a, -1)
-    last, to_end = movement.narrow(total, -1, t - 1, 1), movement.unsqueeze(movement.select(decays, -2, t - 1), -1)
-    new = linalg.matmul(movement.transpose(x * to_end, -1, -2), b)
-    if state is None:
-        return y, new
-    y = y + linalg.matmul(c, movement.transpose(state, -1, -2)) * movement.unsqueeze(elementwise.exp(total), -1)
-    return y, state * movement.unsqueeze(elementwise.exp(last), -1) + new
-
-
-def _decays(log_w):
-    """[..., T, T, K]: the product of all w behind s up to t, 0 for s behind t. log_w [..., T, K].
-
-    Sums begin at each s: differences of running sums would lose what comes after a large one.
-    """
-    t = log_w.shape[-2]
-    at, places = arange(t, device=log_w.device), arange(t, device=log_w.device)
-    at, places = movement.reshape(at, (t, 1, 1)), movement.reshape(places, (t, 1))
-    sums = scan.cumsum(elementwise.where(at > places, movement.unsqueeze(log_w, -2), 0.0), -3)
-    return elementwise.exp(elementwise.where(at >= places, sums, float("-inf")))
-
-
-def _behind(x, dim):
-    """x one place later along a dim, 0 at the first."""
-    t, shape = x.shape[dim], list(x.shape)
-    shape[dim] = 1
-    none = zeros(shape, dtype=x.dtype, device=x.device)
-    return none if t == 1 else movement.cat([none, movement.narrow(x, dim, 0, t - 1)], dim)
+    return state_scan(c, b, x, log_a, past)
 
 
 def token_shift(x, past=None):
@@ -143,79 +76,26 @@ def wkv(r, log_w, k, v, bonus, past=None):
     """(y, state) of S_t = diag(w_t) S_(t-1) + k_t v_t^T, y_t = (S_(t-1) + diag(bonus) k_t v_t^T)^T r_t (RWKV 5 and 6,
     arXiv:2404.05892, section 4.1.2): a decay for each row of the state, which sees a token after the token's output.
 
-    r, k, log_w [..., T, H, K], log_w at most 0; v, y [..., T, H, V]; bonus [H, K]; past, state [..., H, K, V]. Within a
-    chunk the decay between each two tokens is taken by itself, so that none is divided by. ShapeError.
+    r, k, log_w [..., T, H, K], log_w at most 0; v, y [..., T, H, V]; bonus [H, K]; past, state [..., H, K, V].
+    ShapeError.
     """
     if not r.shape == k.shape == log_w.shape or v.shape[:-1] != r.shape[:-1] or bonus.shape != r.shape[-2:]:
         got = f"r {r.shape}, log_w {log_w.shape}, k {k.shape}, v {v.shape}, bonus {bonus.shape}"
         raise ShapeError("wkv", got, "[..., T, H, K] thrice, [..., T, H, V], [H, K]")
-    own = reduce.sum(r * k * bonus, -1, keepdim=True) * v
-    r, log_w, k, values = (movement.transpose(x, -3, -2) for x in (r, log_w, k, v))
-    found, state, t = [], past, r.shape[-2]
-    for start in range(0, t, WKV_CHUNK):
-        size = min(WKV_CHUNK, t - start)
-        y, state = _wkv_chunk(*(movement.narrow(x, -2, start, size) for x in (r, log_w, k, values)), state)
-        found.append(y)
-    y = found[0] if len(found) == 1 else movement.cat(found, -2)
-    return movement.transpose(y, -3, -2) + own, state
-
-
-def _wkv_chunk(r, log_w, k, v, state):
-    """(y without each token's own, state) of a chunk of T tokens, [..., H, T, K]."""
-    t, total, decays = r.shape[-2], scan.cumsum(log_w, -2), _decays(log_w)
-    y = linalg.matmul(_pairs(r, k, _behind(decays, -3)), v)
-    last = movement.narrow(total, -2, t - 1, 1)
-    new = linalg.matmul(movement.transpose(k * movement.select(decays, -3, t - 1), -1, -2), v)
-    if state is None:
-        return y, new
-    y = y + linalg.matmul(r * elementwise.exp(_behind(total, -2)), state)
-    return y, state * movement.transpose(elementwise.exp(last), -1, -2) + new
+    y, state = state_scan(r, k, v, log_w, past, before=True)
+    return y + reduce.sum(r * k * bonus, -1, keepdim=True) * v, state
 
 
 def wkv7(r, log_w, k, v, a, b, past=None):
     """(y, state) of S_t = diag(w_t) S_(t-1) + b_t (S_(t-1)^T a_t)^T + k_t v_t^T, y_t = S_t^T r_t (RWKV 7, a generalised
     delta rule, arXiv:2503.14456, section 4): what the state has at a_t is moved to b_t before a token is added.
 
-    r, log_w, k, a, b [..., T, H, K], log_w at most 0; v, y [..., T, H, V]; past, state [..., H, K, V]. Within a chunk
-    what is moved follows from a unit triangular system (arXiv:2406.06484, section 3). ShapeError.
+    r, log_w, k, a, b [..., T, H, K], log_w at most 0; v, y [..., T, H, V]; past, state [..., H, K, V]. ShapeError.
     """
     if any(x.shape != r.shape for x in (log_w, k, a, b)) or v.shape[:-1] != r.shape[:-1]:
         got = f"r {r.shape}, log_w {log_w.shape}, k {k.shape}, v {v.shape}, a {a.shape}, b {b.shape}"
         raise ShapeError("wkv7", got, "[..., T, H, K], but for v [..., T, H, V]")
-    rows = [movement.transpose(x, -3, -2) for x in (r, log_w, k, v, a, b)]
-    found, state, t = [], past, r.shape[-3]
-    for start in range(0, t, WKV7_CHUNK):
-        size = min(WKV7_CHUNK, t - start)
-        y, state = _wkv7_chunk(*(movement.narrow(x, -2, start, size) for x in rows), state)
-        found.append(y)
-    y = found[0] if len(found) == 1 else movement.cat(found, -2)
-    return movement.transpose(y, -3, -2), state
-
-
-def _pairs(x, y, decays):
-    """sum_k x_tk y_sk decay_tsk: [..., T, T]."""
-    return reduce.sum(movement.unsqueeze(x, -2) * movement.unsqueeze(y, -3) * decays, -1)
-
-
-def _wkv7_chunk(r, log_w, k, v, a, b, state):
-    """(y, state) of a chunk of T tokens, [..., H, T, K]. `moved`: S_(t-1)^T a_t."""
-    t, total, upto = r.shape[-2], scan.cumsum(log_w, -2), _decays(log_w)
-    earlier = _behind(upto, -3)
-    moved, power, size = linalg.matmul(_pairs(a, k, earlier), v), _pairs(a, b, earlier), 1
-    if state is not None:
-        moved = moved + linalg.matmul(a * elementwise.exp(_behind(total, -2)), state)
-    while size < t:  # (I - A)^-1 = (I + A) (I + A^2) (I + A^4) ..., since A^T is 0
-        moved, size = moved + linalg.matmul(power, moved), 2 * size
-        power = linalg.matmul(power, power) if size < t else None
-    y = linalg.matmul(_pairs(r, k, upto), v) + linalg.matmul(_pairs(r, b, upto), moved)
-    last = movement.narrow(total, -2, t - 1, 1)
-    left = movement.select(upto, -3, t - 1)
-    new = linalg.matmul(movement.transpose(k * left, -1, -2), v)
-    new = new + linalg.matmul(movement.transpose(b * left, -1, -2), moved)
-    if state is None:
-        return y, new
-    y = y + linalg.matmul(r * elementwise.exp(total), state)
-    return y, state * movement.transpose(elementwise.exp(last), -1, -2) + new
+    return state_scan(r, k, v, log_w, past, a=a, b=b)
 
 
 class GatedRMSNorm(Module):
@@ -256,7 +136,7 @@ class Mamba2Mixer(Module):
     ):  # fmt: skip
         self._inner, self._bc = heads * head_dim, groups * state_size
         self._heads, self._groups, self._limits, self._converted = (heads, head_dim), groups, tuple(limits), converted
-        self.state_shapes = (kernel - 1, self._inner + 2 * self._bc), (heads, head_dim, state_size)
+        self.state_shapes = (kernel - 1, self._inner + 2 * self._bc), (heads, state_size, head_dim)
         self.in_proj = Linear(hidden_size, 2 * self._inner + 2 * self._bc + heads, bias)
         self.conv1d = ShortConv(self._inner + 2 * self._bc, kernel, conv_bias, converted)
         each = (heads, 1) if converted else (heads,)

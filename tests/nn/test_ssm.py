@@ -31,14 +31,14 @@ def loop(x, log_a, b, c, h):
     found = []
     for t in range(T):
         wide = [each[t].repeat_interleave(H // G, 0) for each in (b, c)]
-        h = h * log_a[t].exp()[:, None, None] + x[t][:, :, None] * wide[0][:, None, :]
-        found.append((h * wide[1][:, None, :]).sum(-1))
+        h = h * log_a[t].exp()[:, None, None] + x[t][:, None, :] * wide[0][:, :, None]
+        found.append((h * wide[1][:, :, None]).sum(1))
     return torch.stack(found), h
 
 
 def test_ssd():
     """Results of a sequence that goes on, and the gradients of all that goes in."""
-    arrays = drawn((T, H, P), (T, H), (T, G, N), (T, G, N), (H, P, N))
+    arrays = drawn((T, H, P), (T, H), (T, G, N), (T, G, N), (H, N, P))
     arrays[1] = -np.abs(arrays[1])
     theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
     y, h = loop(*theirs)
