@@ -10,6 +10,7 @@ from tensorlib.capture import Capture
 from tensorlib.io import gguf
 from tests.sim.host import install
 from tests.sim.simulated import Simulated
+from tests.zoo import test_based as based
 from tests.zoo import test_decoders as whole
 from tests.zoo.decoders import CASES
 from tests.zoo.test_decoders_gguf import write
@@ -18,7 +19,8 @@ from zoo.load import load_gguf
 
 FAMILIES = (
     "mixtral deepseek_v3 granitemoe gpt2 gpt_bigcode gpt_neox mpt mistral qwen3 phi phi3 gemma2 gemma3_text smollm3"
-    " olmo2 stablelm starcoder2 persimmon falcon glm4 helium mamba mamba2 lfm2 recurrent_gemma granitemoehybrid".split()
+    " olmo2 stablelm starcoder2 persimmon falcon glm4 helium mamba mamba2 lfm2 recurrent_gemma granitemoehybrid"
+    " falcon-alibi falcon_mamba".split()
 )
 
 
@@ -52,6 +54,12 @@ def test_a_prompt_and_a_graph_of_steps(case, device, tmp_path):
     theirs.save_pretrained(tmp_path)
     ours = auto.load(tmp_path, device="cuda:0")[1]
     whole.close(steps(ours), whole.logits(theirs, [whole.IDS[:9]])[0])
+
+
+def test_based(device, tmp_path):
+    """Linear attention, a window, convolutions."""
+    theirs = based.saved(based.CONFIG, tmp_path)
+    whole.close(steps(auto.load(tmp_path, device="cuda:0")[1]), whole.logits(theirs, [whole.IDS[:9]])[0])
 
 
 def test_experts_of_a_gguf_file(device, tmp_path):

@@ -45,6 +45,21 @@ def test_encoders(name, device, tmp_path):
     check(tmp_path, lambda ids, mask: theirs(torch.tensor(ids)).last_hidden_state)
 
 
+def test_heads(device, tmp_path):
+    """Words and labels, of two texts one behind the other."""
+    for task in whole.TASKS:
+        folder = tmp_path / task
+        theirs, ours = whole.made("bert", folder, f"Bert{task}"), auto.load(folder, device="cuda:0")[1]
+        types = [[0, 0, 1, 1, 1], [0, 1, 1]]
+        with torch.no_grad():
+            want = [theirs(torch.tensor([row]), token_type_ids=torch.tensor([t])).logits for row, t in zip(ROWS, types)]
+        flat = tensorlib.tensor([*types[0], *types[1]], dtype="i64", device="cuda:0")
+        with tensorlib.no_grad():
+            found = ours(nn.Sequences(ROWS, device="cuda:0"), token_type_ids=flat).cpu().numpy()
+        want = torch.cat([x[0] for x in want]) if want[0].ndim == 3 else torch.cat(want)
+        whole.close(found, want.numpy())
+
+
 def test_jina_bert(device, tmp_path):
     check(tmp_path, jina.made("text", tmp_path))
 

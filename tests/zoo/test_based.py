@@ -1,7 +1,6 @@
 """Based, which transformers does not have, against the paper's formulas in float64, features written out one by one."""
 
 import json
-import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -118,21 +117,28 @@ class Reference:
         return (F.silu(y) * b) @ self.w[f"{at}.out_proj.weight"].T + self.w[f"{at}.out_proj.bias"]
 
 
-@pytest.fixture(scope="module", params=CASES)
-def pair(request, tmp_path_factory):
-    """(the reference, ours, what the tests of decoders need of a case), from a file with the table under one name."""
-    config, generator, weights = CASES[request.param], np.random.default_rng(0), {}
+def saved(config, folder, table=TABLES[0]):
+    """The reference of random weights, which a folder has, with the table of words under one name."""
+    generator, weights = np.random.default_rng(0), {}
     for name, p in BasedForCausalLM(BasedConfig.from_hf(Fields(config, "config.json"))).named_parameters():
         noise = generator.standard_normal(tuple(p.shape)).astype(np.float32)
-        if name != TABLES[1]:
-            vector = noise.ndim == 1
-            scale = noise.shape[-1] ** -0.5 if not vector and not re.search("lm_head", name) else 0.3 if vector else 1.0
-            weights[name] = ((vector and "norm" in name) or "ln_f" in name) + scale * noise
-    folder = tmp_path_factory.mktemp("based")
+        if name == TABLES[1]:
+            continue
+        if noise.ndim == 1:
+            weights[name] = ("norm" in name or "ln_f" in name) + 0.3 * noise
+        else:
+            weights[name] = noise if name == TABLES[0] else noise / noise.shape[-1] ** 0.5
     (folder / "config.json").write_text(json.dumps(config))
-    table = TABLES[request.param == "half"]
     named = {table if name == TABLES[0] else name: tensorlib.from_numpy(x) for name, x in weights.items()}
     safetensors.save(folder / "model.safetensors", named)
+    return Reference(weights, config)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request, tmp_path_factory):
+    """(the reference, ours, what the tests of decoders need of a case), from one folder."""
+    config, folder = CASES[request.param], tmp_path_factory.mktemp("based")
+    theirs = saved(config, folder, TABLES[request.param == "half"])
     ours = auto.load(folder)[1]
     assert ours.config.vocab_size == 104 and ours.config.kinds.count("conv") == (2 if config is CONFIG else 1)
-    return Reference(weights, config), ours, SimpleNamespace(name=lambda theirs: theirs)
+    return theirs, ours, SimpleNamespace(name=lambda theirs: theirs)
