@@ -26,7 +26,8 @@ ENCODERS = {
 SEQ2SEQ = dict.fromkeys(("safetensors", "batch", "cache", "CPU"), "test_logits") | {"training": "test_training_step"}
 # architecture, the file with its tests, which of them show what
 OTHERS = (("jina_bert", "test_jina_bert", ENCODERS), ("nvembed", "test_nv_embed", ENCODERS))
-OTHERS += (("marian", "test_marian", SEQ2SEQ), ("t5", "test_t5", SEQ2SEQ))
+OTHERS += (("marian", "test_marian", SEQ2SEQ), ("t5", "test_t5", SEQ2SEQ), ("mt5", "test_t5", SEQ2SEQ))
+OTHERS += (("based", "test_based", DECODERS), *((f"rwkv{i}", "test_rwkv", DECODERS) for i in (5, 6, 7)))
 
 
 def shown(module, tests):
@@ -49,9 +50,9 @@ def rows():
         found.setdefault(name.split()[0], set()).update(shown("test_encoders", ENCODERS))
     for name, module, tests in OTHERS:
         found.setdefault(name, set()).update(shown(module, tests))
-    for name in (*test_encoders_gguf.CASES, *test_encoders_gguf.OTHERS):
+    for name in (*test_encoders_gguf.CASES, *test_encoders_gguf.OTHERS, "rwkv6", "rwkv7"):
         found[name].add("GGUF")
-    for name in (*simulated.ENCODERS, *simulated.OTHERS):
+    for name in (*simulated.ENCODERS, *simulated.OTHERS, "based"):
         found[name].add("GPU simulated")
     return found
 
