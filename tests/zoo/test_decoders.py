@@ -190,7 +190,7 @@ def test_a_folder_generates_text(tmp_path, capsys):
 def test_the_table_is_of_what_loads():
     assert table.rows().keys() <= auto.MODELS.keys()
     assert all("training" in shown for shown in table.rows().values())
-    assert "| `glm` | yes |  | yes | yes | yes |" in table.table(), "llama.cpp's names for it are not here"
+    assert "| `helium` | yes |  | yes | yes | yes |" in table.table(), "llama.cpp has no such architecture"
 
 
 @pytest.mark.parametrize("model_type", sorted({case.model_type for case in CASES}))
