@@ -12,7 +12,7 @@ from tensorlib.errors import FormatError
 from tensorlib.io.tokenizer import Tokenizer
 from tests.zoo.decoders import Case
 from tests.zoo.test_decoders import IDS, close, logits, tensor, torch_model
-from zoo import llama2_c
+from zoo import cli, llama2_c
 from zoo.generate import load
 
 SIZES = (32, 48, 2, 4, 2, 99, 64)
@@ -172,8 +172,8 @@ def test_a_long_piece(tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
-def test_generation(tmp_path):
-    """A file with a tokenizer beside it is all that is needed."""
+def test_generation(tmp_path, capsys):
+    """A file with a tokenizer beside it is all that is needed, by the command, too."""
     config = {"vocab_size": len(WORDS), "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
     model = torch_model(Case("llama", config))
     numbers = list(SIZES)
@@ -186,3 +186,5 @@ def test_generation(tmp_path):
     ids = list(ours.generate(prompt, 8))
     rows = logits(model, [[*prompt, *ids]])[0]
     assert [int(row.argmax()) for row in rows[len(prompt) - 1 : -1]] == ids
+    assert cli.main(["generate", "-m", str(tmp_path / "stories.bin"), "-n", "8", "abc"]) == 0
+    assert ours.tokenizer.decode(ids).strip() in capsys.readouterr().out
