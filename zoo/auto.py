@@ -155,11 +155,11 @@ def chosen(model, fields, head=None):
     return model if found is None else lambda values: heads.made(*found, model, values, fields)
 
 
-def load(folder, context=None, device="cpu", dtype=None, head=None, **changes):
+def load(folder, context=None, device="cpu", dtype=None, head=None, dequantize=False, **changes):
     """(file of weights, model) of a folder as Hugging Face has them: config.json and safetensors, or PyTorch's files.
 
     `context`: how many positions the model is prepared for, at most its own; `dtype`: what weights of floats are cast
-    to; `head`: the class, "BertModel" or "BertForMaskedLM", in place of that which `architectures` says, which is the
+    to, with `dequantize` those in blocks, too (float8 in bf16 takes less memory on the CPU than as it is); `head`: the class, "BertModel" or "BertForMaskedLM", in place of that which `architectures` says, which is the
     encoder alone where it is none of those here; `changes`: of the config's fields. FormatError for a damaged file, an
     unknown architecture, or weights that are not the model's.
     """
@@ -170,7 +170,7 @@ def load(folder, context=None, device="cpu", dtype=None, head=None, **changes):
     if context is not None and hasattr(values, "max_position_embeddings"):
         values = values._replace(max_position_embeddings=min(context, values.max_position_embeddings))
     file, model = tensorlib.load(folder), chosen(kind, fields, head)(values)
-    return file, VarBuilder(file, *_names(file.tensors, model), device, dtype).load(model)
+    return file, VarBuilder(file, *_names(file.tensors, model), device, dtype, dequantize).load(model)
 
 
 def _names(tensors, model):

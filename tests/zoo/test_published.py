@@ -107,9 +107,13 @@ def test_deepseek_v3(tmp_path):
     made |= {name.replace("layers.1.", "layers.2."): made[name] for name in names}
     made |= {f"model.layers.2.{name}.weight": torch.ones(160) for name in ("enorm", "hnorm", "shared_head.norm")}
     made["model.layers.2.eh_proj.weight"] = torch.ones(160, 320)
-    ours = auto.load(published(tmp_path / "c", {**fields, **V3_FIELDS}, made, shards=3))[1]
+    folder = published(tmp_path / "c", {**fields, **V3_FIELDS}, made, shards=3)
+    ours = auto.load(folder)[1]
     assert ours.model.layers[1].self_attn.o_proj.weight.format.name == "f8_32"
     same(theirs.eval(), ours)
+    dense = auto.load(folder, dequantize=True, dtype="f32")[1]
+    assert dense.model.layers[1].self_attn.o_proj.weight.dtype.name == "f32"
+    same(theirs, dense)
 
 
 @pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
