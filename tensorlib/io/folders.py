@@ -15,9 +15,10 @@ NEEDED = ("config.json",)
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # one of these alternatives has to be there; a translator has two vocabularies
 TOKENIZERS = (("tokenizer.json",), ("source.spm", "target.spm", "vocab.json"), ("tokenizer.model",), ("spiece.model",))
-TOKENIZERS += (("sentencepiece.bpe.model",), ("vocab.txt",))
+TOKENIZERS += (("spm.model",), ("sentencepiece.bpe.model",), ("vocab.txt",), ("rwkv_vocab_v20230424.txt",))
 # what is taken if it is there
 OTHERS = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json")
+OTHERS += ("added_tokens.json", "target_vocab.json")  # of tokenizers
 OTHERS += ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 WHOLE = "/"  # the choice of a HubFile that is a folder
 FILES = (".safetensors", ".bin", ".index.json")  # of weights that have a config.json beside them

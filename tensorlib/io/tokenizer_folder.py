@@ -1,5 +1,5 @@
 """A Tokenizer from a model's folder, by the files that are there: `tokenizer.json`, SentencePiece's files, Marian's two
-with a list of words, RWKV's list of words, llama2.c's.
+with a list of words, the lists of BERT, RWKV and llama2.c.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import os
 
 from tensorlib.errors import FormatError
 from tensorlib.io import sentencepiece, tokenizer_json, translation
-from tensorlib.io.vocabulary import CONTROL, KEY, NORMAL, USER_DEFINED
+from tensorlib.io.vocabulary import CONTROL, KEY, NORMAL, UNKNOWN, USER_DEFINED
 
 # SentencePiece's file -> the tokens that begin and end texts, where the folder says nothing else
 PIECES = {
     "tokenizer.model": ("<s>", None),  # Llama's, Mistral's
     "spiece.model": (None, "</s>"),  # T5's
     "spm.model": ("[CLS]", "[SEP]"),  # DeBERTa's
+    "sentencepiece.bpe.model": ("<s>", "</s>"),  # XLM-RoBERTa's
 }
-WORLD, LLAMA2_C = "rwkv_vocab_v20230424.txt", "tokenizer.bin"
+WORLD, LLAMA2_C, BERT = "rwkv_vocab_v20230424.txt", "tokenizer.bin", "vocab.txt"
 MORE = 1 << 17  # ids that a folder may add to a model's
 
 
@@ -31,18 +32,20 @@ def load(cls, folder: str, target: bool = False):
     for name in PIECES:
         if os.path.isfile(os.path.join(folder, name)):
             return _pieces(cls, folder, name)
-    if os.path.isfile(os.path.join(folder, WORLD)):
-        path = os.path.join(folder, WORLD)
-        return cls.from_gguf(sentencepiece.Keys(path, _world(path)))
-    if os.path.isfile(path := os.path.join(folder, LLAMA2_C)):
-        return cls.from_gguf(sentencepiece.Keys(path, sentencepiece.read_bin(path)))
-    known = ", ".join(["tokenizer.json", translation.SOURCE, *PIECES, WORLD, LLAMA2_C])
+    for name, reader in LISTS.items():
+        if os.path.isfile(other := os.path.join(folder, name)):
+            self = cls.from_gguf(sentencepiece.Keys(other, reader(other)))
+            tokenizer_json.beside(self, folder, tokenizer_json.config(folder, "tokenizer_config.json"))
+            return self
+    known = ", ".join(["tokenizer.json", translation.SOURCE, *PIECES, *LISTS])
     raise FormatError(path, "file", "no such file", f"one of {known}", "fetch the tokenizer's files, too")
 
 
 def _pieces(cls, folder, name):
     path, config = os.path.join(folder, name), tokenizer_json.config(folder, "tokenizer_config.json")
     values = sentencepiece.read(path)
+    if name == "sentencepiece.bpe.model":
+        _as_fairseq(folder, values)
     sentencepiece.add(values, _added(folder, config, values))
     ids = {token: id for id, token in enumerate(values[KEY + "tokens"])}
     for mark, key, default in zip(("bos", "eos", "unk"), ("bos", "eos", "unknown"), (*PIECES[name], None)):
@@ -61,7 +64,9 @@ def _added(folder, config, values):
     """Id to (spelling, type) of what the files beside a model add to it."""
     known, found = values[KEY + "tokens"], {}
     rows = {id: (token, False) for token, id in tokenizer_json.config(folder, "added_tokens.json").items()}
-    for id, row in (config.get("added_tokens_decoder") or {}).items():
+    decoder = config.get("added_tokens_decoder")
+    for id, row in decoder.items() if isinstance(decoder, dict) else ():
+        row = row if isinstance(row, dict) else {}
         rows[int(id) if id.isdecimal() else -1] = row.get("content"), row.get("special") is True
     for id, (token, special) in rows.items():
         if type(id) is not int or not 0 <= id < len(known) + MORE or type(token) is not str:
@@ -70,6 +75,48 @@ def _added(folder, config, values):
         if id >= len(known) or values[KEY + "token_type"][id] == NORMAL:
             found[id] = token, CONTROL if special else USER_DEFINED
     return found
+
+
+def _as_fairseq(folder, values):
+    """XLM-RoBERTa's ids: four tokens of its own, the pieces without three of theirs, a mask at the end."""
+    kind = tokenizer_json.config(folder, "config.json").get("model_type", "xlm-roberta")
+    if kind not in ("xlm-roberta", "xlm-roberta-xl"):
+        raise FormatError(folder, "model_type", repr(kind), "xlm-roberta", "fetch a tokenizer.json: ids go otherwise")
+    own = [(b"<s>", 0.0, CONTROL), (b"<pad>", 0.0, CONTROL), (b"</s>", 0.0, CONTROL), (b"<unk>", 0.0, UNKNOWN)]
+    names = [KEY + name for name in ("tokens", "scores", "token_type")]
+    rows = [*own, *list(zip(*(values[name] for name in names)))[3:], (b"<mask>", 0.0, CONTROL)]
+    values |= {name: list(column) for name, column in zip(names, zip(*rows))}
+    values |= {f"{KEY}{mark}_token_id": id for mark, id in zip(("bos", "padding", "eos", "unknown"), range(4))}
+
+
+def _wordpieces(path):
+    """GGUF's keys for BERT's list: a line for each id. There pieces inside words are marked, in GGUF those before."""
+    folder = os.path.dirname(path)
+    config = tokenizer_json.config(folder, "tokenizer_config.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            tokens = [line.rstrip("\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(path, "file", str(error)[:200], "a line of text for each id") from None
+    defaults = {"cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "pad": "[PAD]", "mask": "[MASK]"}
+    marks = {name: tokenizer_json.spelling(config, f"{name}_token") or token for name, token in defaults.items()}
+    missing = [marks[name] for name in ("cls", "sep", "unk") if marks[name] not in tokens]
+    if missing:
+        raise FormatError(path, "file", f"{len(tokens)} lines without {', '.join(missing)}", "a line for each of them")
+    types = [CONTROL if token in marks.values() else NORMAL for token in tokens]
+    lower = config.get("do_lower_case", True) is not False
+    spelt = [t if type == CONTROL else t[2:] if t.startswith("##") else f"▁{t}" for t, type in zip(tokens, types)]
+    accents = config.get("strip_accents")
+    return {
+        KEY + "model": "bert",
+        KEY + "tokens": [token.encode() for token in spelt],
+        KEY + "token_type": types,
+        KEY + "bos_token_id": tokens.index(marks["cls"]),
+        KEY + "seperator_token_id": tokens.index(marks["sep"]),
+        KEY + "unknown_token_id": tokens.index(marks["unk"]),
+        KEY + "normalizer.lowercase": lower,
+        KEY + "normalizer.strip_accents": lower if type(accents) is not bool else accents,
+    }
 
 
 def _world(path):
@@ -89,3 +136,6 @@ def _world(path):
         raise FormatError(path, where, got, "an id, a token and its length") from None
     types = [CONTROL] + [NORMAL] * (len(tokens) - 1)
     return {KEY + "model": "rwkv", KEY + "tokens": tokens, KEY + "token_type": types, KEY + "eos_token_id": 0}
+
+
+LISTS = {WORLD: _world, LLAMA2_C: sentencepiece.read_bin, BERT: _wordpieces}  # file -> what gives GGUF's keys for it

@@ -342,6 +342,7 @@ STRUCTURES = {
     "tokenizer_json": json_damage(targets.tokenizer_json()),
     "pieces": pieces(),
     "words": json_damage(build_pieces.WORDS),
+    "list": lines(targets.TARGETS["list"].seeds[0]),
     "world": lines(build_pieces.world()),
     "template": template,
 }

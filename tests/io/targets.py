@@ -160,6 +160,7 @@ TARGETS = {
     "tokenizer_json": Target("tokenizer.json", _tokenizer_json, [tokenizer_json()]),
     "pieces": Target("spiece.model", _folder, [build_pieces.model(), build_pieces.byte_pairs()], cuts=None),
     "words": Target("vocab.json", _folder, [build_pieces.WORDS], beside={"source.spm": build_pieces.model()}),
+    "list": Target("vocab.txt", _folder, [b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n##s\ncat\n"], cuts=None),
     "world": Target("rwkv_vocab_v20230424.txt", _folder, [build_pieces.world()], cuts=None),
     "template": Target("chat_template.jinja", _template, [s.encode() for s in build_template.WORKS], cuts=None),
 }  # fmt: skip

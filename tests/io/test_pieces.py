@@ -287,3 +287,52 @@ def test_the_longest_token_again_and_again(worlds, text):
         stream = ours.stream()
         assert "".join(map(stream.push, want)) + stream.flush() == text
     assert ours.encode("<s>the") == [0, 257] and ours.eos_ids == {0} and not ours.add_bos
+
+
+# ---- lists of words --------------------------------------------------------------------------------------------------
+
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat sat on a mat ##s ##ing , . é e 日 本 Käse ##e".split()
+
+
+@pytest.mark.parametrize("config", [{}, {"do_lower_case": False}, {"strip_accents": False}], ids=str)
+@given(text=st.text(st.sampled_from("thecatsingA ,.éKäse日本\t\u0301[]"), max_size=40))
+@example(text="the cats [MASK] sat, Käse")
+def test_bert(config, text, tmp_path_factory):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.getbasetemp() / f"bert{len(str(config))}"
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    options = {"do_lower_case": True, **config}
+    theirs = transformers.BertTokenizer(vocab={w: i for i, w in enumerate(WORDS)}, **options)
+    ours = Tokenizer.from_folder(folder)
+    assert ours.encode(text) == theirs(text).input_ids
+    assert ours.decode(ours.encode("the cats, sat")) == "the cats , sat"
+
+
+@given(text=TEXTS)
+@example(text="the<mask>cat</s>")
+def test_xlm_roberta(text, tmp_path_factory):
+    """Its ids are the pieces' one further on, behind four of its own."""
+    folder = tmp_path_factory.getbasetemp() / "xlmr"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "sentencepiece.bpe.model").exists():
+        (folder / "sentencepiece.bpe.model").write_bytes(train(**NFKC))
+    theirs = library.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
+    ours, mask = Tokenizer.from_folder(folder), theirs.vocab_size() + 1
+    if "<mask>" in text:
+        cut = [ours.encode(part, add_special=False) for part in ("the", "cat")]
+        assert ours.encode(text) == [0, *cut[0], mask, *cut[1], 2, 2]
+    else:
+        want = [3 if id == 0 else id + 1 for id in theirs.encode(text)]
+        assert ours.encode(text, parse_special=False) == [0, *want, 2]
+
+
+def test_another_fairseq(tmp_path):
+    (tmp_path / "sentencepiece.bpe.model").write_bytes(build_pieces.model())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "camembert"}))
+    with pytest.raises(FormatError, match="'camembert'; expected xlm-roberta"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "sentencepiece.bpe.model").rename(tmp_path / "vocab.txt")
+    with pytest.raises(FormatError, match=r"vocab\.txt"):
+        Tokenizer.from_folder(tmp_path)
