@@ -44,6 +44,7 @@ ZOO_PROGRAMS = (
     "diff",
     "embed",
     "engine",
+    "generate_batch",
     "generate",
     "gguf_encoders",
     "gguf_names",
