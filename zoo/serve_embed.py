@@ -5,6 +5,8 @@ import base64
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from zoo.serve_errors import ApiError, busy
 from zoo.serve_request import EMBEDDING, fields
 
@@ -13,7 +15,7 @@ async def embeddings(service, body):
     """The answer to a request."""
     asked = fields(body, EMBEDDING)
     encoder = service.vectors.encoder
-    rows = await service.prepared(_rows, encoder, asked["input"])
+    rows = await service.prepared(_rows, encoder, asked["input"], asked["prompt_name"])
     found = await service.vectors.of(rows)
     if asked["dimensions"] not in (None, found.shape[1]):
         raise ApiError(400, f"dimensions: this model makes {found.shape[1]}", "dimensions", "invalid_value")
@@ -21,7 +23,7 @@ async def embeddings(service, body):
         shown = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in found]
     else:
         shown = found.tolist()
-    count = sum(map(len, rows))
+    count = sum(len(ids) for ids, _ in rows)
     return {
         "object": "list",
         "model": service.names["embed"],
@@ -30,9 +32,16 @@ async def embeddings(service, body):
     }
 
 
-def _rows(encoder, inputs):
-    """Lists of ids; texts are cut to the model's length as sentence-transformers does, ids that do not fit refused."""
-    known = encoder.tokenizer.n_vocab
+def _rows(encoder, inputs, name):
+    """(ids, how many of the first are in no pool) of each input. Before texts stands the prompt of a name, by default
+    the model's, and they are cut to the model's length as sentence-transformers does; ids that do not fit are refused.
+    """
+    known, prompts = encoder.tokenizer.n_vocab, encoder.prompts
+    if name is not None and name not in prompts.texts:
+        there = ", ".join(prompts.texts) or "none"
+        raise ApiError(400, f"prompt_name: this model's are {there}", "prompt_name", "invalid_value")
+    before = prompts.text(name)
+    skipped = prompts.skipped(before, encoder.tokenizer)
     for each in inputs:
         if not isinstance(each, str):
             if len(each) > encoder.max_length:
@@ -40,7 +49,7 @@ def _rows(encoder, inputs):
                 raise ApiError(400, f"input: {got}", "input", "context_length_exceeded")
             if not 0 <= min(each) <= max(each) < known:
                 raise ApiError(400, f"input: token ids are from 0 to {known - 1}", "input", "invalid_value")
-    return [encoder.tokenizer.encode(each) if isinstance(each, str) else each for each in inputs]
+    return [(encoder.tokenizer.encode(before + x), skipped) if isinstance(x, str) else (x, 0) for x in inputs]
 
 
 class Vectors:
@@ -51,7 +60,7 @@ class Vectors:
         self._waiting, self._task, self._thread = [], None, ThreadPoolExecutor(1, "encoder")
 
     async def of(self, rows):
-        """float32 NumPy [B, D] of lists of ids."""
+        """float32 NumPy [B, D] of (ids, how many of the first are in no pool)."""
         if self._waiting and sum(len(other) for other, _ in self._waiting) + len(rows) > self.limit:
             raise busy()
         future = asyncio.get_running_loop().create_future()
@@ -85,7 +94,14 @@ class Vectors:
             self._task = None
 
     def _embed(self, rows):
-        return self.encoder.embed(rows).cpu().numpy().copy()
+        skips = np.array([skip for _, skip in rows])
+        found = None
+        for skip in np.unique(skips):  # few: those of a model's prompts, and 0 for ids
+            places = np.flatnonzero(skips == skip)
+            vectors = self.encoder.embed([rows[i][0] for i in places], skip=int(skip)).cpu().numpy()
+            found = np.empty((len(rows), vectors.shape[1]), np.float32) if found is None else found
+            found[places] = vectors
+        return found
 
     def close(self):
         self._thread.shutdown()

@@ -1,8 +1,8 @@
 """What a request to the server may say: OpenAI's fields, their types and ranges, and the errors that others get.
 
 A field is a name, a check and a default. A check gives the value, converted, or raises Wrong with what it expects;
-null counts as not given. What OpenAI does not have is llama.cpp's and vLLM's: `top_k`, `min_p`, `repetition_penalty`,
-`ignore_eos`.
+null counts as not given. `top_k`, `min_p`, `repetition_penalty` and `ignore_eos` are llama.cpp's and vLLM's,
+`prompt_name` is sentence-transformers': OpenAI does not have them.
 
 >>> fields({"max_tokens": 5, "surprise": 1}, TEXT)["max_tokens"]
 5
@@ -160,9 +160,8 @@ def include_usage(value):
 REQUIRED = object()
 FLAG = instance(bool, "true or false"), False
 UNSUPPORTED = {
-    "tools": (None, []), "functions": (None, []), "audio": (None,), "modalities": (None, ["text"]),
-    "suffix": (None, ""), "echo": (None, False), "best_of": (None, 1), "prediction": (None,),
-    "web_search_options": (None,),
+    "tools": (None, []), "functions": (None, []), "modalities": (None, ["text"]), "web_search_options": (None,),
+    "audio": (None,), "prediction": (None,), "suffix": (None, ""), "echo": (None, False), "best_of": (None, 1),
 }  # fmt: skip  # name -> the values that ask for nothing
 
 TEXT = {
@@ -196,4 +195,5 @@ EMBEDDING = {
     "input": (prompts, REQUIRED),
     "encoding_format": (one_of("float", "base64"), "float"),
     "dimensions": (integer(1), None),
+    "prompt_name": (instance(str, "a text"), None),
 }

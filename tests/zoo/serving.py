@@ -12,6 +12,7 @@ from tensorlib.errors import ContextError
 from tensorlib.io.vocabulary import LETTER_OF_BYTE
 from tests.zoo.conftest import write_llama
 from zoo.llama import TINY
+from zoo.pooling import Prompts
 from zoo.serve_api import Service, application
 from zoo.serve_queue import Runner
 
@@ -146,13 +147,13 @@ def until(condition, seconds=10):
 
 
 class FakeEncoder:
-    """Vectors that say what they are of: [length, first id, 0.5]."""
+    """Vectors that say what they are of: [length, first id, how many tokens are in no pool and 0.5]."""
 
     max_length = 16
 
-    def __init__(self, tokenizer):
-        self.tokenizer, self.calls = tokenizer, []
+    def __init__(self, tokenizer, prompts=None):
+        self.tokenizer, self.prompts, self.calls = tokenizer, prompts or Prompts(), []
 
-    def embed(self, rows):
+    def embed(self, rows, skip=0):
         self.calls.append(len(rows))
-        return tensorlib.tensor([[float(len(row)), float(row[0]), 0.5] for row in rows])
+        return tensorlib.tensor([[float(len(row)), float(row[0]), skip + 0.5] for row in rows])

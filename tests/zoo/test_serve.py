@@ -16,6 +16,7 @@ pytest.importorskip("httpx")
 from tests.zoo import serving
 from tests.zoo.serving import CHAT, HELLO, SAID, TEXT, VECTORS, FakeEncoder, ask, events, until
 from zoo import serve_http
+from zoo.pooling import Prompts
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
 
@@ -205,11 +206,29 @@ def test_embeddings_that_come_together_are_a_batch(served, tiny_tokenizer):
     of = served(encoder=FakeEncoder(tiny_tokenizer))
 
     async def go():
-        return await asyncio.gather(*(of.vectors.of([[i]] * 2) for i in range(6)))
+        return await asyncio.gather(*(of.vectors.of([([i], 0)] * 2) for i in range(6)))
 
     found = asyncio.run(go())
     assert [x[:, 1].tolist() for x in found] == [[float(i)] * 2 for i in range(6)]
     assert sum(of.vectors.encoder.calls) == 12 and len(of.vectors.encoder.calls) <= 2
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_prompts_before_texts_that_are_embedded(served, tiny_tokenizer, pooled):
+    """The model's default before texts, another by its name, none before ids; each skips what its own has."""
+    prompts = Prompts({"query": "q: ", "passage": "p:", "none": ""}, "q: ", pooled)
+    of = served(encoder=FakeEncoder(tiny_tokenizer, prompts))
+    q, p, a = (tiny_tokenizer.encode(text)[0] for text in "qpa")
+    default = ask(of, VECTORS, {"input": ["abc", [70, 71], "d"]}).json()
+    rows = [[6.0, q, 0.5 if pooled else 3.5], [2.0, 70.0, 0.5], [4.0, q, 0.5 if pooled else 3.5]]
+    assert [each["embedding"] for each in default["data"]] == rows
+    assert default["usage"]["prompt_tokens"] == 12
+    for name, row in {"passage": [3.0, p, 0.5 if pooled else 2.5], "none": [1.0, a, 0.5]}.items():
+        answer = ask(of, VECTORS, {"input": "a", "prompt_name": name}).json()
+        assert answer["data"][0]["embedding"] == row
+    wrong = ask(of, VECTORS, {"input": "a", "prompt_name": "q"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "prompt_name")
+    assert "query, passage, none" in wrong.json()["error"]["message"]
 
 
 def test_models_and_health(served, tiny_tokenizer):

@@ -198,7 +198,7 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys, package):
 
 def test_embeddings_have_a_time_limit(served, tiny_tokenizer):
     encoder = FakeEncoder(tiny_tokenizer)
-    encoder.embed = lambda rows: time.sleep(0.3)
+    encoder.embed = lambda rows, skip: time.sleep(0.3)
     found = ask(served(encoder=encoder, time_limit=0.05), "/v1/embeddings", {"input": "a"})
     assert (found.status_code, found.json()["error"]["code"]) == (503, "time_limit")
 
