@@ -9,9 +9,11 @@ import tensorlib
 from tensorlib.errors import FormatError
 from tensorlib.io import gguf
 from tensorlib.io.tokenizer import Tokenizer
+from tests.io import build_pieces
 from tests.zoo import decoders, test_decoders, test_decoders_gguf
 from tests.zoo import test_encoders as whole
 from tests.zoo import test_jina_bert as jina
+from tests.zoo import test_t5 as published
 from zoo import embed, gguf_encoders
 
 names = pytest.importorskip("gguf")
@@ -82,7 +84,7 @@ CASES = {
 }
 
 
-OTHERS = "jina_bert", "t5"  # which have tests of their own below
+OTHERS = "jina_bert", "t5", "mt5"  # which have tests of their own below
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -110,7 +112,8 @@ def test_jina_bert(name, tmp_path):
 def t5(cls, folder, **more):
     """transformers' model, saved to a folder."""
     torch.manual_seed(0)
-    theirs = getattr(transformers, cls)(transformers.T5Config(**{**T5, **more}, decoder_start_token_id=0)).eval()
+    config = transformers.MT5Config if cls.startswith("MT5") else transformers.T5Config
+    theirs = getattr(transformers, cls)(config(**{**T5, **more}, decoder_start_token_id=0)).eval()
     with torch.no_grad():
         for weight in theirs.parameters():
             weight += torch.randn_like(weight) / (4 if weight.ndim == 1 else weight.shape[-1] ** 0.5)
@@ -136,9 +139,15 @@ def test_t5_encoder(projection, tmp_path):
     compare(tmp_path / "model.gguf", want * mask[..., None])
 
 
-def test_t5(tmp_path):
+SEQ2SEQ = {"T5": {}, "MT5": {"feed_forward_proj": "gated-gelu"}}
+
+
+@pytest.mark.parametrize("name", SEQ2SEQ)
+def test_t5(name, tmp_path):
     """Logits, and the text that they make."""
-    theirs = t5("T5ForConditionalGeneration", tmp_path, is_encoder_decoder=True)
+    theirs = t5(f"{name}ForConditionalGeneration", tmp_path, is_encoder_decoder=True, **SEQ2SEQ[name])
+    if name == "MT5":
+        published.untie(theirs, tmp_path, ("shared.weight",))
     ids, answer = np.arange(3, 15)[None], np.arange(20, 30)[None]
     with torch.no_grad():
         want = theirs(torch.tensor(ids), decoder_input_ids=torch.tensor(answer)).logits.numpy()
@@ -202,6 +211,30 @@ def test_vectors_of_texts(pool, tmp_path, monkeypatch):
         whole.close(model.encode(TEXTS).numpy(), np.stack(want), 1e-5)
     ids = model.tokenizer.encode("the cat " * 20)
     assert len(ids) == 16 and ids[-1] == 3, "texts are cut to what the model takes"
+
+
+def test_vectors_of_pieces(tmp_path):
+    """XLM-RoBERTa's kind of file, as BGE-M3's: pieces with scores, an end on either side, positions from 2 on."""
+    theirs = whole.made("xlm-roberta", tmp_path)
+    own = [("<s>", 0.0, 3), ("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<unk>", 0.0, 2)]
+    tokens, scores, types = zip(*own, *build_pieces.PIECES[3:])
+    fields = {"model": "t5", "tokens": list(tokens), "scores": list(scores), "token_type": list(types)}
+    fields |= {
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "unknown_token_id": 3,
+        "add_bos_token": True,
+        "add_eos_token": True,
+        "add_space_prefix": True,
+    }
+    fields = {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+    fields |= metadata("bert", whole.CASES["xlm-roberta"][2], **{EPS: 1e-12, "pooling_type": 2})
+    write(tmp_path / "model.gguf", tmp_path, fields, 2, 2)
+    model, ids = embed.load(tmp_path / "model.gguf"), [tokens.index(p) for p in ("<s>", "▁the", "▁cat", "s", "</s>")]
+    assert model.tokenizer.encode("the cats") == ids
+    with torch.no_grad():
+        x = theirs(torch.tensor([ids])).last_hidden_state[0, 0].numpy()
+    whole.close(model.encode("the cats").numpy(), x / np.linalg.norm(x), 1e-5)
 
 
 @pytest.mark.parametrize("lower", [True, False])
