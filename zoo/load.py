@@ -133,6 +133,11 @@ def load_gguf(path, context=None, device="cpu"):
     """
     file = gguf.open(path)
     arch = file.require("general.architecture", str)
+    if arch == "t5":
+        from zoo import gguf_encoders
+
+        file.close()
+        return gguf_encoders.load(path, device)
     if arch not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         raise FormatError(

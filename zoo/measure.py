@@ -53,13 +53,11 @@ def run_bench(arguments):
     host, rows = machine(), []
     if host["load"] > 0.5:
         print(f"tensorlib: load average {host['load']}: something else runs here", file=sys.stderr)
-    if arguments.form == "table":
-        print("{cpu}, {cores} cores, {system}, Python {python}, load {load}".format(**host))
     for row in speed.rows(arguments):
         backend.compiling.end()
         rows.append(row)
         if arguments.form == "table":
-            _line(row, len(rows) == 1)
+            _line(row, host if len(rows) == 1 else None)
     if arguments.form == "json":
         import json
 
@@ -72,9 +70,10 @@ def run_bench(arguments):
         table.writerows(host | row for row in rows)
 
 
-def _line(row, first):
-    """Print a row as it comes; above the first, what all have in common and the names of columns."""
-    if first:
+def _line(row, host):
+    """Print a row as it comes; above the first, which gets the `host`, what all have in common and names of columns."""
+    if host is not None:
+        print("{cpu}, {cores} cores, {system}, Python {python}, load {load}".format(**host))
         print("{model} ({mb} MB, {format}), {device}, tensorlib {version}, {repeats} runs\n".format(**row))
         print(f"{'measure':9} {'tokens':>7} {'threads':>8} {'batch':>6} {'median':>10} {'p20':>10} {'p80':>10}")
     figures = " ".join(f"{row[name]:10.1f}" for name in ("p50", "p20", "p80"))

@@ -55,18 +55,20 @@ class Seq2Seq(nn.Module):
         memories = self.memories(nn.Sequences.of(ids, attention_mask))
         return tokens.unpack(self.decode(tokens, None, memories))
 
-    def answer(self, ids, max_tokens):
-        """Yields the likeliest next id again and again, for the text `ids` [T] (i64): at most `max_tokens`, up to an id
-        that ends texts, which is not among them.
+    def answer(self, ids, max_tokens, choose=None, stop_ids=None):
+        """Yields the next id again and again, for the text `ids` [T] (i64): at most `max_tokens`, up to one of
+        `stop_ids` (None: those that end texts), which is not among them. `choose`: f(logits [1, V]) that gives it; the
+        likeliest if None.
         """
-        c = self.config
-        with tensorlib.no_grad():
-            cache, token = self.new_cache(ids), c.start
-            for _ in range(max_tokens):
-                scores = self.step(tensorlib.tensor([token], dtype="i64", device=ids.device), cache)[0]
+        c, cache = self.config, None
+        token, stop_ids = c.start, c.ends if stop_ids is None else stop_ids
+        for _ in range(max_tokens):
+            with tensorlib.no_grad():  # not around the yield: it would be the caller's
+                cache = self.new_cache(ids) if cache is None else cache
+                scores = self.step(tensorlib.tensor([token], dtype="i64", device=ids.device), cache)
                 for never in c.never:
-                    scores[never] = -float("inf")
-                token = scores.argmax().item()
-                if token in c.ends:
-                    return
-                yield token
+                    scores[:, never] = -float("inf")
+                token = scores[0].argmax().item() if choose is None else choose(scores)
+            if token in stop_ids:
+                return
+            yield token
