@@ -15,6 +15,8 @@ MODELS = {
     "bert": ("bert", "BertModel", "BertConfig"),
     "deberta-v2": ("deberta_v2", "DebertaV2Model", "DebertaV2Config"),
     "distilbert": ("distilbert", "DistilBertModel", "DistilBertConfig"),
+    "gte": ("gte", "GteModel", "GteConfig"),
+    "new": ("gte", "GteModel", "GteConfig"),
     "jina_bert": ("jina_bert", "JinaBertModel", "JinaBertConfig"),
     "mt5": ("t5", "T5EncoderModel", "T5Config"),
     "marian": ("marian", "MarianMTModel", "MarianConfig"),
@@ -86,6 +88,7 @@ OLD = {
     ".LayerNorm.gamma": {".LayerNorm.weight": ".LayerNorm.gamma", ".LayerNorm.bias": ".LayerNorm.beta"},
     ".ln1.weight": {".input_layernorm.": ".ln1.", ".post_attention_layernorm.": ".ln2."},
     "backbone.embedding.weight": {"backbone.embeddings.": "backbone.embedding."},
+    "gte.embeddings.word_embeddings.weight": {"new.": "gte."},
 }
 
 
@@ -184,7 +187,8 @@ def _names(tensors, model):
         return {
             path: next((name for name in names if name in tensors), path) for path, names in model.spare.items()
         }, ""
-    body, prefix = (f"{getattr(model, name, '')}." for name in ("body", "prefix"))
+    body, prefixes = f"{getattr(model, 'body', '')}.", getattr(model, "prefix", None) or ()
+    prefixes = (prefixes,) if isinstance(prefixes, str) else prefixes
 
     def begins(text):
         return any(name.startswith(text) for name in tensors)
@@ -198,7 +202,8 @@ def _names(tensors, model):
         return lambda path: path.removeprefix(body), ""
     found = next((parts for end, parts in OLD.items() if any(name.endswith(end) for name in tensors)), {})
     rename = [(re.escape(part), old) for part, old in found.items()]
-    return rename or None, prefix if begins(prefix) else ""  # of an encoder whose file has a head, too
+    # of an encoder whose file has a head, too
+    return rename or None, next((f"{name}." for name in prefixes if begins(f"{name}.")), "")
 
 
 def is_folder(path):

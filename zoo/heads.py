@@ -43,6 +43,10 @@ ROWS = {
         "distilbert", "vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector", "pre_classifier",
         (("activation", "gelu"), ("", "relu")),
     ),
+    "Gte": Row(
+        "new", "lm_head.dense", "lm_head.norm", "lm_head.decoder", "lm_head.decoder", "new.pooler.dense",
+        (("", "gelu"), ("", "tanh")),
+    ),
     "ModernBert": Row(
         "model", "head.dense", "head.norm", "decoder", "decoder", "head.dense",
         (("classifier_activation", "gelu"),) * 2, table="embeddings.tok_embeddings", normed=True,

@@ -16,7 +16,7 @@ from zoo import auto
 torch = pytest.importorskip("torch")
 
 ROWS = [[5, 17, 80, 9, 33], [7, 8, 90]]
-ENCODERS = ("bert", "deberta-v2", "distilbert", "modernbert", "nomic_bert", "roberta", "t5", "xlm-roberta")
+ENCODERS = ("bert", "deberta-v2", "distilbert", "gte", "modernbert", "nomic_bert", "roberta", "t5", "xlm-roberta")
 OTHERS = "jina_bert", "nvembed", "marian"  # which have tests of their own below
 
 

@@ -37,6 +37,7 @@ CASES = {
         "DistilBertModel",
         {"vocab_size": 99, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
     ),
+    "gte": ("GteConfig", "GteModel", {**SIZES, "max_position_embeddings": 64, "type_vocab_size": 0}),
     "modernbert": (
         "ModernBertConfig",
         "ModernBertModel",
