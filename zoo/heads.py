@@ -35,25 +35,22 @@ class Row(NamedTuple):
 
 
 WORDS = tuple(f"cls.predictions{name}" for name in (".transform.dense", ".transform.LayerNorm", "", ".decoder"))
-ACT = "hidden_act", "gelu"
+ACT, PLAIN = ("hidden_act", "gelu"), (("", "gelu"), ("", "tanh"))
 ROWS = {
-    "Bert": Row("bert", *WORDS, "bert.pooler.dense", (ACT, ("", "tanh"))),
+    "Bert": Row("bert", *WORDS, "bert.pooler.dense", (ACT, PLAIN[1])),
     "DebertaV2": Row("deberta", *WORDS, "pooler.dense", (ACT, ("pooler_hidden_act", "gelu"))),
     "DistilBert": Row(
         "distilbert", "vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector", "pre_classifier",
         (("activation", "gelu"), ("", "relu")),
     ),
-    "Gte": Row(
-        "new", "lm_head.dense", "lm_head.norm", "lm_head.decoder", "lm_head.decoder", "new.pooler.dense",
-        (("", "gelu"), ("", "tanh")),
-    ),
+    "Gte": Row("new", "lm_head.dense", "lm_head.norm", *("lm_head.decoder",) * 2, "new.pooler.dense", PLAIN),
     "ModernBert": Row(
         "model", "head.dense", "head.norm", "decoder", "decoder", "head.dense",
         (("classifier_activation", "gelu"),) * 2, table="embeddings.tok_embeddings", normed=True,
     ),
     "Roberta": Row(
-        "roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head", "lm_head.decoder", "classifier.dense",
-        (("", "gelu"), ("", "tanh")), "classifier.out_proj",
+        "roberta", "lm_head.dense", "lm_head.layer_norm", "lm_head", "lm_head.decoder", "classifier.dense", PLAIN,
+        "classifier.out_proj",
     ),
 }  # fmt: skip
 NEW = "lm_predictions.lm_head"  # DeBERTa's masked words, where a config says that they are not `legacy`
