@@ -1,4 +1,5 @@
-"""Checkpoints of weights in float8: DeepSeek-V3's and Qwen3's ("fp8"), vLLM's ("fp8", "compressed-tensors").
+"""Checkpoints of weights in float8: DeepSeek-V3's and Qwen3's ("fp8"), vLLM's ("fp8", "compressed-tensors"), Llama's
+("fbgemm_fp8"), NVIDIA's ("modelopt").
 
 `x.weight` float8 e4m3 [N, K] and its scales, which it is multiplied by (`x.weight_scale_inv` as well, in spite of the
 name): one for each tile of `weight_block_size` (128 x 128; those at the edges are cut), for each row [N, 1] or [N], or

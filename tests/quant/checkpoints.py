@@ -192,7 +192,7 @@ def fp8(rng, n, k, scales="tiles", side=128, kind="F32", method="fp8", name="q",
     stored, scale = floats(kind, rng.uniform(1e-4, 1e-2, shape))
     parts = {f"{name}.weight": ("F8_E4M3", codes), f"{name}.{suffix}": (kind, stored)}
     if scales == "all":
-        parts[f"{name}.input_scale"] = "F32", np.float32(1)
+        parts[f"{name}.input_scale{'_ub' * (method == 'fbgemm_fp8')}"] = "F32", np.float32(1)
     config = {"quant_method": method}
     sides = {"weight_block_size": [side, side]} if method == "fp8" else {"block_structure": [side, side]}
     if scales == "tiles":

@@ -93,7 +93,7 @@ def test_bitsandbytes_8_bits(load, rng, n, k):
     check(load, checkpoints.bnb8(rng, n, k), "bnb8")
 
 
-@pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["fp8", "compressed-tensors", "fbgemm_fp8", "modelopt"])
 @given(st.data())
 def test_float8(load, method, data):
     n, k, side = data.draw(st.integers(1, 70)), data.draw(sizes), data.draw(st.sampled_from([32, 64, 128]))
