@@ -55,7 +55,7 @@ def load(path, mapped: bool = True) -> Source:
     """Opens a file of tensors, mapped: safetensors (also a sharded `.index.json`), GGUF, legacy GGML, .npy, .npz,
     PyTorch's .pth, .pt, .bin, .ckpt; or a folder, as the Hub has models: its index, or the one file of weights in it.
     No tensor is read before it is asked for, and no code in a file is ever run. In a folder whose `config.json` says
-    that its safetensors are quantised by GPTQ, AWQ, bitsandbytes or HQQ, `x.weight` is a QTensor of the parts there.
+    that its safetensors are quantised (GPTQ, AWQ, bitsandbytes, HQQ, float8), `x.weight` is a QTensor of its parts.
 
     The result has `tensors` (name to shape, dtype, format), `metadata`, `tensor(name)`, `slice(name, ...)`, `close()`;
     `tensorlib.nn.load_state_dict` and `VarBuilder` take it. FormatError for what is not sound.
