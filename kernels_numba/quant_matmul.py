@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import register_jitable
 
-from . import simd
+from . import quant_tiles, simd
 from .quant_layout import GROUP, PANEL_BLOCKS, block_bytes
 from .simd import (
     F32x16,
@@ -75,55 +75,6 @@ def _scope(**more):
 def _compile(source, name, scope):
     exec(compile(source, f"<quant {name}>", "exec"), scope)
     return scope[name]
-
-
-# ---- activations ------------------------------------------------------------------------------------------------
-
-
-_TILES = '''
-def quantize_tiles(a, tid, nth):
-    """f32 rows to tiles of {tokens}. Words: x, row stride in bytes, K, rows, out, bias."""
-    x, stride, k, rows, out, bias = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
-    blocks = k // 32
-    tiles = (rows + {tokens} - 1) // {tokens}
-    for t in range(tiles * {tokens} * tid // nth, tiles * {tokens} * (tid + 1) // nth):
-        tile = t // {tokens}
-        c = t - tile * {tokens}
-        e = out + tile * blocks * {block} + 4 * c
-        p = x + min(t, rows - 1) * stride
-        for i in range(blocks):
-            u = ld_f32x16(p)
-            v = ld_f32x16(p + 64)
-            top = hmax(vmax(vabs(u), vabs(v)))
-            scale = 0.0
-            if top > 0.0:
-                scale = 127.0 / top
-            s = splat_f32x16(scale)
-            iu = f2i(vround(u * s))
-            iv = f2i(vround(v * s))
-            bu = narrow_i8(iu)
-            bv = narrow_i8(iv)
-            {stores}
-            su = hsum(iu)
-            sv = hsum(iv)
-            d = top * (1.0 / 127.0) + hsum((u + v) * zero_f32x16())
-            {tail}
-            e += {block}
-            p += 128
-'''
-
-
-def _tiles(tokens, halves):
-    n = 4 * tokens
-    stores = [f"st_i32(e + {n * k}, word{k % 4}({'bu' if k < 4 else 'bv'}))" for k in range(8)]
-    if halves == 2:
-        tail = f"st_f32(e + {8 * n}, d * su); st_f32(e + {9 * n}, d * sv); st_f32(e + {10 * n}, d)"
-    elif halves:
-        tail = f"st_i32(e + {8 * n}, -bias * su); st_i32(e + {9 * n}, -bias * sv); st_f32(e + {10 * n}, d)"
-    else:
-        tail = f"st_i32(e + {8 * n}, -bias * (su + sv)); st_f32(e + {9 * n}, d); st_f32(e + {10 * n}, d * (su + sv))"
-    source = _TILES.format(tokens=tokens, block=block_bytes(tokens, halves), stores="; ".join(stores), tail=tail)
-    return _compile(source, "quantize_tiles", _scope())
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------
@@ -333,7 +284,7 @@ def _kept(fmt, tokens=0, source=None):
 def build(name, *params, source=None):
     """ "quantize_tiles" tokens halves, "matmul" and "kept" fmt tokens, "panels" fmt; None for others."""
     if name == "quantize_tiles":
-        return _tiles(*params)
+        return quant_tiles.build(*params)
     if name in ("panels", "kept"):
         return _kept(*params, source=source)
     return _matmul(*params, source) if name == "matmul" else None
