@@ -108,7 +108,7 @@ def common(names):
         names[name] = inline(names[name])
 
 
-# one token: the state at `state` goes on to `to`. WIDTH: bytes of a row
+# one token: the state at `state` goes on to `to`. WIDTH: bytes of a row. "y": adds up y; "dq": its q's gradient, of g
 ADVANCE = block("""
 ?head ww = SPLAT(exp(N(w, h)))
 ?row decays_row(w + h * rows * SIZE, rows, decays)
@@ -125,6 +125,7 @@ for i in range(rows):
     ?row ww = SPLAT(N(decays, i))
     | s{j} = LD(state + i * WIDTH + {at})
     ?y ?before | y{j} = fma(z, s{j}, y{j})
+    ?dq ?before ST(parts + i * L * SIZE, (s0 * g0 + s1 * g1) + (s2 * g2 + s3 * g3))
     ?!outer | s{j} = s{j} * ww
     ?outer | s{j} = s{j} * LD(decays + i * WIDTH + {at})
     ?delta bb = SPLAT(N(sb, h * rows + i))
@@ -132,6 +133,7 @@ for i in range(rows):
     | s{j} = fma(x, v{j}, s{j})
     | ST(to + i * WIDTH + {at}, s{j})
     ?y ?!before | y{j} = fma(z, s{j}, y{j})
+    ?dq ?!before ST(parts + i * L * SIZE, (s0 * g0 + s1 * g1) + (s2 * g2 + s3 * g3))
 """)
 
 BEGIN = block("""

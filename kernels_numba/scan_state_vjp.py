@@ -4,7 +4,7 @@
   dW_t = G * S_(t-1)    G <- W_t * G + a_t (G^T b_t)^T,    with m_t = S_(t-1)^T a_t
 
 States are not kept by the forward pass: a first pass keeps that before each CHUNK of tokens, from which those within
-are made again when it is the chunk's turn.
+are made again when it is the chunk's turn, dq_t with them.
 
 args: 0 gradients of y [N, T, H, V] and of the last S (0: none)   2 first S; from 3 on as there, but for scratch
   31 scratch, bytes per thread, how many threads have some
@@ -12,6 +12,8 @@ args: 0 gradients of y [N, T, H, V] and of the last S (0: none)   2 first S; fro
   "outer" [N, T, H, V]   38 dA [N, H, K, V]   39 da, db [blocks, N, T, H, K]   41 that of the first S
 """
 
+from . import lanes
+from .lanes import shared
 from .scan_state import ADVANCE, BEGIN, LANES, OPERANDS, SIZES, block, common, filled, indented, scope
 from .simd import hsum
 
@@ -35,7 +37,11 @@ for t in range(start, end):
     state = states + (t - start) * rows * WIDTH
     to = state + rows * WIDTH
     @OPERANDS
-    @ADVANCE
+    here = ((n * length + t) * heads + h) * width + first
+    | g{j} = PART(arg(a, 0) + here * SIZE + {at}, n{j})
+    @AGAIN_ADVANCE
+    there = (((first // COLUMNS * count + n) * length + t) * heads + h) * rows
+    sums(parts, rows, arg(a, 34) + there * SIZE)
 """)
 
 FIRST = block("""
@@ -50,7 +56,6 @@ for i in range(rows):
 
 BACK = block("""
 state = states + (t - start) * rows * WIDTH
-after = state + rows * WIDTH
 @OPERANDS
 here = ((n * length + t) * heads + h) * width + first
 there = (((first // COLUMNS * count + n) * length + t) * heads + h) * rows
@@ -80,17 +85,13 @@ for i in range(rows):
     | s{j} = LD(G + i * WIDTH + {at})
     ?!delta ?!before | s{j} = fma(z, g{j}, s{j})
     | p{j} = LD(state + i * WIDTH + {at})
-    ?before | o{j} = p{j}
-    ?!before | o{j} = LD(after + i * WIDTH + {at})
-    SET(arg(a, 34), there + i, hsum((o0 * g0 + o1 * g1) + (o2 * g2 + o3 * g3)))
-    SET(arg(a, 35), there + i, hsum((s0 * v0 + s1 * v1) + (s2 * v2 + s3 * v3)))
+    ST(parts + (table_rows + i) * L * SIZE, (s0 * v0 + s1 * v1) + (s2 * v2 + s3 * v3))
     | dv{j} = fma(x, s{j}, dv{j})
-    ?delta SET(arg(a, 39), there + i, hsum((p0 * dm0 + p1 * dm1) + (p2 * dm2 + p3 * dm3)))
-    ?delta SET(arg(a, 40), there + i, hsum((s0 * m0 + s1 * m1) + (s2 * m2 + s3 * m3)))
+    ?delta ST(parts + (3 * table_rows + i) * L * SIZE, (p0 * dm0 + p1 * dm1) + (p2 * dm2 + p3 * dm3))
+    ?delta ST(parts + (4 * table_rows + i) * L * SIZE, (s0 * m0 + s1 * m1) + (s2 * m2 + s3 * m3))
     ?head total = total + ((s0 * p0 + s1 * p1) + (s2 * p2 + s3 * p3))
-    ?row number = N(decays, i)
-    ?row ww = SPLAT(number)
-    ?row SET(arg(a, 37), there + i, number * hsum((s0 * p0 + s1 * p1) + (s2 * p2 + s3 * p3)))
+    ?row ww = SPLAT(N(decays, i))
+    ?row ST(parts + (2 * table_rows + i) * L * SIZE, ww * ((s0 * p0 + s1 * p1) + (s2 * p2 + s3 * p3)))
     ?!outer | s{j} = s{j} * ww
     ?outer | s{j} = s{j} * LD(decays + i * WIDTH + {at})
     ?outer | p{j} = p{j} * s{j}
@@ -100,6 +101,10 @@ for i in range(rows):
     ?delta | s{j} = fma(x, dm{j}, s{j})
     ?before | s{j} = fma(z, g{j}, s{j})
     | ST(G + i * WIDTH + {at}, s{j})
+sums(parts + table_rows * L * SIZE, rows, arg(a, 35) + there * SIZE)
+?row sums(parts + 2 * table_rows * L * SIZE, rows, arg(a, 37) + there * SIZE)
+?delta sums(parts + 3 * table_rows * L * SIZE, rows, arg(a, 39) + there * SIZE)
+?delta sums(parts + 4 * table_rows * L * SIZE, rows, arg(a, 40) + there * SIZE)
 | PUT(arg(a, 36) + here * SIZE + {at}, dv{j}, n{j})
 ?head SET(arg(a, 37), there // rows, number * hsum(total))
 ?outer | PUT(arg(a, 37) + here * SIZE + {at}, dw{j}, n{j})
@@ -127,14 +132,39 @@ for i in range(rows):
 """)
 
 
+def _sums(names):
+    """f(parts, rows, to): the sum over the lanes of each of `rows` vectors. Those behind, up to 16, are read too."""
+    lines = ["def sums(parts, rows, to):"]
+    if names["L"] != 16:
+        lines += ["    for i in range(rows):", "        SET(to, i, hsum(LD(parts + i * L * SIZE)))"]
+    else:
+        lines.append("    for i in range(0, rows, 16):")
+        for r in range(16):  # a binary counter of folds: every sixteenth completes a vector of sums
+            lines.append(f"        y = LD(parts + (i + {r}) * L * SIZE)")
+            for level in range(4):
+                if not r >> level & 1:
+                    lines.append(f"        y{level} = y")
+                    break
+                lines.append(f"        y = fold{1 << level}(y{level}, y)")
+        lines.append("        PUT(to + i * SIZE, y, rows - i)")
+    exec("\n".join(lines), names)
+    return shared(names["sums"])
+
+
 def build(name, *params, source=None):
     """state_scan DTYPE head|row|outer [before] [delta], or None."""
     dtype, kind, *features = params
     if dtype not in LANES or name != "state_scan":
         return None
-    names = scope(dtype) | {"CHUNK": CHUNK, "hsum": hsum}
+    names = scope(dtype) | {
+        "CHUNK": CHUNK,
+        "hsum": hsum,
+        **{f"fold{i}": getattr(lanes, f"fold{i}") for i in (1, 2, 4, 8)},
+    }
     common(names)
+    names["sums"] = _sums(names)
     parts = {"OPERANDS": OPERANDS(*features), "ADVANCE": ADVANCE(kind, *features)}
+    parts["AGAIN_ADVANCE"] = ADVANCE(kind, "dq", *features)
     parts = {
         "BEGIN": BEGIN(kind),
         "MARK": filled(MARK(), **parts),
@@ -146,7 +176,8 @@ def build(name, *params, source=None):
     text += "    past, scratch = arg(a, 2), arg(a, 31) + tid * arg(a, 32)\n    chunks = (length + CHUNK - 1) // CHUNK\n"
     text += "    decays = scratch + rows * WIDTH\n    table = decays + (rows + 1) * WIDTH\n"
     text += "    G = table + rows * WIDTH\n    dA = G + rows * WIDTH\n    states = dA + rows * WIDTH\n"
-    text += "    marks = states + (CHUNK + 1) * rows * WIDTH\n"
+    text += "    marks = states + (CHUNK + 1) * rows * WIDTH\n    parts = marks + chunks * rows * WIDTH\n"
+    text += "    table_rows = (rows + 15) // 16 * 16\n"
     text += "    for task in range(tasks * tid // threads, tasks * (tid + 1) // threads):\n"
     exec(text + indented(filled(WHOLE(kind), **parts), 8), names)
     return names["kernel"]

@@ -122,11 +122,11 @@ class _Call:
         """Memory for a state."""
         return self.empty(self.n, self.heads, self.rows, self.width)
 
-    def launch(self, room, first, more, tables, writes, work):
-        """Runs the kernel; `tables`: matrices of a thread's columns that it needs at a time."""
+    def launch(self, room, first, more, tables, writes, work, parts=0):
+        """Runs the kernel; `tables`: matrices of a thread's columns that it needs at a time; `parts`: vectors."""
         row = self.columns * (8 if self.dtype == "f64" else 4)
         tables = tables if self.device.type == "cpu" else 0  # a GPU's plan knows what it needs
-        scratch, threads = _scratch((tables * self.rows + 1) * row, self.device)
+        scratch, threads = _scratch((tables * self.rows + 1) * row + parts * row // 4, self.device)
         words = [*first, *self.words, scratch.ptr, scratch.numel() // threads, threads, *more]
         kernel = backend.kernel(room, "state_scan", *self.params, device=self.device.type)
         backend.launch(kernel, words, work, self.reads, [*writes, scratch])
@@ -148,7 +148,8 @@ def _state_vjp(g, q, k, v, log_w, past, rates, a, b, before, needs):
     call.reads += [gy, gs]
     first, chunks = [gy.ptr, gs.ptr, _ptr(call.past)], -(-call.t // CHUNK)
     more, writes = [_ptr(x) for x in found], [x for x in found if x is not None]
-    call.launch("scan_state_vjp", first, more, 6 + CHUNK + chunks, writes, 4 * call.work)
+    parts = 5 * -(-call.rows // 16) * 16  # vectors whose sums are gradients
+    call.launch("scan_state_vjp", first, more, 6 + CHUNK + chunks, writes, 4 * call.work, parts)
 
     def whole(x, like):
         """Added up over blocks of columns, and over the heads of a group."""
