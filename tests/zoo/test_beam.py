@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from tensorlib.errors import ContextError, ShapeError
+from tests.zoo.decoders import CASES
+from tests.zoo.test_decoders import torch_model
 from zoo import auto
 from zoo.beam import Text, _Search, beam_search
 from zoo.generate import TextModel
@@ -58,6 +60,23 @@ def test_texts_and_scores(models, stops, beams, penalty, early):
         texts = [text for text, score in zip(texts, scores) if score > -1e8]  # what has not ended is no text
         assert [text.ids for text in found] == texts
         assert [text.score for text in found] == pytest.approx(scores[: len(texts)], rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "granitemoehybrid", "deepseek_v3"])
+def test_states_and_latents_fork(model_type, tmp_path):
+    """A text that parts takes its state along."""
+    theirs = torch_model(next(case for case in CASES if case.model_type == model_type))
+    theirs.save_pretrained(tmp_path)
+    ours = TextModel(*auto.load(str(tmp_path), 64), cache_dtype="f32")
+    prompt = [5, 1, 9, 40]
+    found = beam_search(ours, prompt, 3, 10)
+    ids = torch.tensor([prompt])
+    want = theirs.generate(
+        ids, max_new_tokens=10, num_beams=3, num_return_sequences=3, eos_token_id=None, pad_token_id=0, use_cache=False,
+        do_sample=False, return_dict_in_generate=True, output_scores=True, attention_mask=torch.ones_like(ids),
+    )  # fmt: skip
+    assert [text.ids for text in found] == want.sequences[:, len(prompt) :].tolist()
+    assert [text.score for text in found] == pytest.approx(want.sequences_scores.tolist(), rel=1e-4)
 
 
 def cut(ids, stops):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import tensorlib
+from tensorlib.errors import ContextError, ShapeError
 from tests.zoo.decoders import CASES
 from zoo import auto
 from zoo.engine import Engine
@@ -65,3 +66,49 @@ def test_streams_are_what_they_are_alone(model_type):
         same(handle.ids, want, seen[i].rows, alone[i].rows)
     assert [h.finish_reason for h in handles] == ["length", "cancelled", "length", "length", "length"]
     assert len(engine._batch._recorded) > 1  # steps of several sizes
+    nothing_is_held(engine)
+
+
+def nothing_is_held(engine):
+    cache = engine._cache
+    assert cache.free_pages == len(cache._users) - 1
+    assert not cache.apart or sorted(cache._unused) == [*range(1, engine.streams + 1)]
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "granitemoehybrid", "lfm2", "recurrent_gemma", "mamba"])
+def test_too_few_pages(model_type):
+    """The youngest wait again, and are computed anew; without keys nobody waits."""
+    model, rng = tiny(model_type), np.random.default_rng(2)
+    prompts = [rng.integers(0, model.config.vocab_size, n).tolist() for n in (5, 19, 11)]
+    engine = Engine(model, 3, cache_dtype="f32", tokens=64, page_size=16)
+    left, leave = [], engine._leave
+    engine._leave = lambda handle: (left.append(handle), leave(handle))
+    handles = [engine.submit(ids, 40 - len(ids)) for ids in prompts]
+    while engine.busy:
+        engine.step()
+    for ids, handle in zip(prompts, handles):
+        alone = Scores()
+        want = list(model.generate(ids, 40 - len(ids), processors=[alone]))
+        same(handle.ids, want, alone.rows, alone.rows)
+    assert (len(left) > 3) is (model_type != "mamba")  # each leaves when it ends
+    nothing_is_held(engine)
+
+
+def test_states_have_no_way_back():
+    cache = Engine(tiny("mamba"), 1, cache_dtype="f32")._cache
+    first, held = cache.begin([1, 2])
+    assert held == 0
+    with pytest.raises(ContextError, match="one more sequence; expected at most 1"):
+        cache.new()
+    with pytest.raises(ShapeError, match="2 sequences"):
+        cache.step([first, first], [1, 1])
+    cache.step([first], [2])
+    with pytest.raises(ContextError, match="no way back"):
+        cache.reset(first, 1)
+    with pytest.raises(ShapeError, match="state"):
+        cache.keep(0, 1, cache.past(0, 0))
+    cache.keep(0, 0, cache.past(0, 0) + 1)
+    cache.reset(first, 2)
+    assert cache.past(0, 0).min().item() == 1
+    cache.reset(first)
+    assert cache.past(0, 0).abs().max().item() == 0 and cache.length(first) == 0
