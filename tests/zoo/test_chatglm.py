@@ -15,6 +15,10 @@ from zoo.load import load_gguf
 
 names = pytest.importorskip("gguf")
 
+# run here with the pair of this file
+test_prefill, test_cached_steps = whole.test_prefill, whole.test_cached_steps
+test_recorded_steps, test_batch = whole.test_recorded_steps, whole.test_batch
+
 GLM = Case(
     "glm", {"attention_bias": True, "head_dim": 8, "rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.5}}
 )
@@ -51,13 +55,14 @@ def theirs():
     return whole.torch_model(GLM)
 
 
-def weights(theirs):
-    """ChatGLM's: q, k, v together."""
-    found = {}
-    for name, x in theirs.state_dict().items():
-        for old, new in OURS:
-            name = name.replace(old, new)
-        found[name] = x.numpy()
+def arrays(theirs):
+    return {name: x.numpy() for name, x in theirs.state_dict().items()}
+
+
+def weights(found):
+    """ChatGLM's of {name of transformers': array}: q, k, v together."""
+    for old, new in OURS:
+        found = {name.replace(old, new): x for name, x in found.items()}
     for i in range(SIZES["num_hidden_layers"]):
         at = f"transformer.encoder.layers.{i}.self_attention"
         for kind in ("weight", "bias"):
@@ -66,43 +71,42 @@ def weights(theirs):
     return found
 
 
-@pytest.fixture(scope="module")
-def folder(theirs, tmp_path_factory):
-    path = tmp_path_factory.mktemp("chatglm")
-    tensorlib.save(path / "model.safetensors", weights(theirs))
+def saved(theirs, path):
+    """ChatGLM's own files with the weights of transformers' GLM."""
+    tensorlib.save(path / "model.safetensors", weights(arrays(theirs)))
     (path / "config.json").write_text(json.dumps({**CONFIG, "layernorm_epsilon": theirs.config.rms_norm_eps}))
     return path
 
 
-def test_logits_and_steps(theirs, folder):
-    ours, want = auto.load(folder)[1], whole.logits(theirs, [whole.IDS, whole.OTHER])
-    whole.close(ours(whole.tensor([whole.IDS, whole.OTHER])).numpy(), want)
-    cache = ours.new_cache(32, "f32")
-    found = [ours(whole.tensor(whole.IDS[:5]), cache, last_only=False).numpy().copy()]
-    found += [ours(whole.tensor([i]), cache).numpy().copy() for i in whole.IDS[5:]]
-    whole.close(np.concatenate(found), want[0])
+@pytest.fixture(scope="module")
+def pair(theirs, tmp_path_factory):
+    """(transformers' GLM, ours out of ChatGLM's files, what the tests of decoders need of a case)."""
+    return theirs, auto.load(saved(theirs, tmp_path_factory.mktemp("chatglm")))[1], GLM
 
 
-def test_training_step(theirs, folder):
-    ours = auto.load(folder)[1].requires_grad_(True)
+def test_training_step(pair):
+    """Loss and the gradient of every weight."""
+    theirs, ours, _ = pair
     theirs.zero_grad()
     ids = whole.torch.tensor([whole.IDS])
     want = whole.torch.nn.functional.cross_entropy(theirs(ids, use_cache=False).logits[0, :-1], ids[0, 1:])
     want.backward()
+    ours.requires_grad_(True)
     loss = tensorlib.cross_entropy(ours(whole.tensor([whole.IDS]))[0, :-1], whole.tensor(whole.IDS[1:]))
     loss.backward()
     assert abs(loss.item() - want.item()) <= 1e-5 * want.item()
-    assert all(p.grad is not None for _, p in ours.named_parameters())
-    mlp = theirs.model.layers[0].mlp
-    whole.close(
-        ours.transformer.layers[0].mlp.dense_h_to_4h.weight.grad.numpy(), mlp.gate_up_proj.weight.grad.numpy(), 1e-3
-    )
+    expected = weights({name: p.grad.numpy() for name, p in theirs.named_parameters()})
+    found = {name: p.grad for name, p in ours.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        whole.close(found[name].numpy(), gradient, 1e-3)
+    ours.requires_grad_(False)
 
 
 def test_gguf(theirs, tmp_path):
     table = names.get_tensor_name_map(names.MODEL_ARCH.CHATGLM, SIZES["num_hidden_layers"])
     tensors = {}
-    for name, x in weights(theirs).items():
+    for name, x in weights(arrays(theirs)).items():
         known = table.get_name(name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
         tensors[known] = x
     head = SIZES["hidden_size"] // SIZES["num_attention_heads"]

@@ -169,14 +169,21 @@ def drawn(model_type, config):
     return found
 
 
+def saved(model_type, folder):
+    """Weights of a case, which a folder gets as published ones are."""
+    config = CASES[model_type][1]
+    weights = drawn(model_type, config)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, **config}))
+    safetensors.save(folder / "model.safetensors", {name: tensorlib.from_numpy(x) for name, x in weights.items()})
+    return weights
+
+
 @pytest.fixture(scope="module", params=CASES)
 def pair(request, tmp_path_factory):
     """(the reference, ours, what the tests of decoders need of a case), from one folder."""
-    kind, config = CASES[request.param]
-    folder, weights = tmp_path_factory.mktemp("model"), drawn(request.param, config)
-    (folder / "config.json").write_text(json.dumps({"model_type": request.param, **config}))
-    safetensors.save(folder / "model.safetensors", {name: tensorlib.from_numpy(x) for name, x in weights.items()})
-    return kind(weights), auto.load(folder)[1], SimpleNamespace(name=lambda theirs: theirs)
+    folder = tmp_path_factory.mktemp("model")
+    theirs = CASES[request.param][0](saved(request.param, folder))
+    return theirs, auto.load(folder)[1], SimpleNamespace(name=lambda theirs: theirs)
 
 
 def converted_6(weights, rescale=2):
@@ -223,7 +230,10 @@ def write_gguf(path, arch, weights, config):
     gguf.write(path, metadata, {name: np.ascontiguousarray(x) for name, x in fused.items()})
 
 
-@pytest.mark.parametrize("arch", ["rwkv6", "rwkv7"])
+IN_GGUF = ("rwkv6", "rwkv7")  # llama.cpp has no other
+
+
+@pytest.mark.parametrize("arch", IN_GGUF)
 def test_gguf(arch, tmp_path):
     """All tokens at once, then a step; names are those of the gguf package."""
     kind, config = CASES[arch]
