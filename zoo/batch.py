@@ -12,16 +12,17 @@ class Batch:
     """The weights of a TextModel over memory of its own (`cache`) for `tokens` tokens in all. For one thread.
 
     `spare`: how many sequences there are at once, beyond `streams`, while they fork. DTypeError for a model that keeps
-    something else than its caches do.
+    something else, as encoder-decoders do.
     """
 
     def __init__(self, model, streams, context, tokens, cache_dtype="f16", page_size=64, spare=0):
+        kind = type(getattr(model, "cache", None))
+        if kind not in KINDS:
+            got = f"a {type(model.model).__name__}{'' if kind is type(None) else f' with a {kind.__name__}'}"
+            expected = f"a model with a {' or a '.join(each.__name__ for each in KINDS)}"
+            raise DTypeError("Batch", got, expected, "generate its texts one by one, see `tensorlib generate`")
         like = model.model.new_cache(1, cache_dtype, device=model.device)
-        if type(like) not in KINDS:
-            expected = f"one with a {' or a '.join(kind.__name__ for kind in KINDS)}"
-            fix = "generate its texts one by one, with TextModel.generate"
-            raise DTypeError("Batch", f"a model with a {type(like).__name__}", expected, fix)
-        self.cache = KINDS[type(like)].like(like, streams + spare, context, tokens, page_size)
+        self.cache = KINDS[kind].like(like, streams + spare, context, tokens, page_size)
         self._model, self._streams, self._most = model, streams, self.cache.pages(context)
         self._recorded = {}
 

@@ -15,6 +15,7 @@ from tests.zoo.conftest import tiny_llama  # noqa: F401
 from zoo.engine import Engine
 from zoo.generate import GREEDY, SamplerConfig, TextModel
 from zoo.load import load_gguf
+from zoo.t5 import TINY, T5EncoderModel
 
 DRAWN = SamplerConfig(0.9, top_k=30, repetition_penalty=1.2, seed=4)
 
@@ -131,11 +132,12 @@ def test_refused_at_once(model):
     with pytest.raises(ShapeError, match="empty prompt"):
         engine.submit([])
     assert not engine.busy
-    own = type("OwnCache", (nn.KVCache,), {})
     other = TextModel(model.file, model.model, "f32")
-    other.model = SimpleNamespace(new_cache=lambda n, dtype, device: own(1, 1, n, 16, dtype))
-    with pytest.raises(DTypeError, match="a model with a OwnCache; expected one with a KVCache or a LatentCache"):
+    other.cache = type("OwnCache", (nn.KVCache,), {})(1, 1, 8, 16)
+    with pytest.raises(DTypeError, match="got a LlamaForCausalLM with a OwnCache; expected a model with a KVCache or"):
         Engine(other)
+    with pytest.raises(DTypeError, match="got a T5EncoderModel; expected a model with"):
+        Engine(SimpleNamespace(model=T5EncoderModel(TINY), context_length=64))
 
 
 def test_other_threads_submit(model):
