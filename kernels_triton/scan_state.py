@@ -14,7 +14,7 @@ from .tiles import exponential, warps_for
 
 FLOATS = ("f32", "f64")
 KINDS = ("head", "row", "outer")
-TOKENS, CHANNELS, LANES = 16, 128, 128
+TOKENS, CHANNELS, LANES = 8, 128, 128
 
 
 def shape(rows, width):
@@ -121,11 +121,12 @@ def causal_conv(
     y, last, past, x, xn, xt, weight, wc, wk, bias, length, width, BIAS: tl.constexpr, TAPS: tl.constexpr,
     TOKENS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of tokens (program axis 1) and channels (axis 0) of one sequence (axis 2)."""
+    """A tile of tokens (program axis 0, sequence after sequence) and channels (axis 1)."""
     before: tl.constexpr = TAPS - 1
-    n = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    t = (tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
+    tiles, pid = tl.cdiv(length + before, TOKENS), tl.program_id(0).to(tl.int64)
+    n = pid // tiles
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    t = (pid - n * tiles) * TOKENS + tl.arange(0, TOKENS)
     inside = c < width
     total = tl.zeros([TOKENS, CHANNELS], y.dtype.element_ty)
     if BIAS:
@@ -205,7 +206,7 @@ def _conv(dtype):
     def plan(gpu, words):
         y, last, past, x, xn, xt, weight, wc, wk, bias, n, length, width, taps = words[:14]
         kernel = conv_kernel(dtype, bias != 0, taps)
-        grid = (blocks(width, CHANNELS), blocks(length + taps - 1, TOKENS), n)
+        grid = (n * blocks(length + taps - 1, TOKENS), blocks(width, CHANNELS), 1)
         kernel(gpu, grid, y, last, past, x, xn, xt, weight, wc, wk, bias or weight, length, width)
 
     return plan
