@@ -43,7 +43,8 @@ class LlamaConfig(NamedTuple):
     def plus(cls, **defaults):
         """A class of these fields and of more, for the config of a model that begins with this one's."""
         fields, values = (*cls._fields, *defaults), (*cls._field_defaults.values(), *defaults.values())
-        return type(cls.__name__, (cls,), dict(vars(namedtuple(cls.__name__, fields, defaults=values))))
+        made = namedtuple(cls.__name__, fields, defaults=values)  # has to live while its dict is read
+        return type(cls.__name__, (cls,), dict(vars(made)))
 
     @classmethod
     def from_hf(cls, c):

@@ -1,5 +1,7 @@
 """Llama against an independent float64 implementation: prefill, cached steps, recorded steps; and what it refuses."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from tensorlib.errors import ContextError, FormatError, ShapeError
 from tests.quant.test_linear import rounded
 from tests.zoo.conftest import write_llama
 from zoo.generate import TextModel
-from zoo.llama import TINY
+from zoo.llama import TINY, LlamaConfig
 from zoo.load import load_gguf
 
 IDS = [3, 200, 17, 17, 99, 4, 250, 1, 0, 77, 31, 5, 142, 8]
@@ -154,3 +156,16 @@ def test_names_are_those_of_the_gguf_package():
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, TINY.num_hidden_layers)
     for path, _ in LlamaForCausalLM(TINY).named_parameters():
         assert gguf_name(path) == names.get_name(path, try_suffixes=(".weight",)), path
+
+
+def test_more_fields_while_memory_is_collected():
+    """A class whose dict was read is alive while that happens: the collector empties what nobody holds."""
+    kept = gc.get_threshold()
+    try:
+        for count in range(1, 80):
+            gc.set_threshold(count)
+            made = LlamaConfig.plus(other=1)
+            gc.set_threshold(*kept)
+            assert made(*TINY).other == 1
+    finally:
+        gc.set_threshold(*kept)
