@@ -79,6 +79,20 @@ def nothing_is_held(engine):
     assert not cache.apart or sorted(cache._unused) == [*range(1, engine.streams + 1)]
 
 
+@pytest.mark.parametrize("model_type", decoders())
+def test_padding_is_as_if_not_there(model_type):
+    """At either side, and amid a text."""
+    net, rng = tiny(model_type).model, np.random.default_rng(3)
+    ids, mask = rng.integers(0, net.config.vocab_size, (3, 12)), np.ones((3, 12), int)
+    mask[0, :5], mask[1, 9:], mask[2, 3:6] = 0, 0, 0
+    with tensorlib.no_grad():
+        found = net(tensorlib.tensor(ids), attention_mask=tensorlib.tensor(mask)).numpy()
+        for row, text, keep in zip(found, ids, mask.astype(bool)):
+            alone = net(tensorlib.tensor(text[keep])).numpy()
+            np.testing.assert_allclose(row[keep], alone, rtol=0, atol=1e-5 * np.abs(alone).max())
+            assert not row[~keep].any()
+
+
 @pytest.mark.parametrize("model_type", ["deepseek_v2", "granitemoehybrid", "lfm2", "recurrent_gemma", "mamba"])
 def test_too_few_pages(model_type):
     """The youngest wait again, and are computed anew; without keys nobody waits."""
