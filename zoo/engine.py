@@ -34,8 +34,8 @@ class Engine:
     """Streams of one TextModel. `submit` and `cancel` from any thread; one thread calls `step`, `wait` when not `busy`.
 
     streams: how many run at once, others wait. context: tokens of the longest stream; tokens: of all together that
-    there is memory for. When they are not enough, the youngest stream waits again, and is computed anew. Any decoder: of
-    those that keep states no beginnings are shared. DTypeError for encoder-decoders.
+    there is memory for. When they are not enough, the youngest stream waits again, and is computed anew.
+    Any decoder: of those that keep states no beginnings are shared. DTypeError for encoder-decoders.
     """
 
     def __init__(self, model, streams=8, context=None, cache_dtype="f16", tokens=None, page_size=64):
