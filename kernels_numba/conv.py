@@ -275,7 +275,7 @@ def _conv(dtype):
         "patches": compiled(_PATCHES.format(**words), "patches", copy=copy, even=even, within=within),
         "store": compiled(_STORE.format(**words), "store", put=put_of(dtype), bias_at=bias_of(dtype)),
         "tiles": matmul._tiles(compute),
-        "height": matmul._height(),
+        "height": matmul.height_of(),
     }
     return kernel(_CONV.format(**words), "conv", block=compiled(_BLOCK.format(**words), "block", **parts))
 

@@ -156,7 +156,7 @@ def weight(a, tid, nth):
 def _weight():
     mr, vectors, _ = TILES[levels.TARGET]
     words = {"mr": mr, "vectors": vectors, "pad": PAD}
-    parts = {"height": matmul._height(), "tiles_of": _tiles(), "offset": compiled(_OFFSET, "offset")}
+    parts = {"height": matmul.height_of(), "tiles_of": _tiles(), "offset": compiled(_OFFSET, "offset")}
     parts["store"] = compiled(_STORE, "store")
     return kernel(_WEIGHT.format(**words), "weight", panels=compiled(_PANELS.format(**words), "panels", **parts))
 

@@ -78,8 +78,15 @@ def _packer(dtype, compute):
     return compiled(_PACK_LANES.format(vectors=vectors), "pack_lanes", **scope)
 
 
-def _height():
-    most, _, smaller = TILES[levels.TARGET]
+def heights(most=0):
+    """The heights of tiles of up to `most` rows (0: the level's), the largest first."""
+    tallest, _, smaller = TILES[levels.TARGET]
+    return most or tallest, *(h for h in smaller if h < (most or tallest))
+
+
+def height_of(rows=0):
+    """Function f(rows): how high the tile of so many rows is."""
+    most, *smaller = heights(rows)
     lines = [f"    if rows <= {h}:\n        return {h}" for h in sorted(smaller)]
     return compiled("\n".join(["def height(rows):", *lines, f"    return {most}"]), "height")
 
@@ -110,22 +117,21 @@ def pack(a, tid, nth):
 """
 
 
-def _pack(dtype, compute):
+def _pack(dtype, compute, rows=0):
     if dtype not in scalar.BITS or compute not in ("f32", "f64"):
         return None
-    words = {"mr": TILES[levels.TARGET][0], "pad": PAD, "size": SIZES[compute], "lanes": 64 // SIZES[compute]}
+    words = {"mr": heights(rows)[0], "pad": PAD, "size": SIZES[compute], "lanes": 64 // SIZES[compute]}
     source = _PACK.format(src_size=scalar.BITS[dtype] // 8, **words)
-    return kernel(source, "pack", pack_lanes=_packer(dtype, compute), height=_height())
+    return kernel(source, "pack", pack_lanes=_packer(dtype, compute), height=height_of(rows))
 
 
 # ---- the register tile ----------------------------------------------------------------------------------------------
 
 
-def _tile(rows, vectors, compute, stream=0):
+def _tile(rows, vectors, compute):
     """Function f(k, a, w, p, add, next): rows x vectors sums over k steps, plus the tile at p if `add`, stored at p.
 
-    The tile `next` bytes behind a is fetched meanwhile: it comes from the L3 or memory, and without hints arrives late;
-    and so are `stream` bytes of w ahead.
+    The tile `next` bytes behind a is fetched meanwhile: it comes from the L3 or memory, and without hints arrives late.
     """
     size, v = SIZES[compute], f"{compute}x{64 // SIZES[compute]}"
     cells = [(i, j, 64 * (i * vectors + j)) for i in range(rows) for j in range(vectors)]
@@ -136,17 +142,16 @@ def _tile(rows, vectors, compute, stream=0):
         lines.append(f"    x = splat_{v}(ld_{compute}(a + {size * i}))")
         lines += [f"    s{i}_{j} = fma(x, w{j}, s{i}_{j})" for j in range(vectors)]
     lines += [f"    prefetch(a + next + {at})" for at in range(0, size * rows, 64)]
-    lines += [f"    prefetch(w + {stream + 64 * j})" for j in range(vectors if stream else 0)]
     lines += [f"    a += {size * rows}; w += {64 * vectors}", "if add:"]
     lines += [f"    s{i}_{j} = s{i}_{j} + ld_{v}(p + {at})" for i, j, at in cells]
     lines += [f"st_{v}(p + {at}, s{i}_{j})" for i, j, at in cells]
     return compiled("def tile(k, a, w, p, add, next):\n    " + "\n    ".join(lines), "tile")
 
 
-def _tiles(compute, stream=0):
+def _tiles(compute):
     """Function f(height, k, a, w, p, add, next): the tile of that height."""
     most, vectors, smaller = TILES[levels.TARGET]
-    scope = {f"tile{h}": _tile(h, vectors, compute, stream) for h in (most, *smaller)}
+    scope = {f"tile{h}": _tile(h, vectors, compute) for h in (most, *smaller)}
     lines = [f"    if h == {h}:\n        tile{h}(k, a, w, p, add, next)\n        return" for h in smaller]
     source = "\n".join(["def tiles(h, k, a, w, p, add, next):", *lines, f"    tile{most}(k, a, w, p, add, next)"])
     return compiled(source, "tiles", **scope)
@@ -217,10 +222,7 @@ def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last
     for b in range(blocks):
         k0 = b * deep
         kk = min(deep, k - k0)
-        panel = packed
-        if {ready}:
-            panel = w + {size} * (column * k + k0 * {nr})
-        elif {by_rows} and w_n == 1 and column + many * {nr} <= n:
+        if {by_rows} and w_n == 1 and column + many * {nr} <= n:
             pack_rows(w + {w_size} * (column + k0 * w_k), w_k * {w_size}, kk, many, packed, deep * {nr} * {size})
         else:
             for j in range(many):
@@ -243,7 +245,7 @@ def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last
                         for i in range(rows):
                             for v in range(0, {nr} * {c_size}, 64):
                                 prefetch(to + {c_size} * i * c_row + v)
-                    tiles(h, kk, x, panel + j * {depth} * {nr} * {size}, p, b > 0, tile)
+                    tiles(h, kk, x, packed + j * deep * {nr} * {size}, p, b > 0, tile)
                     if b == blocks - 1:
                         store(p, rows, n - at, to, c_row, code, bias + at * step, step, add)
 """
@@ -311,16 +313,15 @@ def _pack_rows(w, words):
     return compiled(_PACK_ROWS.format(**scope), "pack_rows")
 
 
-def _gemm(w, c, compute, ready=False):
+def _gemm(w, c, compute):
     if w not in scalar.BITS or c not in (("f32", "f16", "bf16") if compute == "f32" else ("f64",)):
         return None
     mr, vectors, _ = TILES[levels.TARGET]
     lanes = 64 // SIZES[compute]
     words = {"mr": mr, "nr": vectors * lanes, "lanes": lanes, "block": BLOCK_ROWS // mr, "pad": PAD}
     words |= {"size": SIZES[compute], "w_size": scalar.BITS[w] // 8, "c_size": SIZES[c]}
-    words |= {"ready": ready, "depth": "k" if ready else "deep"}
     words["by_rows"] = _by_vector(w, compute) and w in SIZES
-    parts = {"pack_lanes": _packer(w, compute), "tiles": _tiles(compute, 4096 if ready else 0), "height": _height()}
+    parts = {"pack_lanes": _packer(w, compute), "tiles": _tiles(compute), "height": height_of()}
     parts["pack_rows"] = _pack_rows(w, words)
     block = compiled(_BLOCK.format(**words), "block", store=_store(c, compute), **parts)
     return kernel(_GEMM.format(**words), "gemm", block=block)
@@ -365,15 +366,12 @@ def _plain(a, w, c):
     return kernel(_PLAIN, "plain", cast=scalar.caster(compute), store=scalar.storer(c), **loads)
 
 
-def _panels():
-    """`gemm` of f32 whose W is in panels already: [panel][k][column], whole panels; its strides are not read."""
-    return _gemm("f32", "f32", "f32", ready=True)
-
-
-KERNELS = {"pack": (_pack, 2), "gemm": (_gemm, 3), "panels": (_panels, 0), "plain": (_plain, 3)}
+KERNELS = {"pack": (_pack, (2, 3)), "gemm": (_gemm, (3,)), "plain": (_plain, (3,))}
 
 
 def build(name, *params, source=None):
-    """pack (dtype of A, computing one), gemm (dtypes of W, C, computing one), panels, plain (dtypes of A, W, C)."""
-    make, count = KERNELS.get(name, (None, -1))
-    return make(*params) if len(params) == count else None
+    """pack (dtype of A, computing one, rows of a tile if not the level's), gemm (dtypes of W, C, computing one), plain
+    (dtypes of A, W, C).
+    """
+    make, counts = KERNELS.get(name, (None, ()))
+    return make(*params) if len(params) in counts else None

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import register_jitable
 
-from . import quant_tiles, simd
+from . import activate, quant_tiles, simd
 from .quant_layout import GROUP, PANEL_BLOCKS, block_bytes
 from .simd import (
     F32x16,
@@ -173,9 +173,10 @@ def _segment(row, tokens, first, last, start, scale):
     return out
 
 
-def _tile(fmt, tokens, ahead=0):
+def _tile(fmt, tokens, ahead=0, act=None):
     """Function: `nb` blocks of a panel times one tile, added to the 16 x tokens values at `add` (if any), stored at
-    c. The panel is asked for `ahead` bytes before it is needed.
+    c. The panel is asked for `ahead` bytes before it is needed. With `act`, the sums are whole: the bias of the rows
+    comes to them, if there is one, and the activation, before they are added.
     """
     row = UNPACK[fmt]
     lines = [f"f{j} = zero_f32x16()" for j in range(tokens)]
@@ -186,13 +187,18 @@ def _tile(fmt, tokens, ahead=0):
     body += [f"prefetch(wp + {ahead + at})" for at in range(0, 512 if ahead else 0, 64)]
     body.append(f"wp += 512; ws += {size}; wm += {size}; y += {block_bytes(tokens, row.halves)}")
     lines += ["for i in range(nb):", *("    " + line for line in body)]
+    if act:
+        lines += ["if bias != 0:", "    v = ldn_f32x16(bias, rows)"]
+        lines += [f"    f{j} = f{j} + v" for j in range(tokens)]
+        lines += [f"f{j} = act(f{j})" for j in range(tokens)] if act != "none" else []
     lines += ["if add != 0:"]
     for j in range(tokens):
         lines += [f"    if {j} < many:", f"        f{j} = f{j} + ldn_f32x16(add + {j} * ldc, rows)"]
     for j in range(tokens):
         lines += [f"if {j} < many:", f"    stn_f32x16(c + {j} * ldc, f{j}, rows)"]
-    source = "def tile(nb, wp, ws, wm, y, c, add, ldc, rows, many):\n    " + "\n    ".join(lines) + "\n"
-    return register_jitable(_compile(source, "tile", _scope()))
+    names = "nb, wp, ws, wm, y, c, add, ldc, rows, many" + (", bias" if act else "")
+    source = f"def tile({names}):\n    " + "\n    ".join(lines) + "\n"
+    return register_jitable(_compile(source, "tile", _scope(act=activate.ACTIVATIONS.get(act))))
 
 
 _MATMUL = '''
@@ -249,7 +255,8 @@ def panels(a, tid, nth):
 '''
 _KEPT = '''
 def kept(a, tid, nth):
-    """The product of `matmul`, out of panels. Words: panels, packed activations, out, N, K, residual or 0, M."""
+    """out[m, n] = act(x[m] . weights[n] + bias[n]) (+ residual), out of panels. Words: panels, packed activations, out,
+    N, K, residual or 0, M, bias or 0."""
     w, y, out, n, k, residual, m = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6)
     blocks, panels, tiles = k // 32, (n + 15) // 16, (m + {tokens} - 1) // {tokens}
     tile_bytes = blocks * {block}
@@ -263,26 +270,27 @@ def kept(a, tid, nth):
                 at = 4 * (t * {tokens} * n + 16 * g)
                 add = residual + at if residual != 0 else 0
                 rows, many = min(16, n - 16 * g), m - t * {tokens}
-                tile(blocks, dp, ds, dm, y + t * tile_bytes, out + at, add, 4 * n, rows, many)
+                bias = arg(a, 7) + 64 * g if arg(a, 7) != 0 else 0
+                tile(blocks, dp, ds, dm, y + t * tile_bytes, out + at, add, 4 * n, rows, many, bias)
 '''
 AHEAD = 4096  # bytes
 
 
-def _kept(fmt, tokens=0, source=None):
-    """The kernel that makes panels, or, for tiles of `tokens`, the one that uses them."""
+def _kept(fmt, tokens=0, act="none", source=None):
+    """The kernel that makes panels, or, for tiles of `tokens`, the one that uses them, and ends with `act`."""
     row = UNPACK.get(fmt)
-    if row is None:
+    if row is None or act not in activate.ACTIVATIONS:
         return None
     scales, minima = 64 << bool(row.halves), (64 << bool(row.halves)) * bool(row.minimum)
     words = {"elements": row.elements, "nbytes": row.nbytes, "scales": scales, "panel": 512 + scales + minima}
     if not tokens:
         return _compile(_PANELS.format(**words), "panels", _scope(pack=_pack_panel(fmt, source)))
     words |= {"tokens": tokens, "block": block_bytes(tokens, row.halves), "chunk": CHUNK_BYTES}
-    return _compile(_KEPT.format(**words), "kept", _scope(tile=_tile(fmt, tokens, AHEAD)))
+    return _compile(_KEPT.format(**words), "kept", _scope(tile=_tile(fmt, tokens, AHEAD, act)))
 
 
 def build(name, *params, source=None):
-    """ "quantize_tiles" tokens halves, "matmul" and "kept" fmt tokens, "panels" fmt; None for others."""
+    """ "quantize_tiles" tokens halves, "matmul" and "kept" fmt tokens act, "panels" fmt; None for others."""
     if name == "quantize_tiles":
         return quant_tiles.build(*params)
     if name in ("panels", "kept"):

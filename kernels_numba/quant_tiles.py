@@ -8,8 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import register_jitable
 
-from . import simd
-from .dot import dot4_small
+from . import dot, simd
 from .quant_layout import block_bytes
 from .simd import _I32, I32x16, _const, _join_halves, _make, constant
 from .transpose import transpose16
@@ -113,7 +112,7 @@ def build(tokens, halves):
     lines = {"rows": "\n        ".join(_rows(tokens, scales)), "names": ", ".join(f"r{j}" for j in range(tokens)) + ","}
     lines |= {"first": "\n        ".join(_block(tokens, halves, 0))}
     lines |= {"second": "\n            ".join(_block(tokens, halves, 8))}
-    scope = {**vars(simd), **globals(), "transposed": _transposed(tokens)}
+    scope = {**vars(simd), **globals(), "dot4_small": dot.dot4_small, "transposed": _transposed(tokens)}
     exec(compile(_ROW, "<quant half>", "exec"), scope)
     scope["half"] = register_jitable(scope["half"])
     text = _TILES.format(tokens=tokens, block=block_bytes(tokens, halves), **lines)

@@ -93,7 +93,7 @@ class BertOutput(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x_ND, h):
-        return self.LayerNorm(x_ND + self.dense(h))
+        return self.LayerNorm(nn.add_linear(x_ND, self.dense, h))
 
 
 class BertAttention(nn.Module):
@@ -110,7 +110,7 @@ class BertIntermediate(nn.Module):
         self.dense, self._act = nn.Linear(config.hidden_size, config.intermediate_size), config.hidden_act
 
     def forward(self, x_ND):
-        return nn.activation(self._act)(self.dense(x_ND))
+        return nn.act_linear(x_ND, self.dense, self._act)
 
 
 class BertLayer(nn.Module):

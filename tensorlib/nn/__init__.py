@@ -12,7 +12,7 @@ import importlib
 from tensorlib.nn import init
 from tensorlib.nn.attention import FullAttention, KVCache, RotaryEmbedding, attention
 from tensorlib.nn.containers import ModuleDict, ModuleList, Sequential
-from tensorlib.nn.fused import add_norm, linears, swiglu_linear
+from tensorlib.nn.fused import act_linear, add_linear, add_norm, linears, swiglu_linear
 from tensorlib.nn.layers import Embedding, Flatten, Identity, Linear, Unflatten, prepack, swiglu
 from tensorlib.nn.module import Buffer, Module, Parameter
 from tensorlib.nn.norm import LayerNorm, RMSNorm
@@ -23,7 +23,8 @@ from tensorlib.nn.var_builder import VarBuilder
 __all__ = [
     "Buffer", "Embedding", "Flatten", "FullAttention", "Identity", "KVCache", "LayerNorm", "Linear", "Module",
     "ModuleDict", "ModuleList", "Parameter", "RMSNorm", "RotaryEmbedding", "Sampler", "Sequential", "Unflatten",
-    "VarBuilder", "add_norm", "attention", "init", "linears", "load_state_dict", "prepack", "swiglu", "swiglu_linear",
+    "VarBuilder", "act_linear", "add_linear", "add_norm", "attention", "init", "linears", "load_state_dict",
+    "prepack", "swiglu", "swiglu_linear",
 ]  # fmt: skip
 
 # file -> the layers in it, found when first used

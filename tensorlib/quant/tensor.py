@@ -155,6 +155,19 @@ class QTensor(Like):
             by(plan, x, out, residual, rows, n, k)
         return out
 
+    def closes(self, x, *more):
+        """Whether `closed` can be called: with panels, f32 alone, and where nothing is recorded."""
+        live = tape.used and tape.mode.recording and any(map(tape.live, (x, *more)))
+        return self.panels is not None and x.dtype.name == "f32" and x.device is CPU and not live
+
+    def closed(self, x, bias=None, act="none", residual=None):
+        """act(`linear` + bias [N]) + residual (x's dims, N; contiguous) in one launch; an `act` of the kernels."""
+        n, k = self._check("linear", x, 1)
+        out, rows = type(x).empty((*x.shape[:-1], n), "f32", x.device), x.numel() // k
+        if rows:
+            self._kept(backend.backend().quant, movement.contiguous(x), out, residual, rows, n, k, bias, act)
+        return out
+
     def _check(self, op, x, dim):
         """This weight's sizes, if it is a matrix whose size at `dim` is x's last."""
         if self.ndim != 2 or not x.ndim or x.shape[-1] != self.shape[dim]:
@@ -273,13 +286,14 @@ class QTensor(Like):
 
         return x.derived(("tiles", tokens, halves, bias), pack)
 
-    def _kept(self, plan, x, out, residual, rows, n, k):
+    def _kept(self, plan, x, out, residual, rows, n, k, bias=None, act="none"):
         most = backend.backend().tokens
         tokens = next((few for few in TILES if rows <= few * TILES[few] and few <= most), most)
         y = self._tiles(plan, x, rows, k, tokens)
-        args = (self.panels.ptr, y.ptr, out.ptr, n, k, residual.ptr if residual is not None else 0, rows)
-        reads = (self.panels, y) if residual is None else (self.panels, y, residual)
-        kernel = backend.kernel("quant", "kept", self.format.name, tokens, **self._source())
+        more = [a for a in (residual, bias) if a is not None]
+        ends = [a.ptr if a is not None else 0 for a in (residual, bias)]
+        args, reads = (self.panels.ptr, y.ptr, out.ptr, n, k, ends[0], rows, ends[1]), (self.panels, y, *more)
+        kernel = backend.kernel("quant", "kept", self.format.name, tokens, act, **self._source())
         backend.launch(kernel, args, 2 * rows * n * k, reads, (out,))
 
     def _matmul(self, plan, x, out, residual, rows, n, k):

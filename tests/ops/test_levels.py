@@ -14,6 +14,7 @@ for name, *params in (w.split(":") for w in words):
     print(build.assembly("quant", name, params, level))
 for name in ("worker", "run", "run_alone"):
     assert build.build_kernel("pool", name, (), level)
+assert build.build_kernel("panels", "panels", (0, "gelu"), level)
 """
 DOT = {"avx512vnni": "vpdpbusd", "avx2": "vpmaddubsw", "neon": "sdot", "portable": "pmaddwd"}
 
@@ -21,7 +22,7 @@ DOT = {"avx512vnni": "vpdpbusd", "avx2": "vpmaddubsw", "neon": "sdot", "portable
 @pytest.mark.parametrize("level", levels.LEVELS)
 def test_compiles_for_any_level(level, run_python):
     tokens = levels.LEVELS[level].tokens
-    text = run_python(SHOW, level, "matvec:q4_1", f"matmul:q4_1:{tokens}", "quantize")
+    text = run_python(SHOW, level, "matvec:q4_1", f"matmul:q4_1:{tokens}", f"kept:q4_1:{tokens}:gelu", "quantize")
     assert text.count(DOT[level]) >= 4 or level == "portable"
     for other in set(DOT.values()) - {DOT[level], "pmaddwd"}:
         assert other not in text
