@@ -182,13 +182,9 @@ class Run(ops_worker.Run):
         return (time.perf_counter() - began) / self.count
 
 
-def main():
-    """The worker: its command line is one JSON object."""
-    job = json.loads(sys.argv[1])
-    common.confine(job["threads"])
-    os.environ.setdefault("TENSORLIB_THREADS", str(job["threads"]))
-    side, run = (Ours if job["peer"] == "tensorlib" else Ggml)(job), None
-    answer = sys.stdout
+def serve(side, kind):
+    """Answers messages until there are no more; `kind` is the class of a prepared case."""
+    answer, run = sys.stdout, None
     sys.stdout = sys.stderr
     print("{}", file=answer, flush=True)
     for line in sys.stdin:
@@ -196,7 +192,7 @@ def main():
         reply = {}
         if "prepare" in message:
             try:
-                run = Run(side, message["prepare"])
+                run = kind(side, message["prepare"])
                 reply = {"values": run.values}
             except ValueError as e:
                 reply = {"error": str(e)}
@@ -206,6 +202,14 @@ def main():
             run = None
             getattr(side, "end", lambda: None)()
         print(json.dumps(reply), file=answer, flush=True)
+
+
+def main():
+    """The worker: its command line is one JSON object."""
+    job = json.loads(sys.argv[1])
+    common.confine(job["threads"])
+    os.environ.setdefault("TENSORLIB_THREADS", str(job["threads"]))
+    serve((Ours if job["peer"] == "tensorlib" else Ggml)(job), Run)
 
 
 if __name__ == "__main__":

@@ -122,3 +122,27 @@ def test_an_id_of_no_expert_gives_nan():
     for weight in (draw(7, 32, 32), quantize(draw(7, 32, 32), "q8_0")):
         ids = tensorlib.tensor([0, 7, -1], dtype="i64")
         assert np.isnan(moe.chosen(draw(3, 32), ids, weight, 1).numpy()).all(1).tolist() == [False, True, True]
+
+
+def test_gradients_through_experts_in_blocks():
+    """Of tokens and router those of the dense weights, but for activations in 8 bits on the way; blocks have none."""
+    d, many, found = 64, 3, []
+    weights = [quantize(draw(many, 2 * d, d) * d**-0.5, "q8_0"), quantize(draw(many, d, d) * d**-0.5, "q8_0")]
+    x, logits = draw(9, d), draw(9, many)
+    for some in (weights, [w.dequantize() for w in weights]):
+        operands = [a.clone().requires_grad_() for a in (x, logits)]
+        tensorlib.moe(*operands, *some, 2).sum().backward()
+        found.append([a.grad.numpy() for a in operands])
+    for got, want in zip(*found, strict=True):
+        assert np.abs(got - want).max() <= 2e-2 * np.abs(want).max()
+
+
+def test_groups_that_do_not_fit_are_told():
+    a, b = draw(5, 3), draw(2, 3, 4)
+    assert tensorlib.grouped_mm(a, b, tensorlib.tensor([2, 5])).shape == (5, 4)
+    with pytest.raises(ShapeError, match=r"offs \[2, 4\]; expected ends that ascend from 0 to 5"):
+        tensorlib.grouped_mm(a, b, [2, 4])
+    with pytest.raises(ShapeError, match=r"\(5, 3\), \(2, 3, 4\) and 3 groups"):
+        tensorlib.grouped_mm(a, b, [2, 3, 5])
+    with pytest.raises(ShapeError, match="1 groups"):
+        tensorlib.grouped_mm(a, b[0, 0], [5])
