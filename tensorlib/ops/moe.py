@@ -42,11 +42,10 @@ def moe(x, router_logits, w_gate_up, w_down, top_k, normalize=True):
     """Mixture of experts: the sum over a token's top_k experts of weight * down(silu(gate(x)) * up(x)).
 
     x (..., D); router_logits (..., E); w_gate_up (E, 2 I, D), gate above up, or a pair of the two, (E, I, D) each;
-    w_down (E, D, I); result (..., D). Weights may be QTensors, which stay in blocks, one expert after the other. The
+    w_down (E, D, I); result (..., D). Weights may be QTensors, which stay in blocks. The
     experts' shares are the softmax of the logits over all of them, in f32 or f64; `normalize` makes those of a token's
-    experts sum to 1 (Mixtral, Qwen; Shazeer et al. 2017). Without a gradient it is the same launches at every call: six
-    on a GPU, on the CPU for up to `CHOICES` per expert. Raises ShapeError,
-    DTypeError.
+    experts sum to 1 (Mixtral, Qwen; Shazeer et al. 2017). Which launches do not depend on who is chosen: see `mix`.
+    Raises ShapeError, DTypeError.
 
     >>> from tensorlib.device import Array
     >>> moe(Array.empty((3, 8)), Array.empty((3, 4)), Array.empty((4, 12, 8)), Array.empty((4, 8, 6)), 2).shape

@@ -41,6 +41,7 @@ LIMITS = [
     ("attention_vjp", "(keys|queries|delta) (b?f16) (64|128)", ("80", "90"), {"stack": 64}),
     ("quant", "matvec q4_(0|k)", ("80", "89", "90"), {"per_item": 2.5, "registers": 64, "stack": 0, "loads": "128"}),
     ("quant_matmul", "matmul q4_k 128", ("80",), {"stack": 0, "mma": "HMMA", "per_mma": 8.5}),
+    ("moe_quant", ".* (16|64) rows", NVIDIA, {"stack": 0, "mma": "HG?MMA|UTC"}),
     ("sort", "(f16|f32) .*", NVIDIA, {"stack": 0, "registers": 128}),
     ("lapack|householder|jacobi|optim|scan_state", ".*", NVIDIA, {"stack": 0}),
     ("scan_state_vjp", ".*", NVIDIA, {"stack": 16}),
