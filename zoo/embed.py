@@ -76,6 +76,18 @@ class TextEncoder:
         tokenizer.limit(self.max_length)
         self._graphs, self._seen = {}, set()
 
+    def __repr__(self):
+        from tensorlib.nn.text import weight
+
+        steps = "".join(f", {getattr(step, '__name__', type(step).__name__)}" for step in self.steps)
+        facts = f"{weight(self.model)}, {self.device}, at most {self.max_length:,} tokens"
+        return f"TextEncoder({type(self.model).__name__}{steps}, {facts})"
+
+    def _repr_html_(self):
+        from html import escape
+
+        return f"<div>{escape(repr(self))}</div>{self.model._repr_html_()}"
+
     def encode(self, texts, normalize=False, prompt=None):
         """Vectors [B, D] of a list of texts, [D] of one text; `normalize`: of length 1 whatever the model says.
 

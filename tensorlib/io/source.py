@@ -111,7 +111,14 @@ class Source:
         self.tensors: dict[str, TensorInfo] = {}
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.path!r}, {len(self.tensors)} tensors)"
+        from tensorlib.io import text  # when somebody looks
+
+        return text.source(self)
+
+    def _repr_html_(self):
+        from tensorlib.io import text
+
+        return text.source_html(self)
 
     def __enter__(self):
         return self

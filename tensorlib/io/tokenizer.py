@@ -39,6 +39,16 @@ class Tokenizer:
         self._limit = None
         self.chat_template, self._template = None, None
 
+    def __repr__(self):
+        from tensorlib.io import text
+
+        return text.tokenizer(self)
+
+    def _repr_html_(self):
+        from tensorlib.io import text
+
+        return text.tokenizer_html(self)
+
     @classmethod
     def from_gguf(cls, file) -> Tokenizer:
         """Build it from `tensorlib.io.gguf.open(...)`. Raises FormatError for vocabularies of a kind not known here."""
