@@ -128,7 +128,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: {', '.join(PEERS)}")
     options = parser.parse_args()
     for name in options.names or PEERS:
-        if options.command == "install":
+        if options.command == "install" and PEERS[name].requires:
             install(name)
         print(
             f"{name:12} {' '.join(PEERS[name].requires):28} {place(name) if place(name).exists() else 'not installed'}"
