@@ -1,5 +1,5 @@
-"""The command line: `tensorlib generate | chat | embed | perplexity | bench | serve | kernels`, and on files of weights
-`info | verify | convert | quantize | dequantize | diff | split | merge`.
+"""The command line: `tensorlib generate | chat | embed | rerank | perplexity | bench | serve | kernels`, and on files of
+weights `info | verify | convert | quantize | dequantize | diff | split | merge`.
 
 What a model says goes to standard output, everything else to standard error. Exit status: 0; 1 where `diff` finds a
 difference; 2 for an error that is told in one line; 130 after Ctrl-C. Each module of `_parser` adds

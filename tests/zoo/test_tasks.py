@@ -1,12 +1,13 @@
 """Rerankers, labels, names and masks against transformers' own pipelines, on tiny models."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 
 from tensorlib.errors import FormatError, ShapeError
-from zoo import tasks
+from zoo import cli, tasks
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
@@ -76,6 +77,17 @@ def test_rank(said, tokenizer, tmp_path):
     assert len({one.index for one in many}) == 280
     np.testing.assert_allclose([one.score for one in many], np.repeat(np.sort(want)[::-1], 70), rtol=1e-4, atol=1e-6)
     assert ours.rank(TEXTS[0], []) == []
+
+
+def test_rerank_command(tokenizer, tmp_path, capsys, monkeypatch):
+    _, ours = made(tmp_path, "BertForSequenceClassification", tokenizer, num_labels=1)
+    want = ours.rank(TEXTS[0], TEXTS)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode())))
+    for texts in (TEXTS, ["-"]):
+        assert cli.main(["rerank", "-m", str(tmp_path), TEXTS[0], *texts]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(row["index"], row["text"]) for row in found] == [(one.index, TEXTS[one.index]) for one in want]
+        np.testing.assert_allclose([row["score"] for row in found], [one.score for one in want], rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
