@@ -1,4 +1,4 @@
-"""The command line: `tensorlib generate | chat | embed | rerank | perplexity | bench | serve | kernels`, and on files of
+"""The command line: `tensorlib generate | chat | embed | rerank | perplexity | bench | serve | kernels`; on files of
 weights `info | verify | convert | quantize | dequantize | diff | split | merge`.
 
 What a model says goes to standard output, everything else to standard error. Exit status: 0; 1 where `diff` finds a
