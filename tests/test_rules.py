@@ -71,6 +71,7 @@ ZOO_PROGRAMS = (
     "speaker",
     "speed",
     "speculative",
+    "steps",
     "stream",
     "tasks",
     "tools",

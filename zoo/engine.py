@@ -8,7 +8,8 @@ from collections import deque
 import tensorlib
 from tensorlib import nn
 from zoo.batch import Batch
-from zoo.generate import CHUNK, GREEDY, room
+from zoo.generate import CHUNK, GREEDY
+from zoo.steps import room
 
 USUAL = 1024  # tokens of a stream that pages are made for by default
 

@@ -7,10 +7,10 @@ import tensorlib
 from tensorlib import backend, nn
 from tensorlib.capture import Capture
 from tensorlib.device import Device
-from tensorlib.errors import ContextError, ShapeError
 from tensorlib.io import folders, hub
 from zoo.load import load_gguf
 from zoo.speaker import Speaker
+from zoo.steps import Steps, common, room
 
 CHUNK = 256  # prompt tokens computed at once: 512 are 7 % faster and take 8 MB more
 CONTEXT = 8192  # positions prepared for by default, if the model has as many
@@ -77,6 +77,7 @@ class TextModel(Speaker):
         self.sampler = nn.Sampler(model.config.vocab_size, self.context_length, device=device)
         self._step = self._scores = None
         self._held = []  # the ids whose keys and values are in the cache
+        self.turn = None
 
     def generate(self, prompt_ids, max_tokens=None, sampler=GREEDY, stop_ids=(), processors=(), reuse=False):
         """Yields the ids that follow `prompt_ids`, at most `max_tokens` (None: as the context allows), up to a stop id.
@@ -89,11 +90,15 @@ class TextModel(Speaker):
         count = room("generate", ids, max_tokens, self.context_length)
         held = common(self._held, ids[:-1]) if reuse else 0
         held = held if self.cache.rewinds or held == self.cache.length else 0
-        self.cache.reset(held)
-        self._held = self._held[:held]
-        self.sampler.reset(ids, *sampler)
         steps = Steps(self, ids, list(processors))
+        self.rewind(held, steps)
+        self.sampler.reset(ids, *sampler)
         return steps.tokens(count, frozenset(stop_ids))
+
+    def rewind(self, held=0, turn=None):
+        """The cache keeps its first `held` tokens, and is `turn`'s: a generation before it cannot go on."""
+        self.cache.reset(held)
+        self._held, self.turn = self._held[:held], turn
 
     def prefill(self, ids):
         """Logits [1, V] after `ids`, which follow what the cache holds."""
@@ -134,67 +139,9 @@ class TextModel(Speaker):
         """Logits after every one of `ids`, float32 NumPy [T, vocabulary]; the cache starts anew."""
         import numpy
 
-        self.cache.reset()
-        self._held = []
+        self.rewind()
         chunks = [self._ids(ids[i : i + CHUNK]) for i in range(0, len(ids), CHUNK)]
         return numpy.concatenate([self.model(c, self.cache, last_only=False).cpu().numpy().copy() for c in chunks])
 
     def _ids(self, ids):
         return tensorlib.tensor(ids, dtype="i64", device=self.device)
-
-
-class Steps:
-    """One generation: the ids so far, and what changes their scores."""
-
-    def __init__(self, model, ids, processors):
-        self.model, self.ids, self.processors = model, ids, processors
-
-    def tokens(self, count, stop_ids):
-        """Yields at most `count` ids."""
-        if count <= 0:
-            return
-        token = self.chosen(self.model.prefill(self.ids[len(self.model._held) :]))
-        for _ in range(count - 1):
-            if token in stop_ids:
-                return
-            self.ids.append(token)
-            yield token
-            logits = self.model.step(token, not self.processors)
-            token = self.chosen(logits) if self.processors else self.model.sampler.token_id()
-        if token not in stop_ids:
-            yield token
-
-    def chosen(self, logits):
-        if self.processors:
-            scores = logits[-1].cpu().numpy()  # the logits themselves where they are the CPU's
-            for processor in self.processors:
-                processor(self.ids, scores)
-            if logits.device.type != "cpu":
-                logits = tensorlib.from_numpy(scores[None]).to(logits.device)
-        self.model.sampler(logits)
-        return self.model.sampler.token_id()
-
-
-def room(op, ids, max_tokens, context):
-    """How many tokens may follow a prompt: `max_tokens`, or what the context has left. ShapeError for an empty prompt,
-    ContextError for one too long.
-
-    >>> room("generate", [1, 2, 3], None, 8), room("generate", [1, 2, 3], 2, 8)
-    (5, 2)
-    """
-    if not ids:
-        raise ShapeError(op, "an empty prompt", "at least one token", "start with the tokenizer's bos_id")
-    if context - len(ids) < (1 if max_tokens is None else max_tokens):
-        got = f"a prompt of {len(ids)} tokens and {max_tokens or 1} to generate"
-        fix = "shorten the prompt, lower max_tokens, or load with a larger context"
-        raise ContextError(op, got, f"at most {context} in all", fix)
-    return context - len(ids) if max_tokens is None else max_tokens
-
-
-def common(a, b):
-    """How many elements two lists begin with alike.
-
-    >>> common([1, 2, 3], [1, 2, 4, 5])
-    2
-    """
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

@@ -52,8 +52,7 @@ def losses(model, ids, first=1):
     from zoo.generate import CHUNK
 
     found, size = [], max(1, min(CHUNK, LOGITS // model.config.vocab_size))
-    model.cache.reset()
-    model._held = []
+    model.rewind()
     if first > 1:
         model.prefill(ids[: first - 1])
     for i in range(first, len(ids), size):

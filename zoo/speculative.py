@@ -12,7 +12,8 @@ import tensorlib
 from tensorlib import backend
 from tensorlib.capture import Capture
 from tensorlib.errors import DTypeError, ShapeError
-from zoo.generate import GREEDY, Steps, room
+from zoo.generate import GREEDY
+from zoo.steps import Steps, room
 
 PADDING = 128  # tokens by which vocabularies of one family differ, their tables being filled up to round numbers
 
@@ -81,11 +82,12 @@ class Speculation:
         first = list(model.generate(ids, min(limit, 1), sampler, stop_ids, processors, reuse))
         if not first:
             return
-        steps = Steps(model, ids, list(processors))
+        model.turn = steps = Steps(model, ids, list(processors))
         ids += first
         yield first[0]
         given = 1
         while given < limit:
+            steps.go_on()
             room_for = limit - given - 1 if model.cache.length + width <= model.context_length else 0
             guess = self._known(self.draft(ids)[:room_for]) if room_for else []
             for token in self._round(steps, guess):
@@ -110,7 +112,7 @@ class Speculation:
         held, model._held = model._held, []
         logits, drawn = self._scores([ids[-1], *guess]), []
         for i in range(len(guess) + 1):
-            drawn.append(Steps(model, ids + drawn, steps.processors).chosen(logits[i : i + 1]))
+            drawn.append(steps.chosen(logits[i : i + 1], ids + drawn))
             if i == len(guess) or drawn[i] != guess[i]:
                 break
         model.cache.reset(length + len(drawn))

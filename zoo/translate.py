@@ -6,8 +6,9 @@ import tensorlib
 from tensorlib import nn
 from tensorlib.device import Device
 from tensorlib.errors import ContextError, FormatError, ShapeError
-from zoo.generate import GREEDY, Steps
+from zoo.generate import GREEDY
 from zoo.speaker import Speaker
+from zoo.steps import Steps
 
 USUAL = 512  # tokens of an answer, if nobody says how many
 UNBOUNDED = 1 << 20  # positions of models that have none, but distances

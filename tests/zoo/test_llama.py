@@ -8,7 +8,7 @@ import pytest
 import tensorlib
 from bench.reference import Reference
 from kernels_numba import quant_layout
-from tensorlib.errors import ContextError, FormatError, ShapeError
+from tensorlib.errors import ContextError, FormatError, ShapeError, TensorlibError
 from tests.quant.test_linear import rounded
 from tests.zoo.conftest import write_llama
 from zoo.generate import TextModel
@@ -122,6 +122,20 @@ def test_context_is_refused_before_anything_runs(tiny_llama):
     with pytest.raises(ShapeError, match="an empty prompt"):
         m.generate([])
     assert model(tiny_llama("q8_0"), context=16).context_length == 16
+
+
+@pytest.mark.parametrize("use", [lambda m: m.generate(IDS, 4), lambda m: m.logits(IDS)], ids=["generate", "logits"])
+@pytest.mark.parametrize("begun", [0, 2])
+def test_one_generation_at_a_time(tiny_llama, use, begun):
+    """Its cache is another's: it must not go on as if nothing had been."""
+    m = model(tiny_llama("q8_0"))
+    first = m.generate(IDS[:3], 8)
+    for _ in range(begun):
+        next(first)
+    use(m)
+    with pytest.raises(TensorlibError, match="another use of this model since it began"):
+        next(first)
+    assert len(list(m.generate(IDS, 4))) == 4
 
 
 def test_seeds(tiny_llama):
