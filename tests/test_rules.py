@@ -58,6 +58,7 @@ ZOO_PROGRAMS = (
     "pooling",
     "processors",
     "prebuild",
+    "published",
     "quantize",
     "serve",
     "serve_answer",

@@ -14,7 +14,7 @@ from tensorlib.device import Device
 from tensorlib.errors import FormatError, ShapeError
 from tensorlib.io import folders
 from tensorlib.io.tokenizer import Tokenizer
-from zoo import auto, heads
+from zoo import auto, heads, published
 
 BATCH = 4096  # tokens at once: activations stay near the CPU
 MASKS = "[MASK]", "<mask>"
@@ -49,7 +49,7 @@ def load(ref, threads=None, device="cpu"):
     if threads is not None:
         backend.set_num_threads(threads)
     folder = folders.resolve(ref)
-    fields, (_, model) = auto.read(folder), auto.load(folder, device=device)
+    fields, (_, model) = published.read(folder), auto.load(folder, device=device)
     if not isinstance(model, heads.Head):
         got, expected = fields.values.get("architectures"), f"a name that ends with {', '.join(heads.TASKS)}"
         raise FormatError(fields.path, "architectures", repr(got)[:80], expected, "tensorlib embed takes the others")

@@ -5,7 +5,7 @@ import pytest
 
 import tensorlib
 from tensorlib import nn
-from zoo import auto
+from zoo import auto, published
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
@@ -182,7 +182,7 @@ def test_heads(headed):
         one = {name: x[1, : LENGTHS[1]] for name, x in given.items() if name != "attention_mask"}
         found = ours(**{name: tensorlib.tensor(x) for name, x in one.items()}).numpy()
         close(found, want[1, : LENGTHS[1]] if want.ndim == 3 else want[1:2])
-        kind = auto.classes(auto.type_of(auto.read(folder)), "", "")[0]
+        kind = auto.classes(auto.type_of(published.read(folder)), "", "")[0]
         encoder = auto.load(folder, head=kind.__name__)[1]
         assert type(encoder) is kind
         given = {name: tensorlib.tensor(x) for name, x in given.items()}

@@ -10,6 +10,7 @@ from tests.quant import checkpoints
 from tests.zoo.decoders import CASES, SIZES
 from tests.zoo.test_decoders import IDS, close, logits, randomise, tensor
 from zoo import auto
+from zoo.published import read
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -297,7 +298,7 @@ def test_what_gemma3_leaves_unsaid(tmp_path):
     text = {"hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34}
     text |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
-    fields = auto.read(tmp_path)
+    fields = read(tmp_path)
     found = auto.classes(auto.type_of(fields), "", "")[1].from_hf(fields)
     want = transformers.Gemma3Config(text_config=text).text_config
     for name in found._fields:
