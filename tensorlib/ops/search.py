@@ -5,7 +5,7 @@ import importlib
 FILES = (
     "elementwise reduce softmax movement index linalg fused attention sort scan contract lapack conv pooling "
     "special statistics scatter lookup arrange pixels loss gates normalise vision signal fft grids derived ctc "
-    "windows varlen paged precision moe grouped"
+    "windows varlen paged precision moe grouped scan_state scan_lines"
 ).split()
 
 

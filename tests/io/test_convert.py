@@ -409,7 +409,8 @@ def test_a_bar_on_a_terminal_alone(model, tmp_path):
     primary, secondary = os.openpty()
     termios.tcsetwinsize(secondary, (24, 80))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "zoo.cli", "convert", str(model[0]), str(tmp_path / "x.npz"), "--dtype", "f32"]
+    code = "import sys; from tensorlib import bar; from zoo import cli; bar.DELAY = 0; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "convert", str(model[0]), str(tmp_path / "x.npz"), "--dtype", "f32"]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=secondary, text=True)
     shown = os.read(primary, 1 << 16).decode()
     os.close(primary)
