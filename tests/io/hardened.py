@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import gc
 import itertools
 import os
 import sys
