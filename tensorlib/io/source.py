@@ -252,7 +252,7 @@ def elements(shape) -> int:
     """
     count, bound = 1, 1
     for size in shape:
-        count, bound = count * size, bound * max(size, 1)
+        count, bound = count * size, bound * (size or 1)
         if bound >= LIMIT // 16:
             return LIMIT
     return count

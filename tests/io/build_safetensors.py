@@ -32,6 +32,10 @@ SOUND = {
     "0-d": dims([], 4, DATA[:4]),
     "blanks around the header": file(b"  " + json.dumps({"t": F4}).encode() + b"   ", DATA[:16]),
     "names of any script": file({"größe/🙂": F4}, DATA[:16]),
+    "quotes and escapes in names": file({'a "name"\\': F4, "\t": U4, "__metadata__": {'"': '"\\"'}}),
+    "tensors named like fields": file({"dtype": F4, "shape": U4, "data_offsets": {**U4, "data_offsets": [32, 32],
+                                                                                "shape": [0]}}),
+    "metadata named like fields": file({"__metadata__": {"dtype": "F32", "shape": "b", "data_offsets": "c"}}, b""),
     "four bits, whole bytes": dims([3, 2], 3, DATA[:3], dtype="F4"),
     "six bits, whole bytes": dims([4], 3, DATA[:3], dtype="F6_E2M3"),
     "misaligned": file({"b": {**F4, "dtype": "U8", "data_offsets": [0, 4]}, "t": {**F4, "data_offsets": [4, 20]},
@@ -96,6 +100,12 @@ MALFORMED = {
     "s31 the same name twice": file(b'{"t": %b, "t": %b}' % (json.dumps(F4).encode(), json.dumps(U4).encode())),
     "the same field twice": file(b'{"t": {"dtype": "F32", "dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}',
                                  DATA[:16]),
+    "the same field twice, once spelt with an escape": file(
+        b'{"t": {"dtype": "F32", "d\\u0074ype": "F32", "shape": [4], "data_offsets": [0, 16]}}', DATA[:16]),
+    "the same name twice, one quoted": file(b'{"\\"": %b, "\\u0022": %b}' % (
+        json.dumps(F4).encode(), json.dumps(U4).encode())),
+    "the same metadata twice": file(b'{"__metadata__": {"a": "b", "a": "b"}}', b""),
+    "metadata twice": file(b'{"__metadata__": {"a": "b"}, "__metadata__": {"a": "b"}}', b""),
     "s32 metadata not text": file({"__metadata__": {"a": 1}}, b""),
     "metadata nested": file({"__metadata__": {"a": {"b": "c"}}}, b""),
     "s33 metadata is a list": file({"__metadata__": []}, b""),
