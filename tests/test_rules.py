@@ -63,6 +63,7 @@ ZOO_PROGRAMS = (
     "serve",
     "serve_answer",
     "serve_api",
+    "serve_checks",
     "serve_embed",
     "serve_errors",
     "serve_http",

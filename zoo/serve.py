@@ -133,7 +133,8 @@ def loaded(options):
     from zoo.serve_api import Service
 
     def name(ref):
-        return os.path.basename(ref.split("#")[0].rstrip("/")).removesuffix(".gguf")
+        *above, last = ref.split("#")[0].rstrip("/").split("/")
+        return above[-1] if last == "model" and above else last.removesuffix(".gguf")
 
     text = encoder = None
     names = {}

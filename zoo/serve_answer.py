@@ -46,7 +46,7 @@ class Answer:
             parts[index].append(part)
         for index, part in enumerate(parts):
             text, rows = "".join(text for text, _, _ in part), [row for _, rows, _ in part for row in rows]
-            said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+            said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
             logs = self._logprobs(rows, 0)
             choices.append({"index": index, **said, "logprobs": logs, "finish_reason": part[-1][-1]})
         return self._object("chat.completion", choices) | {"usage": self._usage()}
@@ -106,7 +106,8 @@ class Answer:
         if self.request.logprobs is None:
             return None
         if self.chat:
-            return {"content": [self._token(i, row.logprob) | {"top_logprobs": self._top(row)} for i, row in rows]}
+            content = [self._token(i, row.logprob) | {"top_logprobs": self._top(row)} for i, row in rows]
+            return {"content": content, "refusal": None}
         texts = [self._token(i, 0)["token"] for i, _ in rows]
         return {
             "tokens": texts,

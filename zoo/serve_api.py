@@ -35,7 +35,8 @@ class Service:
         """The name of the model of a kind; ApiError if there is none, or the client asked for another."""
         name = self.names.get(kind)
         if name is None or asked not in (None, name):
-            message = f"There is no model {asked!r} for this; GET /v1/models lists those that there are"
+            wanted = "" if asked is None else f" {asked!r}"
+            message = f"There is no model{wanted} for this; GET /v1/models lists those that there are"
             raise ApiError(404, message, "model", "model_not_found")
         return name
 
@@ -107,9 +108,18 @@ def application(service, key=None):
     gets = {"/v1/models": models, "/v1/models/{name:path}": models, "/health": health}
     routes = [Route(path, f, methods=["POST"]) for path, f in posts.items()]
     routes += [Route(path, f, methods=["GET"]) for path, f in gets.items()]
-    handlers = {HTTPException: lambda _, e: failed(ApiError(e.status_code, e.detail), e.headers), Exception: _failed}
-    handlers[ApiError] = _failed
+
+    handlers = {HTTPException: _no_such, Exception: _failed, ApiError: _failed}
     return Starlette(routes=routes, middleware=[Middleware(Guard, key=key)], exception_handlers=handlers)
+
+
+async def _no_such(request, error):
+    """Paths that there are not, and methods that a path does not take."""
+    path, allowed = request.url.path, (error.headers or {}).get("Allow")
+    if error.status_code == 405:
+        return failed(ApiError(405, f"{path} takes {allowed} alone", code="method_not_allowed"), error.headers)
+    there = ", ".join(dict.fromkeys(route.path.partition("{")[0].rstrip("/") for route in request.app.routes))
+    return failed(ApiError(error.status_code, f"There is no {path} here, but {there}", code="unknown_url"))
 
 
 async def _failed(request, error):

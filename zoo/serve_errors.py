@@ -55,6 +55,12 @@ def over():
 
 
 def shown(value):
-    """A value of a client's, for a message: in short."""
-    text = repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__name__
+    """A value of a client's, for a message: in short.
+
+    >>> shown(None), shown([]), shown({"a": 1}), shown("a")
+    ('null', 'an empty list', 'an object', '"a"')
+    """
+    if isinstance(value, (list, dict)):
+        return ("a list" if value else "an empty list") if isinstance(value, list) else "an object"
+    text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -20,6 +20,8 @@ class Request:
         self.logprobs = asked["logprobs"]
         if chat:
             self.logprobs = asked["top_logprobs"] if asked["logprobs"] else None
+            if asked["top_logprobs"] and not asked["logprobs"]:
+                raise ApiError(400, "top_logprobs: logprobs must be true", "top_logprobs", "invalid_value")
 
     def sequences(self):
         """A Sequence for each choice of each prompt. ApiError for what cannot be."""
@@ -40,9 +42,12 @@ class Request:
         return made
 
     def _conversation(self):
-        self._check_bytes("".join(message["content"] for message in self.asked["messages"]))
+        messages = self.asked["messages"]
+        self._check_bytes("".join(message["content"] for message in messages))
+        if "developer" not in (self.tokenizer.chat_template or ""):  # OpenAI's newer name of the system
+            messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in messages]
         try:
-            text = self.tokenizer.apply_chat_template(self.asked["messages"])
+            text = self.tokenizer.apply_chat_template(messages)
             ids = self.tokenizer.encode(text, add_special=False)
         except TensorlibError as error:
             raise ApiError(400, str(error), "messages", "invalid_value") from error

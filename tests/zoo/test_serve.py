@@ -37,7 +37,7 @@ def test_chat(served):
     bodies = [{"messages": HELLO}, {"messages": [{"role": "user", "content": parts}], "max_completion_tokens": 5}]
     whole, short = [ask(served(), CHAT, body).json() for body in bodies]
     assert whole["object"] == "chat.completion" and whole["id"].startswith("chatcmpl-")
-    message = {"role": "assistant", "content": SAID}
+    message = {"role": "assistant", "content": SAID, "refusal": None}
     assert whole["choices"] == [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
     assert short["choices"][0]["message"]["content"] == SAID[:5]
     assert short["choices"][0]["finish_reason"] == "length"
@@ -243,6 +243,16 @@ def test_models_and_health(served, tiny_tokenizer):
 
 BAD = [
     (TEXT, {}, 400, "prompt", "missing_required_parameter"),
+    (TEXT, {"prompt": "a", "max_completion_tokens": 5}, 400, "max_completion_tokens", "unknown_parameter"),  # chat's
+    (TEXT, {"prompt": "a", "max_token": 5, "user": "u"}, 400, "max_token", "unknown_parameter"),
+    (CHAT, {"messages": HELLO, "grammar": "root ::= [a]", "store": True}, 400, "grammar", "unknown_parameter"),
+    (CHAT, {"messages": HELLO, "x" * 80: 1}, 400, "x" * 60, "unknown_parameter"),
+    (TEXT, {"prompt": "a", "\ud800": 1}, 400, "\ud800", "unknown_parameter"),
+    (CHAT, {"messages": HELLO, "top_logprobs": 2}, 400, "top_logprobs", "invalid_value"),  # without logprobs
+    (CHAT, {"messages": HELLO, "tool_choice": "required"}, 400, "tool_choice", "unsupported_parameter"),
+    (CHAT, {"messages": HELLO, "function_call": {"name": "f"}}, 400, "function_call", "unsupported_parameter"),
+    (CHAT, {"messages": HELLO, "reasoning_effort": "high"}, 400, "reasoning_effort", "unsupported_parameter"),
+    (CHAT, {"messages": [{"role": "assistant", "tool_calls": [{}]}]}, 400, "messages", "unsupported_parameter"),
     (CHAT, {"messages": []}, 400, "messages", "invalid_value"),
     (CHAT, {"messages": "Hi"}, 400, "messages", "invalid_value"),
     (CHAT, {"messages": [{"content": "Hi"}]}, 400, "messages", "invalid_value"),
@@ -295,7 +305,7 @@ def test_wrong_fields(standing, path, body, status, param, code):
     found = ask(standing, path, method="POST", content=json.dumps(body))
     error = found.json()["error"]
     assert (found.status_code, error["param"], error["code"]) == (status, param, code), error
-    assert error["type"] == "invalid_request_error" and error["message"]
+    assert error["type"] == "invalid_request_error" and 0 < len(error["message"]) < 400
     assert ask(standing, TEXT, {"prompt": "a", "max_tokens": 1, "stop": None}).status_code == 200
 
 
@@ -306,10 +316,52 @@ def test_malformed_json(standing, content):
         assert (found.status_code, found.json()["error"]["code"]) == (400, "invalid_json")
 
 
-@pytest.mark.parametrize("method, path, status", [("GET", TEXT, 405), ("GET", "/", 404), ("POST", "/health", 405)])
+@pytest.mark.parametrize(
+    "messages, got",
+    [
+        ([], "an empty list"),
+        ([None], "null"),
+        ([{}], "a message without a role"),
+        ([{"role": "user"}], "null as content"),
+        ([{"role": "user", "content": ["a"]}], '"a"'),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], 'a part of type "image_url"'),
+        ([{"role": "user", "content": [{"type": "text", "text": True}]}], "true as text"),
+    ],
+)
+def test_what_is_wrong_with_messages(standing, messages, got):
+    message = ask(standing, CHAT, {"messages": messages}).json()["error"]["message"]
+    assert message.startswith("messages: expected ") and message.endswith(f", got {got}")
+
+
+def test_fields_that_change_no_answer(served):
+    body = {"metadata": {"a": "b"}, "store": True, "service_tier": "flex", "safety_identifier": "s", "surprise": None}
+    body |= {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "verbosity": "medium", "echo": False}
+    history = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [], "refusal": None, "audio": None}, *HELLO]
+    for each in (HELLO, history):
+        assert ask(served(context=128), CHAT, {"messages": each} | body).status_code == 200
+
+
+@pytest.mark.parametrize("template, role", [("", "system"), ("{# developer #}", "developer")])
+def test_a_developer_is_the_system_to_templates_that_know_none(served, monkeypatch, template, role):
+    of = served()
+    monkeypatch.setattr(of.tokenizer, "chat_template", template + serving.TEMPLATE)
+    body = {"messages": [{"role": "developer", "content": "D"}, *HELLO], "max_tokens": 1}
+    same = body | {"messages": [{"role": role, "content": "D"}, *HELLO]}
+    asked, seen = [], of.tokenizer.apply_chat_template
+    monkeypatch.setattr(of.tokenizer, "apply_chat_template", lambda told: asked.append(told) or seen(told))
+    assert ask(of, CHAT, body).json()["usage"] == ask(of, CHAT, same).json()["usage"]
+    assert asked[0] == asked[1] and asked[0][0]["role"] == role
+
+
+@pytest.mark.parametrize(
+    "method, path, status", [("GET", TEXT, 405), ("GET", "/", 404), ("POST", "/v1/responses", 404)]
+)
 def test_wrong_paths(standing, method, path, status):
     found = ask(standing, path, method=method)
-    assert found.status_code == status and found.json()["error"]["type"] == "invalid_request_error"
+    error = found.json()["error"]
+    assert found.status_code == status and error["type"] == "invalid_request_error" and path in error["message"]
+    assert error["code"] == ("unknown_url" if status == 404 else "method_not_allowed")
+    assert (found.headers.get("allow") or CHAT) in error["message"]
     assert ask(standing, "/v1/models/other").json()["error"]["code"] == "model_not_found"
 
 

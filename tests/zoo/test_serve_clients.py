@@ -214,6 +214,8 @@ def test_names_of_models(monkeypatch, served, tiny_tokenizer):
         ("-m a/b/Some-Model.gguf", {"text": "Some-Model"}),
         ("-m x --name mine -e org/minilm/", {"text": "mine", "embed": "minilm"}),
         ("-e org/minilm --name mine", {"embed": "mine"}),
+        ("-e pypi:some==1.0/some_minilm/model", {"embed": "some_minilm"}),
+        ("-e model", {"embed": "model"}),
     ):
         of = serve.loaded(cli._parser().parse_args(["serve", *arguments.split()]))
         assert of.names == names
