@@ -16,6 +16,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 # one of these alternatives has to be there; a translator has two vocabularies
 TOKENIZERS = (("tokenizer.json",), ("source.spm", "target.spm", "vocab.json"), ("tokenizer.model",), ("spiece.model",))
 TOKENIZERS += (("spm.model",), ("sentencepiece.bpe.model",), ("vocab.txt",), ("rwkv_vocab_v20230424.txt",))
+TOKENIZERS += (("vocab.json", "merges.txt"),)
 # what is taken if it is there
 OTHERS = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json")
 OTHERS += ("added_tokens.json", "target_vocab.json")  # of tokenizers

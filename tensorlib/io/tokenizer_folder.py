@@ -1,5 +1,5 @@
 """A Tokenizer from a model's folder, by the files that are there: `tokenizer.json`, SentencePiece's files, Marian's two
-with a list of words, the lists of BERT, RWKV and llama2.c.
+with a list of words, `vocab.json` with `merges.txt`, the lists of BERT, RWKV and llama2.c.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import ast
 import os
 
 from tensorlib.errors import FormatError
-from tensorlib.io import sentencepiece, tokenizer_json, translation
+from tensorlib.io import sentencepiece, tokenizer_json, translation, vocab_files
 from tensorlib.io.vocabulary import CONTROL, KEY, NORMAL, UNKNOWN, USER_DEFINED
 
 # SentencePiece's file -> the tokens that begin and end texts, where the folder says nothing else
@@ -18,7 +18,7 @@ PIECES = {
     "spm.model": ("[CLS]", "[SEP]"),  # DeBERTa's
     "sentencepiece.bpe.model": ("<s>", "</s>"),  # XLM-RoBERTa's
 }
-WORLD, LLAMA2_C, BERT = "rwkv_vocab_v20230424.txt", "tokenizer.bin", "vocab.txt"
+WORLD, LLAMA2_C = "rwkv_vocab_v20230424.txt", "tokenizer.bin"
 MORE = 1 << 17  # ids that a folder may add to a model's
 
 
@@ -37,7 +37,10 @@ def load(cls, folder: str, target: bool = False):
             self = cls.from_gguf(sentencepiece.Keys(other, reader(other)))
             tokenizer_json.beside(self, folder, tokenizer_json.config(folder, "tokenizer_config.json"))
             return self
-    known = ", ".join(["tokenizer.json", translation.SOURCE, *PIECES, *LISTS])
+    if (found := vocab_files.load(cls, folder)) is not None:
+        return found
+    pairs = " with ".join(vocab_files.PAIRS)
+    known = ", ".join(["tokenizer.json", translation.SOURCE, *PIECES, *LISTS, pairs, *vocab_files.LIST])
     raise FormatError(path, "file", "no such file", f"one of {known}", "fetch the tokenizer's files, too")
 
 
@@ -89,36 +92,6 @@ def _as_fairseq(folder, values):
     values |= {f"{KEY}{mark}_token_id": id for mark, id in zip(("bos", "padding", "eos", "unknown"), range(4))}
 
 
-def _wordpieces(path):
-    """GGUF's keys for BERT's list: a line for each id. There pieces inside words are marked, in GGUF those before."""
-    folder = os.path.dirname(path)
-    config = tokenizer_json.config(folder, "tokenizer_config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            tokens = [line.rstrip("\n") for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(path, "file", str(error)[:200], "a line of text for each id") from None
-    defaults = {"cls": "[CLS]", "sep": "[SEP]", "unk": "[UNK]", "pad": "[PAD]", "mask": "[MASK]"}
-    marks = {name: tokenizer_json.spelling(config, f"{name}_token") or token for name, token in defaults.items()}
-    missing = [marks[name] for name in ("cls", "sep", "unk") if marks[name] not in tokens]
-    if missing:
-        raise FormatError(path, "file", f"{len(tokens)} lines without {', '.join(missing)}", "a line for each of them")
-    types = [CONTROL if token in marks.values() else NORMAL for token in tokens]
-    lower = config.get("do_lower_case", True) is not False
-    spelt = [t if type == CONTROL else t[2:] if t.startswith("##") else f"▁{t}" for t, type in zip(tokens, types)]
-    accents = config.get("strip_accents")
-    return {
-        KEY + "model": "bert",
-        KEY + "tokens": [token.encode() for token in spelt],
-        KEY + "token_type": types,
-        KEY + "bos_token_id": tokens.index(marks["cls"]),
-        KEY + "seperator_token_id": tokens.index(marks["sep"]),
-        KEY + "unknown_token_id": tokens.index(marks["unk"]),
-        KEY + "normalizer.lowercase": lower,
-        KEY + "normalizer.strip_accents": lower if type(accents) is not bool else accents,
-    }
-
-
 def _world(path):
     """GGUF's keys for RWKV's list: a line for each id from 1 on, with Python's spelling of a text or of bytes."""
     tokens = [b"<s>"]
@@ -138,4 +111,4 @@ def _world(path):
     return {KEY + "model": "rwkv", KEY + "tokens": tokens, KEY + "token_type": types, KEY + "eos_token_id": 0}
 
 
-LISTS = {WORLD: _world, LLAMA2_C: sentencepiece.read_bin, BERT: _wordpieces}  # file -> what gives GGUF's keys for it
+LISTS = {WORLD: _world, LLAMA2_C: sentencepiece.read_bin}  # file -> what gives GGUF's keys for it

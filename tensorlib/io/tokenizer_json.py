@@ -44,13 +44,13 @@ class refused:
 class Codec:
     """The library's own tokenizer. Byte-level ones decode by bytes, others by the library's incremental decoder."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, library=None):
         from tokenizers import Tokenizer as Library
         from tokenizers import decoders
 
         self._path = path
         with refused(path, "a tokenizer.json"):  # for a missing file too
-            self._library = Library.from_file(path)
+            self._library = library or Library.from_file(path)
         self._library.no_padding()  # files of sentence-transformers pad to a length of their own, and cut
         self._library.no_truncation()
         self.n_vocab = 1 + max(self._library.get_vocab().values(), default=0)
@@ -117,11 +117,14 @@ class LibraryStream:
             return self._library.decode(self._ids, skip_special_tokens=self._skip)[self._given :]
 
 
-def load(cls, path: str):
-    """Build a `Tokenizer` (given as `cls`) from the file at `path`."""
-    codec, folder = Codec(path), os.path.dirname(os.path.abspath(path))
+def load(cls, path: str, library=None, told: dict | None = None):
+    """Build a `Tokenizer` (given as `cls`) from the file at `path`, or from the `library`'s tokenizer made of it.
+
+    `told`: what `tokenizer_config.json` says, where more is known than what stands there.
+    """
+    codec, folder = Codec(path, library), os.path.dirname(os.path.abspath(path))
     self = cls(codec, path, codec.n_vocab)
-    told = config(folder, "tokenizer_config.json")
+    told = config(folder, "tokenizer_config.json") if told is None else told
     for name in ("bos", "eos", "unk"):
         token = spelling(told, f"{name}_token")
         setattr(self, f"{name}_id", None if token is None else codec.id_of(token))

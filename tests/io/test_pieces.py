@@ -289,25 +289,7 @@ def test_the_longest_token_again_and_again(worlds, text):
     assert ours.encode("<s>the") == [0, 257] and ours.eos_ids == {0} and not ours.add_bos
 
 
-# ---- lists of words --------------------------------------------------------------------------------------------------
-
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat sat on a mat ##s ##ing , . é e 日 本 Käse ##e".split()
-
-
-@pytest.mark.parametrize("config", [{}, {"do_lower_case": False}, {"strip_accents": False}], ids=str)
-@given(text=st.text(st.sampled_from("thecatsingA ,.éKäse日本\t\u0301[]"), max_size=40))
-@example(text="the cats [MASK] sat, Käse")
-def test_bert(config, text, tmp_path_factory):
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.getbasetemp() / f"bert{len(str(config))}"
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    options = {"do_lower_case": True, **config}
-    theirs = transformers.BertTokenizer(vocab={w: i for i, w in enumerate(WORDS)}, **options)
-    ours = Tokenizer.from_folder(folder)
-    assert ours.encode(text) == theirs(text).input_ids
-    assert ours.decode(ours.encode("the cats, sat")) == "the cats , sat"
+# ---- XLM-RoBERTa -----------------------------------------------------------------------------------------------------
 
 
 @given(text=TEXTS)
