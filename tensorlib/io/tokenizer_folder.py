@@ -66,7 +66,8 @@ def _pieces(cls, folder, name):
 def _added(folder, config, values):
     """Id to (spelling, type) of what the files beside a model add to it."""
     known, found = values[KEY + "tokens"], {}
-    rows = {id: (token, False) for token, id in tokenizer_json.config(folder, "added_tokens.json").items()}
+    rows = _implied(folder, config, known)
+    rows |= {id: (token, False) for token, id in tokenizer_json.config(folder, "added_tokens.json").items()}
     decoder = config.get("added_tokens_decoder")
     for id, row in decoder.items() if isinstance(decoder, dict) else ():
         row = row if isinstance(row, dict) else {}
@@ -78,6 +79,22 @@ def _added(folder, config, values):
         if id >= len(known) or values[KEY + "token_type"][id] == NORMAL:
             found[id] = token, CONTROL if special else USER_DEFINED
     return found
+
+
+def _implied(folder, config, known):
+    """Id to (spelling, whether special) of what transformers' classes add to a model though no file says so: DeBERTa's
+    mask, and T5's marks of gaps, the first the last.
+    """
+    if os.path.isfile(os.path.join(folder, "spm.model")):
+        for name in ("do_lower_case", "split_by_punct"):
+            if config.get(name) is True:
+                raise FormatError(folder, name, "true", "false", "fetch a tokenizer.json: this is not here yet")
+        return {} if b"[MASK]" in known else {len(known): ("[MASK]", True)}
+    model = tokenizer_json.config(folder, "config.json").get("model_type")
+    t5 = (config.get("tokenizer_class") or model) in ("T5Tokenizer", "T5TokenizerFast", "t5")
+    count = config.get("extra_ids", 100 if t5 else 0)
+    count = count if type(count) is int and 0 <= count < MORE and b"<extra_id_0>" not in known else 0
+    return {len(known) + count - 1 - i: (f"<extra_id_{i}>", True) for i in range(count)}
 
 
 def _as_fairseq(folder, values):

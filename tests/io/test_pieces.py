@@ -178,14 +178,47 @@ def test_a_folder_with_added_tokens(tmp_path):
     assert ours.decode([*a, count, count + 1]) == "a<mark>"
 
 
-def test_deberta(tmp_path):
+def deberta(folder):
+    """A folder as DeBERTa's: how many pieces it has."""
     pieces = [(p, 0.0, 3) for p in ("[PAD]", "[CLS]", "[SEP]")] + [("[UNK]", 0.0, 2), *build_pieces.PIECES[3:]]
     ids = ((40, 3), (41, 1), (42, 2), (43, 0))
-    (tmp_path / "spm.model").write_bytes(build_pieces.model(pieces, trainer=ids))
-    (tmp_path / "added_tokens.json").write_text(json.dumps({"[MASK]": len(pieces)}))
+    (folder / "spm.model").write_bytes(build_pieces.model(pieces, trainer=ids))
+    return len(pieces)
+
+
+def test_deberta(tmp_path):
+    count = deberta(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"[MASK]": count}))
     tokenizer = Tokenizer.from_folder(tmp_path)
     the = tokenizer.encode("the", add_special=False)
-    assert tokenizer.encode("the [MASK]") == [1, *the, len(pieces), 2] and tokenizer.unk_id == 3
+    assert tokenizer.encode("the [MASK]") == [1, *the, count, 2] and tokenizer.unk_id == 3
+
+
+def test_a_mask_that_no_file_names(tmp_path):
+    """transformers' DebertaV2Tokenizer adds it behind the pieces; what else it can do is told."""
+    count = deberta(tmp_path)
+    ours = Tokenizer.from_folder(tmp_path)
+    assert ours.encode("the[MASK]", add_special=False)[-1] == count == ours.n_vocab - 1
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    with pytest.raises(FormatError, match="do_lower_case: got true"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("config", [{}, {"extra_ids": 3}, {"extra_ids": 0}, {"extra_ids": -1}], ids=str)
+def test_marks_of_gaps(config, tmp_path):
+    """transformers' T5Tokenizer puts them behind the pieces, the first one last; mT5's configs say that it has none."""
+    (tmp_path / "spiece.model").write_bytes(build_pieces.model())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", **config}))
+    ours, pieces, count = (
+        Tokenizer.from_folder(tmp_path),
+        len(build_pieces.PIECES),
+        max(0, config.get("extra_ids", 100)),
+    )
+    assert ours.n_vocab == pieces + count
+    ids = ours.encode("the<extra_id_2>", add_special=False)
+    assert ids[-1] == pieces + count - 3 if count else ours.unk_id in ids
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert Tokenizer.from_folder(tmp_path).n_vocab == pieces
 
 
 def test_t5_out_of_gguf(tmp_path):
