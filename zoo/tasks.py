@@ -14,7 +14,8 @@ from tensorlib.device import Device
 from tensorlib.errors import FormatError, ShapeError
 from tensorlib.io import folders
 from tensorlib.io.tokenizer import Tokenizer
-from zoo import auto, heads, published
+from zoo import auto, heads, pipeline, published
+from zoo.pooling import ACTS, read_json
 
 BATCH = 4096  # tokens at once: activations stay near the CPU
 MASKS = "[MASK]", "<mask>"
@@ -53,15 +54,31 @@ def load(ref, threads=None, device="cpu"):
     if not isinstance(model, heads.Head):
         got, expected = fields.values.get("architectures"), f"a name that ends with {', '.join(heads.TASKS)}"
         raise FormatError(fields.path, "architectures", repr(got)[:80], expected, "tensorlib embed takes the others")
-    return Reader(model, Tokenizer.from_file(os.path.join(folder, "tokenizer.json")), _scores(fields), device)
+    tokenizer = Tokenizer.from_folder(folder)
+    if not hasattr(tokenizer, "encoding"):
+        tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))  # there is none: says so
+    return Reader(model, tokenizer, _scores(fields, folder), device, pipeline.longest(folder))
 
 
-def _scores(fields):
-    """f(logits [B, L]) that makes scores of them, as sentence-transformers and transformers do; None: the likeliest."""
-    said = fields.sub("sentence_transformers").values.get("activation_fn")
+def _scores(fields, folder):
+    """f(logits [B, L]) that makes scores of them, as sentence-transformers and transformers do. FormatError."""
+    own, rows = (read_json(folder, f"{name}.json") for name in ("config_sentence_transformers", "modules"))
+    own, kinds = own or {}, [str(row.get("type")).rpartition(".")[2] for row in rows or []]
+    for got, fits in ((kinds, kinds in ([], ["Transformer"])), (own.get("default_prompt_name"), None)):
+        if got and not fits:
+            expected = "a model alone, no prompt before texts"
+            raise FormatError(folder, "sentence-transformers", repr(got)[:80], expected, "this is not here yet")
+    said = own.get("activation_fn") or fields.sub("sentence_transformers").values.get("activation_fn")
     said = said or fields.values.get("sbert_ce_default_activation_function")
-    if str(said).endswith(".Identity") or fields.values.get("problem_type") == "regression":
-        return lambda x: x
+    if said:
+        name = str(said).rpartition(".")[2]
+        if name not in ACTS:
+            raise FormatError(
+                fields.path, "activation_fn", repr(said)[:80], f"one of {', '.join(ACTS)}", "not here yet"
+            )
+        return ACTS[name]
+    if fields.values.get("problem_type") == "regression":
+        return ACTS["Identity"]
     several = fields.values.get("problem_type") == "multi_label_classification"
     return lambda x: x.sigmoid() if several or x.shape[1] == 1 else tensorlib.softmax(x, -1)
 
@@ -69,10 +86,10 @@ def _scores(fields):
 class Reader:
     """A model with a head (zoo/heads.py), and its tokenizer. ShapeError for what that head is not for."""
 
-    def __init__(self, model, tokenizer, scores, device="cpu"):
+    def __init__(self, model, tokenizer, scores, device="cpu", longest=None):
         self.model, self.tokenizer, self.device, self._scores = model, tokenizer, Device(device), scores
         self._types = (getattr(model.config, "type_vocab_size", 0) or 0) > 1
-        tokenizer.limit(model.max_length)
+        tokenizer.limit(min(longest or model.max_length, model.max_length))
 
     def rank(self, query, texts):
         """Ranked of every text, the best answer first: those whose scores are equal in their order."""

@@ -20,7 +20,8 @@ TOKENIZERS += (("vocab.json", "merges.txt"),)
 # what is taken if it is there
 OTHERS = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json")
 OTHERS += ("added_tokens.json", "target_vocab.json")  # of tokenizers
-OTHERS += ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+OTHERS += ("modules.json", "config_sentence_transformers.json")
+OTHERS += tuple(f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "xlm-roberta"))
 WHOLE = "/"  # the choice of a HubFile that is a folder
 FILES = (".safetensors", ".bin", ".index.json")  # of weights that have a config.json beside them
 

@@ -115,6 +115,12 @@ class Tokenizer:
         else:
             self._limit = length
 
+    def lowercase(self):
+        """From now on `encode` takes texts in lower case. FormatError where there is no `tokenizer.json`, say."""
+        if not hasattr(self._codec, "lowercase"):
+            raise FormatError(self.file, "do_lower_case", "true", "a tokenizer.json", "this is not here yet")
+        self._codec.lowercase()
+
     def decode(self, ids, skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens are left out unless told otherwise."""
         return self._codec.decode(list(map(self._check, ids)), skip_special)

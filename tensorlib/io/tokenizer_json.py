@@ -73,6 +73,12 @@ class Codec:
         with refused(self._path, f"a tokenizer that can cut texts to {length} tokens"):
             self._library.enable_truncation(length)
 
+    def lowercase(self):
+        from tokenizers import normalizers
+
+        own = self._library.normalizer
+        self._library.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([own] if own else [])])
+
     def id_of(self, token):
         return self._library.token_to_id(token)
 

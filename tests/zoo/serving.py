@@ -12,7 +12,7 @@ from tensorlib.errors import ContextError
 from tensorlib.io.vocabulary import LETTER_OF_BYTE
 from tests.zoo.conftest import write_llama
 from zoo.llama import TINY
-from zoo.pooling import Prompts
+from zoo.pipeline import Prompts
 from zoo.serve_api import Service, application
 from zoo.serve_queue import Runner
 

@@ -143,8 +143,8 @@ def test_recorded_shapes(folder):
 
 
 def test_what_is_not_here(folder):
-    describe(folder, "Transformer", "Pooling", pooling_mode_weightedmean_tokens=True)
-    with pytest.raises(FormatError, match="weightedmean_tokens"):
+    describe(folder, "Transformer", "Pooling", pooling_mode_attention=True)
+    with pytest.raises(FormatError, match=r"pooling_mode: got .*'attention'"):
         load(folder)
     describe(folder, "Transformer", "LSTM")
     with pytest.raises(FormatError, match="'LSTM'; expected one of Transformer, "):

@@ -16,7 +16,7 @@ pytest.importorskip("httpx")
 from tests.zoo import serving
 from tests.zoo.serving import CHAT, HELLO, SAID, TEXT, VECTORS, FakeEncoder, ask, events, until
 from zoo import serve_http
-from zoo.pooling import Prompts
+from zoo.pipeline import Prompts
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,195 @@
+"""Pipelines that the package sentence-transformers builds and saves, and all-MiniLM-L6-v2: its vectors, scores and
+sparse vectors equal ours.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from tensorlib.errors import FormatError
+from tensorlib.io import folders
+from zoo import tasks
+from zoo.embed import DEFAULT_MODEL, load
+
+theirs = pytest.importorskip("sentence_transformers")
+transformers = pytest.importorskip("transformers")
+torch = pytest.importorskip("torch")
+modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+sparse = pytest.importorskip("sentence_transformers.sparse_encoder.modules")
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = [*SPECIAL, *"the cat sat on a mat and dog ran far away . , Cat".split()]
+LONG = "the dog ran far away and the cat sat on a mat , "
+TEXTS = ["the cat sat", "a dog.", LONG * 4, "unknown words", "", "Cat", "THE CAT", "\u0301 é\x00 日本 [MASK] [SEP]"]
+SIZES = {"vocab_size": len(WORDS), "max_position_embeddings": 40, "hidden_size": 32, "intermediate_size": 64}
+SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Function: the folder of a tiny random BERT of a class of transformers."""
+
+    def make(cls="BertModel", lower=False, **options):
+        folder = tmp_path_factory.mktemp(cls)
+        torch.manual_seed(0)
+        model = getattr(transformers, cls)(transformers.BertConfig(**SIZES, **options))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += torch.randn_like(weight) / 4
+        model.save_pretrained(folder)
+        tokenizer = transformers.BertTokenizer(
+            vocab={word: i for i, word in enumerate(WORDS)}, model_max_length=30, do_lower_case=lower
+        )
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def bert(made):
+    return made()
+
+
+def close(got, want, bound=1e-5):
+    got, want = (np.asarray(x.numpy() if hasattr(x, "numpy") else x) for x in (got, want))
+    assert got.shape == want.shape and np.abs(got - want).max() <= bound * np.abs(want).max()
+
+
+def pool(*names, **options):
+    return modules.Pooling(32, names[0] if len(names) == 1 else names, **options)
+
+
+ACTS = "Identity Tanh Sigmoid ReLU GELU SiLU".split()
+PIPELINES = {
+    **{name: lambda name=name: [pool(name)] for name in modules.Pooling.POOLING_MODES},
+    "several pools": lambda: [pool("lasttoken", "weightedmean", "cls")],
+    "dense, norms": lambda: [pool("mean"), modules.Dense(32, 8), modules.LayerNorm(8), modules.Normalize()],
+    "residual": lambda: [pool("cls"), modules.Dense(32, 32, use_residual=True, activation_function=None)],
+    "residual, projected": lambda: [pool("cls"), modules.Dense(32, 6, use_residual=True), modules.Dropout(0.5)],
+    "each token": lambda: [modules.Dense(32, 32, module_input_name="token_embeddings"), pool("max")],
+    **{act: lambda act=act: [pool("mean"), modules.Dense(32, 6, False, getattr(torch.nn, act)())] for act in ACTS},
+}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_pipelines(name, bert, tmp_path):
+    """Vectors of a batch and of each text alone, cut where the tokenizer's config says."""
+    torch.manual_seed(1)
+    model = theirs.SentenceTransformer(modules=[modules.Transformer(bert), *PIPELINES[name]()], device="cpu")
+    model.save(str(tmp_path))
+    model, ours = theirs.SentenceTransformer(str(tmp_path), device="cpu"), load(tmp_path)
+    want = model.encode(TEXTS)
+    assert ours.max_length == model.max_seq_length == 30
+    close(ours.encode(TEXTS), want)
+    close(np.stack([ours.encode(text).numpy() for text in TEXTS]), want)
+    close(ours.encode(TEXTS, normalize=True), model.encode(TEXTS, normalize_embeddings=True))
+
+
+def test_a_bare_encoder(bert):
+    close(load(bert).encode(TEXTS), theirs.SentenceTransformer(bert, device="cpu").encode(TEXTS))
+
+
+@pytest.mark.parametrize("lower", [False, True])
+@pytest.mark.parametrize("longest", [None, 8, 40])
+def test_settings(lower, longest, bert, tmp_path):
+    """Files of old: the most tokens of a text, over what the tokenizer says; lower case that the tokenizer has not."""
+    model = theirs.SentenceTransformer(modules=[modules.Transformer(bert), pool("mean")], device="cpu")
+    model.save(str(tmp_path))
+    said = {"max_seq_length": longest, "do_lower_case": lower}
+    (tmp_path / "sentence_bert_config.json").unlink()
+    (tmp_path / "sentence_roberta_config.json").write_text(json.dumps(said))
+    model, ours = theirs.SentenceTransformer(str(tmp_path), device="cpu"), load(tmp_path)
+    assert ours.max_length == model.max_seq_length == (longest or 30)
+    close(ours.encode(TEXTS), model.encode(TEXTS))
+    cats = ours.encode(["the cat", "THE CAT"]).numpy()
+    assert np.array_equal(*cats) == lower
+
+
+PROMPTS = {"query": "the dog , ", "document": "far away", "": " "}
+
+
+@pytest.mark.parametrize("name", ["mean", "cls", "lasttoken", "max"])
+@pytest.mark.parametrize("included", [True, False])
+def test_prompts(name, included, bert, tmp_path):
+    parts = [modules.Transformer(bert), pool(name, include_prompt=included)]
+    model = theirs.SentenceTransformer(modules=parts, prompts=PROMPTS, default_prompt_name="document", device="cpu")
+    model.save(str(tmp_path))
+    ours, texts = load(tmp_path), TEXTS
+    close(ours.encode(texts), model.encode(texts))
+    for prompt in ("query", "document"):
+        close(ours.encode(texts, prompt=prompt), model.encode(texts, prompt_name=prompt))
+    close(ours.encode(texts, prompt="on a "), model.encode(texts, prompt="on a "))
+    close(ours.encode(texts, prompt=""), model.encode(texts, prompt=""))
+
+
+@pytest.mark.parametrize("act", ["relu", "log1p_relu"])
+@pytest.mark.parametrize("strategy", ["max", "sum"])
+def test_sparse(strategy, act, made, tmp_path):
+    parts = [sparse.Transformer(made("BertForMaskedLM"), transformer_task="fill-mask")]
+    model = theirs.SparseEncoder(modules=[*parts, sparse.SpladePooling(strategy, act)], device="cpu")
+    model.save(str(tmp_path))
+    want = model.encode(TEXTS, convert_to_sparse_tensor=False)
+    found = load(tmp_path).encode(TEXTS)
+    close(found, want)
+    assert found.shape == (len(TEXTS), len(WORDS)) and (want == 0).any()
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("act", [None, torch.nn.Identity()], ids=str)
+def test_cross_encoders(labels, act, made, tmp_path):
+    """Scores of pairs, as the package saves and reads what makes them of logits."""
+    options = {} if act is None else {"activation_fn": act}
+    model = theirs.CrossEncoder(made("BertForSequenceClassification", num_labels=labels), device="cpu", **options)
+    model.save(str(tmp_path))
+    model, ours = theirs.CrossEncoder(str(tmp_path), device="cpu"), tasks.load(tmp_path)
+    want = model.predict([(LONG, text) for text in TEXTS])
+    if labels == 1:
+        found = ours.rank(LONG, TEXTS)
+        assert [one.index for one in found] == [row["corpus_id"] for row in model.rank(LONG, TEXTS)]
+        close([one.score for one in sorted(found)], want)
+    else:
+        rows = [ours.classify(LONG, text) for text in TEXTS]
+        found = np.array([[row[f"LABEL_{i}"] for i in range(3)] for row in rows])
+        close(found, want)  # the package says in its file that they stay as they are
+
+
+def test_what_is_not_here(bert, tmp_path):
+    """What the package builds and this does not is named, before anything is loaded."""
+    tokenizer = modules.Transformer(bert).tokenizer
+    odd = {
+        "StaticEmbedding": [modules.StaticEmbedding(tokenizer, embedding_dim=8)],
+        "WeightedLayerPooling": [modules.Transformer(bert), modules.WeightedLayerPooling(32, 2, 1), pool("mean")],
+        "CNN": [modules.Transformer(bert), modules.CNN(32, 8), modules.Pooling(24, "mean")],
+        "Softplus": [modules.Transformer(bert), pool("mean"), modules.Dense(32, 8, True, torch.nn.Softplus())],
+        "module_input_name: got 'token_embeddings'; expected sentence_embedding": [
+            modules.Transformer(bert), pool("mean"), modules.Dense(32, 32, module_input_name="token_embeddings")],
+        "include_prompt": [modules.Transformer(bert), pool("weightedmean", include_prompt=False)],
+    }  # fmt: skip
+    for i, (message, parts) in enumerate(odd.items()):
+        folder = str(tmp_path / str(i))
+        theirs.SentenceTransformer(modules=parts, device="cpu").save(folder)
+        with pytest.raises(FormatError, match=message):
+            load(folder)
+
+
+HARD = [
+    "A sentence", "", " ", "word " * 600, "x" * 150 + " a", "Größe naïve café 日本語の文 🙂👍🏽 \u200b \ufeff",
+    "[MASK] [SEP] a [CLS]", "a\nb\tc\r\n", "İstanbul ß ẞ ŉ Å e\u0301 ﬁ", "\x00 null \x07", "수박이 हिन्दी ไทย العربية",
+    "\u2028\u2029\u00a0x\u3000y", "the " * 254, "the " * 253 + "dogs are", "I'm can't http://www.example.com/?q=1&b=2",
+]  # fmt: skip
+
+
+def test_minilm():
+    """Its published weights. The bound is on cosines: 0.99999; what is seen is rounding, a few 1e-7."""
+    folder = folders.resolve(DEFAULT_MODEL)
+    model, ours = theirs.SentenceTransformer(folder, device="cpu"), load(folder)
+    assert ours.max_length == model.max_seq_length == 256
+    want, found = model.encode(HARD), ours.encode(HARD).numpy()
+    close(found, want)
+    assert (found * want).sum(1).min() > 0.99999
+    for text, row in zip(HARD, want):
+        close(ours.encode(text), row)
+    close(ours.encode(HARD[:3], prompt="query: "), model.encode(HARD[:3], prompt="query: "))
+    close(found @ found.T, model.similarity(want, want))
