@@ -110,6 +110,8 @@ class Connection(H11Protocol):
     def connection_lost(self, error):
         self._timer.cancel()
         super().connection_lost(error)
+        if hasattr(self.transport, "_read_ready_cb"):  # asyncio's own, which has itself
+            self.transport._read_ready_cb = None
 
     def _check(self, last):
         """`last`: the request at the check before."""

@@ -154,8 +154,11 @@ class Runner:
             self._hand_out()
 
     def _send(self, sequence, token, row):
+        """The last of a sequence is that without a token."""
         of = sequence.generation
         self._out.setdefault(of.loop, []).append((of, (sequence.index, token, row)))
+        if token is None:
+            sequence.generation = None  # each has the other, and would wait for the collector
 
     def _hand_out(self):
         """What has come goes to its event loop, which wakes up once."""

@@ -10,7 +10,7 @@
 from tensorlib import backend, tape
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.ops import create, flash, fused, index, movement
-from tensorlib.ops.elementwise import cast
+from tensorlib.ops._launch import cast, copy_into
 from tensorlib.ops.exchange import tolist
 from tensorlib.registry import FLOAT_ONLY, define
 
@@ -49,7 +49,7 @@ def paged_attention(q, k_pages, v_pages, block_table, lengths, cu_seq_q=None, sc
     gives NaN. Else a gather per sequence.
     """
     sequences = _count(block_table)
-    counts = (sequences, _count(lengths), sequences if cu_seq_q is None else _count(cu_seq_q) - 1)
+    counts = (sequences, _count(lengths), None if cu_seq_q is None else _count(cu_seq_q) - 1)
     _check(q, k_pages, v_pages, counts)
     recording = tape.used and tape.mode.recording and any(map(tape.live, (q, k_pages, v_pages)))
     if q.device.type != "cpu" and q.dtype.name != "f64" and not recording:
@@ -59,13 +59,19 @@ def paged_attention(q, k_pages, v_pages, block_table, lengths, cu_seq_q=None, sc
         return _one_each(q, k_pages, v_pages, block_table, lengths, scale, window, softcap)
     table, lengths = _listed(block_table), _listed(lengths)
     starts = list(range(sequences + 1)) if cu_seq_q is None else _listed(cu_seq_q)
-    wide, found = q.dtype if q.dtype.name == "f64" else "f32", []
+    if (starts[0], starts[-1]) != (0, q.shape[0]):
+        got = f"queries from {starts[0]} to {starts[-1]}"
+        raise ShapeError("paged_attention", got, f"from 0 to {q.shape[0]}, all of q", "leave out the others of q")
+    wide = q.dtype if q.dtype.name == "f64" else "f32"
+    rows, parts, out = cast(q, wide), [], None if recording else type(q).empty(q.shape, wide, q.device)
     for i, n in enumerate(lengths):
         pages = create.tensor(type(q), table[i][: max(1, -(-n // k_pages.shape[2]))], dtype="i64", device=q.device)
         k, v = (_gathered(x, pages) for x in (k_pages, v_pages))
-        some = cast(movement.narrow(q, 0, starts[i], starts[i + 1] - starts[i]), wide)
-        found.append(fused.attention(some, k, v, n - some.shape[0], scale, True, window, softcap, n))
-    return cast(movement.cat(found, 0), q.dtype)
+        start, count = starts[i], starts[i + 1] - starts[i]
+        some = movement.narrow(rows, 0, start, count) if recording else _view(rows, start, count)
+        part = fused.attention(some, k, v, n - count, scale, True, window, softcap, n)
+        parts.append(part) if recording else copy_into(_view(out, start, count), part)
+    return cast(movement.cat(parts, 0) if recording else out, q.dtype)
 
 
 def _one_each(q, k, v, table, lengths, scale, window, softcap):
@@ -92,6 +98,11 @@ def _one_each(q, k, v, table, lengths, scale, window, softcap):
     return out
 
 
+def _view(x, start, count):
+    """`movement.narrow`, which would keep each view for the next time: few of them come twice."""
+    return x.view(x.layout.narrow(0, start, count))
+
+
 def _gathered(x, pages):
     """Pages of a cache [P, G, rows, D], one behind the other: [G, n * rows, D]"""
     found = movement.permute(index.index_select(x, 0, pages), 1, 0, 2, 3)
@@ -107,7 +118,8 @@ def _count(x):
 
 
 def _check(q, k, v, counts):
-    """ShapeError unless all fit; counts: rows of the block table, lengths, sequences of queries."""
+    """ShapeError unless all fit; counts: rows of the block table, lengths, sequences of queries (None: one each)."""
+    counts = (*counts[:2], q.shape[0] if q.ndim and counts[2] is None else counts[2])
     fine = q.ndim == 3 and k.ndim == 4 and k.shape == v.shape and q.shape[2] == k.shape[3] <= 256
     if not fine or q.shape[1] % k.shape[1] or not 0 < counts[0] == counts[1] == counts[2]:
         got = f"q {q.shape}, pages {k.shape} and {v.shape}, {counts} rows of pages, lengths and sequences"

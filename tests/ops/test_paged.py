@@ -40,11 +40,13 @@ def test_gradients_reach_the_pages():
 def test_errors():
     k, v, _, _, table = paged()
     q = tensorlib.randn(2, 4, 8)
-    for given in ((table, [1]), (table[:1], [1, 2]), (table, [1, 2], [0, 2])):
+    for given in ((table, [1]), (table[:1], [1, 2]), (table, [1, 2], [0, 2]), (table[:1], [1])):
         with pytest.raises(ShapeError, match="one of each a sequence"):
             tensorlib.paged_attention(q, k, v, *given)
     with pytest.raises(ShapeError):
         tensorlib.paged_attention(tensorlib.randn(2, 3, 8), k, v, table, [1, 2])
+    with pytest.raises(ShapeError, match="queries from 0 to 1; expected from 0 to 2, all of q"):
+        tensorlib.paged_attention(q, k, v, table, [1, 1], [0, 1, 1])
     with pytest.raises(DTypeError):
         tensorlib.paged_attention(q, k, v.to("f16"), table, [1, 2])
 
