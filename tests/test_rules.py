@@ -48,6 +48,7 @@ ZOO_PROGRAMS = (
     "generate",
     "gguf_encoders",
     "gguf_names",
+    "late",
     "llama2_c",
     "load",
     "measure",

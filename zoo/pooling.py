@@ -30,16 +30,19 @@ ACTS = {
 LOGS = {"relu": 1, "log1p_relu": 2}  # how often SPLADE takes a logarithm
 
 
-def read_json(folder, name):
-    """What a file of JSON holds, or None where there is none. FormatError."""
+def read_json(folder, name, kind=dict):
+    """What a file of JSON holds, something of that kind, or None where there is none. FormatError."""
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
         return None
     try:
         with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as error:
+            found = json.load(file)
+    except (ValueError, RecursionError) as error:
         raise FormatError(path, "file", str(error)[:200], "JSON") from None
+    if not isinstance(found, kind):
+        raise FormatError(path, "file", f"a JSON {type(found).__name__}", f"a {kind.__name__}")
+    return found
 
 
 def _lengths(tokens):
@@ -126,6 +129,7 @@ STEPS = {  # a module's class -> f(its folder, device), which gives a step f(tok
     "LayerNorm": _layer_norm,
     "Normalize": lambda folder, device: lambda tokens, x: nn.functional.normalize(x),
     "Dropout": lambda folder, device: None,
+    "MultiVectorMask": lambda folder, device: None,  # see zoo/late.py
 }
 POOLING = {"Pooling", "SpladePooling"}
 

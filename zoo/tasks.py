@@ -19,6 +19,7 @@ from zoo.pooling import ACTS, read_json
 
 BATCH = 4096  # tokens at once: activations stay near the CPU
 MASKS = "[MASK]", "<mask>"
+CONFIG = "config_sentence_transformers.json"
 
 
 class Ranked(NamedTuple):
@@ -57,25 +58,30 @@ def load(ref, threads=None, device="cpu"):
     tokenizer = Tokenizer.from_folder(folder)
     if not hasattr(tokenizer, "encoding"):
         tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))  # there is none: says so
+    if isinstance(model, heads.ForSequenceClassification):
+        _alone(folder)
     return Reader(model, tokenizer, _scores(fields, folder), device, pipeline.longest(folder))
+
+
+def _alone(folder):
+    """FormatError where sentence-transformers has more than the model, or something before texts."""
+    there = os.path.exists(os.path.join(folder, "modules.json"))
+    kinds = [kind for _, kind in pipeline.modules(folder)] if there else ["Transformer"]
+    prompt = (read_json(folder, CONFIG) or {}).get("default_prompt_name")
+    if kinds != ["Transformer"] or prompt:
+        got, expected = f"{', '.join(kinds)}; prompt {prompt!r}", "a Transformer alone, no prompt"
+        raise FormatError(folder, "modules", got, expected, "this is not here yet")
 
 
 def _scores(fields, folder):
     """f(logits [B, L]) that makes scores of them, as sentence-transformers and transformers do. FormatError."""
-    own, rows = (read_json(folder, f"{name}.json") for name in ("config_sentence_transformers", "modules"))
-    own, kinds = own or {}, [str(row.get("type")).rpartition(".")[2] for row in rows or []]
-    for got, fits in ((kinds, kinds in ([], ["Transformer"])), (own.get("default_prompt_name"), None)):
-        if got and not fits:
-            expected = "a model alone, no prompt before texts"
-            raise FormatError(folder, "sentence-transformers", repr(got)[:80], expected, "this is not here yet")
-    said = own.get("activation_fn") or fields.sub("sentence_transformers").values.get("activation_fn")
+    said = (read_json(folder, CONFIG) or {}).get("activation_fn")
+    said = said or fields.sub("sentence_transformers").values.get("activation_fn")
     said = said or fields.values.get("sbert_ce_default_activation_function")
     if said:
-        name = str(said).rpartition(".")[2]
+        name, known = str(said).rpartition(".")[2], f"one of {', '.join(ACTS)}"
         if name not in ACTS:
-            raise FormatError(
-                fields.path, "activation_fn", repr(said)[:80], f"one of {', '.join(ACTS)}", "not here yet"
-            )
+            raise FormatError(folder, "activation_fn", repr(said)[:80], known, "this is not here yet")
         return ACTS[name]
     if fields.values.get("problem_type") == "regression":
         return ACTS["Identity"]

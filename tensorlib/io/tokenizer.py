@@ -117,9 +117,15 @@ class Tokenizer:
 
     def lowercase(self):
         """From now on `encode` takes texts in lower case. FormatError where there is no `tokenizer.json`, say."""
-        if not hasattr(self._codec, "lowercase"):
-            raise FormatError(self.file, "do_lower_case", "true", "a tokenizer.json", "this is not here yet")
-        self._codec.lowercase()
+        self._library_only("do_lower_case").lowercase()
+
+    def id_of(self, spelling: str) -> int | None:
+        """The id of a token by its spelling, or None."""
+        return self._codec.id_of(spelling)
+
+    def special(self, spelling: str):
+        """From now on texts in which a token is spelled have it there, as one. Raises as `lowercase`."""
+        self._library_only("special tokens").special(spelling)
 
     def decode(self, ids, skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Control tokens are left out unless told otherwise."""
@@ -148,6 +154,11 @@ class Tokenizer:
             names = {"bos_token": self._spelling(self.bos_id), "eos_token": self._spelling(self.eos_id)}
             self._template = ChatTemplate(self.chat_template, self.file, names)
         return self._template.render(messages, add_generation_prompt, **variables)
+
+    def _library_only(self, what):
+        if not hasattr(self._codec, "lowercase"):
+            raise FormatError(self.file, what, "other files", "a tokenizer.json", "this is not here yet")
+        return self._codec
 
     def _spelling(self, id):
         return "" if id is None else self._codec.piece(id, False).decode("utf-8", "replace")

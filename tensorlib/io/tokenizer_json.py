@@ -79,6 +79,13 @@ class Codec:
         own = self._library.normalizer
         self._library.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([own] if own else [])])
 
+    def special(self, spelling):
+        from tokenizers import AddedToken
+
+        self._library.add_special_tokens([AddedToken(spelling, normalized=False)])
+        self.literal.add(id := self.id_of(spelling))
+        self.hidden.add(id)
+
     def id_of(self, token):
         return self._library.token_to_id(token)
 

@@ -14,6 +14,7 @@ class Sequences:
 
     From ids [T] or [B, T] with `attention_mask` (as ids; where it is 0 stands padding, at either side), or from a list
     of lists of ids. Padding is left out, and costs nothing. ShapeError for an empty sequence, or for another shape.
+    `seen`: of each sequence how many of its first tokens are attended to; None: all.
 
     >>> import tensorlib
     >>> s = Sequences(tensorlib.tensor([[5, 6, 0], [7, 8, 9]]), tensorlib.tensor([[1, 1, 0], [1, 1, 1]]))
@@ -23,8 +24,8 @@ class Sequences:
     [[5.0, 6.0, 0.0], [7.0, 8.0, 9.0]]
     """
 
-    def __init__(self, ids, attention_mask=None, device=None):
-        self._kept = self._shape = None
+    def __init__(self, ids, attention_mask=None, device=None, seen=None):
+        self._kept, self._shape, self.seen = None, None, seen
         if isinstance(ids, (list, tuple)):
             self.lengths = tuple(map(len, ids))
             self.ids = tensor([i for row in ids for i in row], dtype="i64", device=device)
@@ -126,8 +127,10 @@ class Sequences:
         if rotary is not None:
             q, k = self.turn(rotary, q), self.turn(rotary, k)
         memory = memory or self
-        parts = zip(self.split(q), memory.split(k), memory.split(v))
-        found = [self._one(*part, bias, **options) for part in parts]
+        k, v = memory.split(k), memory.split(v)
+        if memory.seen is not None:
+            k, v = ([rows[:n] for rows, n in zip(x, memory.seen)] for x in (k, v))
+        found = [self._one(*part, bias, **options) for part in zip(self.split(q), k, v)]
         return (found[0] if len(found) == 1 else movement.cat(found, 0)).reshape(q.shape[0], -1)
 
     @staticmethod

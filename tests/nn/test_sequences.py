@@ -89,3 +89,27 @@ def test_padding_refuses():
     with pytest.raises(ShapeError, match="a mask of shape"):
         model(ids, attention_mask=ids[:, :0])
     assert model(ids, attention_mask=0 * ids).abs().max().item() == 0
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_what_is_seen(window):
+    """Of each sequence the first tokens only, with gradients; the window is of places, not of what is seen."""
+    lengths, seen, heads = (5, 3), (2, 3), 2
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((sum(lengths), heads * 4)).astype(np.float32) for _ in range(3)]
+    ours = [tensorlib.tensor(x, requires_grad=True) for x in arrays]
+    theirs = [torch.tensor(x, requires_grad=True) for x in arrays]
+    tokens = nn.Sequences([[0] * n for n in lengths], seen=seen)
+    found, want, first = tokens.attend(*ours, heads, window=window), [], 0
+    for n, most in zip(lengths, seen):
+        q, k, v = (x[first : first + n].reshape(n, heads, 4).transpose(0, 1) for x in theirs)
+        i, j = torch.arange(n)[:, None], torch.arange(n)[None]
+        sees = (j < most) & ((i - j).abs() < window if window else j >= 0)
+        want.append((q @ k.mT / 2).masked_fill(~sees, -torch.inf).softmax(-1) @ v)
+        first += n
+    want = torch.cat([x.transpose(0, 1).reshape(-1, heads * 4) for x in want])
+    np.testing.assert_allclose(found.detach().numpy(), want.detach().numpy(), atol=1e-6)
+    (found * found).sum().backward()
+    (want * want).sum().backward()
+    for x, y in zip(ours, theirs):
+        np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), atol=1e-5)

@@ -146,6 +146,9 @@ def test_what_is_not_here(folder):
     describe(folder, "Transformer", "Pooling", pooling_mode_attention=True)
     with pytest.raises(FormatError, match=r"pooling_mode: got .*'attention'"):
         load(folder)
+    (folder / "modules.json").write_text("{}")
+    with pytest.raises(FormatError, match=r"modules\.json: file: got a JSON dict; expected a list"):
+        load(folder)
     describe(folder, "Transformer", "LSTM")
     with pytest.raises(FormatError, match="'LSTM'; expected one of Transformer, "):
         load(folder)

@@ -7,16 +7,17 @@ import json
 import numpy as np
 import pytest
 
-from tensorlib.errors import FormatError
+from tensorlib.errors import FormatError, ShapeError
 from tensorlib.io import folders
 from zoo import tasks
-from zoo.embed import DEFAULT_MODEL, load
+from zoo.embed import DEFAULT_MODEL, load, max_sim
 
 theirs = pytest.importorskip("sentence_transformers")
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 sparse = pytest.importorskip("sentence_transformers.sparse_encoder.modules")
+late = pytest.importorskip("sentence_transformers.multi_vector_encoder.modules")
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *"the cat sat on a mat and dog ran far away . , Cat".split()]
@@ -136,6 +137,84 @@ def test_sparse(strategy, act, made, tmp_path):
     assert found.shape == (len(TEXTS), len(WORDS)) and (want == 0).any()
 
 
+def expanded(**options):
+    return {"query_expansion": {"length": 9, **options}}
+
+
+LATE = {
+    "plain": ({}, {}),
+    "lengths": ({"query_length": 5, "document_length": 12}, {}),
+    "fixed": (expanded(strategy="fixed", attend=False), {"skiplist_words": [".", ",", "nowhere"]}),
+    "fixed, seen": (expanded(strategy="fixed", attend=True, token="[SEP]"), {"skiplist_tasks": ["query", "document"]}),
+    "at least": (expanded(strategy="min", attend=False), {"skiplist_words": ["the"], "skiplist_tasks": ["query"]}),
+    "at least, seen": ({**expanded(strategy="min", attend=True), "query_length": 12}, {}),
+}
+
+
+def same_tokens(folder):
+    """Queries and documents, each token's vector, and their scores: gives how many of each query there are."""
+    model, ours = theirs.MultiVectorEncoder(str(folder), device="cpu"), load(folder)
+    want = model.encode_query(TEXTS), model.encode_document(TEXTS)
+    found = ours.encode_tokens(TEXTS, query=True), ours.encode_tokens(TEXTS)
+    for ones, others in zip(found, want):
+        for one, other in zip(ones, others, strict=True):
+            close(one, other)
+    scores = [[max_sim(q, d).item() for d in found[1]] for q in found[0]]
+    close(np.array(scores), model.similarity(*want))
+    return [len(x) for x in found[0]]
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_late_interaction(name, bert, tmp_path):
+    options, mask = LATE[name]
+    torch.manual_seed(2)
+    dense = modules.Dense(32, 8, False, torch.nn.Identity(), module_input_name="token_embeddings")
+    parts = [modules.Transformer(bert, **options), dense, late.MultiVectorMask(**mask)]
+    parts += [modules.Normalize("token_embeddings")]
+    prompts = {"query": "the dog ", "document": "cat , "}
+    model = theirs.MultiVectorEncoder(modules=parts, prompts=prompts, device="cpu")
+    model.save(str(tmp_path))
+    same_tokens(tmp_path)
+    with pytest.raises(ShapeError, match="a model without a pool; expected one with; use encode_tokens"):
+        load(tmp_path).encode("cat")
+    with pytest.raises(ShapeError, match="a model with a pool; expected one without; use encode"):
+        load(bert).encode_tokens(["cat"])
+
+
+PYLATE = {  # settings -> how long queries are
+    "all": ({"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 8, "document_length": 12,
+             "attend_to_expansion_tokens": False, "do_query_expansion": True, "skiplist_words": [".", ","]}, {8}),
+    "little": ({"query_prefix": "[Q] ", "document_prefix": "[MASK] "}, {32}),
+    "seen": ({"document_prefix": "the ", "query_length": 6, "attend_to_expansion_tokens": True}, {6}),
+    "not filled": ({"query_prefix": "[Q] ", "query_length": 6, "do_query_expansion": False,
+                    "prompts": {"query": "a "}}, {4, 5, 6}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PYLATE)
+def test_pylate(name, bert, tmp_path):
+    """Folders that PyLate wrote, as the package reads them."""
+    own, lengths = PYLATE[name]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bert)
+    if name != "little":  # a token with its space; in texts in lower case it was none
+        tokenizer.add_tokens(["[Q] "])
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(2)
+    model = transformers.BertModel.from_pretrained(bert)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "1_Dense").mkdir()
+    modules.Dense(32, 8, False, torch.nn.Identity()).save(str(tmp_path / "1_Dense"))
+    fields = {"in_features": 32, "out_features": 8, "bias": False}
+    fields["activation_function"] = "torch.nn.modules.linear.Identity"
+    kinds = {"": "sentence_transformers.models.Transformer", "1_Dense": "pylate.models.Dense.Dense"}
+    rows = [{"idx": i, "name": str(i), "path": path, "type": kinds[path]} for i, path in enumerate(kinds)]
+    own = {"__version__": {}, "model_type": "ColBERT", **own}
+    for file, values in (("1_Dense/config", fields), ("modules", rows), ("config_sentence_transformers", own)):
+        (tmp_path / f"{file}.json").write_text(json.dumps(values))
+    assert set(same_tokens(tmp_path)) == lengths
+
+
 @pytest.mark.parametrize("labels", [1, 3])
 @pytest.mark.parametrize("act", [None, torch.nn.Identity()], ids=str)
 def test_cross_encoders(labels, act, made, tmp_path):
@@ -153,6 +232,21 @@ def test_cross_encoders(labels, act, made, tmp_path):
         rows = [ours.classify(LONG, text) for text in TEXTS]
         found = np.array([[row[f"LABEL_{i}"] for i in range(3)] for row in rows])
         close(found, want)  # the package says in its file that they stay as they are
+
+
+def test_more_than_a_model_that_scores(made, tmp_path):
+    folder = made("BertForSequenceClassification", num_labels=1)
+    for name, options, message in (
+        ("prompt", {"prompts": {"a": "cat "}, "default_prompt_name": "a"}, "prompt 'a'; expected a Transformer alone"),
+        ("act", {"activation_fn": torch.nn.Softplus()}, "activation_fn: got 'torch.nn.modules.activation.Softplus'"),
+        ("module", {}, "got Transformer, Dense; prompt None"),
+    ):
+        model = theirs.CrossEncoder(folder, device="cpu", **options)
+        if name == "module":
+            model.append(modules.Dense(1, 1, module_input_name="scores"))
+        model.save(str(tmp_path / name))
+        with pytest.raises(FormatError, match=message):
+            tasks.load(tmp_path / name)
 
 
 def test_what_is_not_here(bert, tmp_path):
