@@ -122,4 +122,6 @@ def load(folder, context=None, device="cpu", dtype=None, head=None, dequantize=F
     if context is not None and hasattr(values, "max_position_embeddings"):
         values = values._replace(max_position_embeddings=min(context, values.max_position_embeddings))
     file, model = tensorlib.load(folder), chosen(kind, fields, head)(values)
-    return file, VarBuilder(file, *published.names(file.tensors, model), device, dtype, dequantize).load(model)
+    source = VarBuilder(file, *published.names(file.tensors, model), device, dtype, dequantize)
+    published.no_bias_left(source, model, file.path)
+    return file, source.load(model)

@@ -30,8 +30,10 @@ class BertConfig(NamedTuple):
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
+        c.only("position_embedding_type", str, "absolute")
+        c.only("is_decoder", bool, False)
         return cls(
-            *(c(name, int) for name in cls._fields[:5]), hidden_act=c("hidden_act", str, "gelu"),
+            *(c(name, int) for name in cls._fields[:5]), hidden_act=c.act("hidden_act", "gelu"),
             layer_norm_eps=c("layer_norm_eps", float, 1e-12),
             max_position_embeddings=c("max_position_embeddings", int, 512),
             type_vocab_size=c("type_vocab_size", int, 2),

@@ -4,6 +4,7 @@ import json
 import os
 
 from tensorlib.errors import FormatError
+from tensorlib.nn.activations import ACTIVATIONS
 
 REQUIRED = object()
 KINDS = ("sliding_attention", "full_attention")
@@ -47,11 +48,20 @@ class Fields:
             raise FormatError(self.path, name, repr(value)[:80], f"one of {known}", "this is not here yet")
         return choices[value]
 
+    def act(self, name, default):
+        """The name of an activation. FormatError for one that is not here."""
+        return self.one_of(name, {act: act for act in ACTIVATIONS}, default)
+
     def only(self, name, kind, value):
         """FormatError unless a field is missing, or has the one value that a model is written for."""
         found = self(name, kind, value)
         if found != value:
-            raise FormatError(self.path, name, repr(found)[:80], repr(value), "this is not here yet")
+            self.refuse(name, repr(value), found)
+
+    def refuse(self, name, expected, found=None):
+        """FormatError for what a field says."""
+        found = self.values.get(name) if found is None else found
+        raise FormatError(self.path, name, repr(found)[:80], expected, "this is not here yet")
 
     def ids(self, name, *default):
         """The ids of a field that may be one or a list, as a tuple."""
@@ -72,33 +82,48 @@ class Fields:
         """The fields of an object inside; of an empty one if it is missing."""
         return Fields(self(name, dict, {}), f"{self.path}: {name}")
 
-    def rope_scaling(self, part=1.0):
+    def rope_scaling(self, part=None, kind=KINDS[1]):
         """What `nn.rope_frequencies` takes, or None for nothing special: `rope_parameters` or `rope_scaling`, with what
-        stands beside them: the context, and the part of a head that turns (`part` if nothing says so).
+        stands beside them: the context, and the part of a head that turns (`part` if nothing says so; None: of a model
+        that always turns all of it). `kind`: of layers, if these have parameters of their own.
         """
         found = self("rope_parameters", dict, None) or self("rope_scaling", dict, {})
-        part = found.get("partial_rotary_factor") or self("partial_rotary_factor", float, part)
-        if found.get("rope_type", found.get("type", "default")) == "default" and part == 1.0:
+        if kind != KINDS[1] or kind in found:
+            found = found.get(kind) or {}
+        name, type = "partial_rotary_factor", found.get("rope_type", found.get("type", "default"))
+        turns = found.get(name) or self(name, float, part or 1.0)
+        if part is None and turns != 1.0 and type != "proportional":
+            raise FormatError(self.path, name, turns, 1.0, "this model turns whole heads")
+        if type == "default" and turns == 1.0:
             return None
-        beside = ("original_max_position_embeddings", "max_position_embeddings")
-        return {name: self.values.get(name) for name in beside} | found | {"partial_rotary_factor": part}
+        first, context = "original_max_position_embeddings", "max_position_embeddings"
+        first = {first: self.values.get(first) or found.get(first), context: self.values.get(context)}
+        return {**found, **first, name: turns}
 
-    def windows(self, slides=lambda i: True, used=True):
+    def unscaled(self, kind=KINDS[1]):
+        """FormatError if frequencies of rotary positions are scaled, for a model that is written for none that are."""
+        found = self.rope_scaling(kind=kind)
+        if found is not None:
+            self.refuse("rope_type", "'default'", found.get("rope_type", found.get("type")))
+
+    def windows(self, slides=lambda i: True, switched=False):
         """A window per layer, 0 for attention to all tokens: `layer_types` says which have one, or else slides(i).
 
-        `used`: whether windows are, if `use_sliding_window` does not say so.
+        `switched`: whether there is one only if `use_sliding_window` says so.
         """
         layers = self("num_hidden_layers", int)
-        window = self("sliding_window", int, 0) if self("use_sliding_window", bool, used) else 0
+        used = not switched or self("use_sliding_window", bool, False)
+        window = self("sliding_window", int, 0) if used else 0
         default = [KINDS[not slides(i)] for i in range(layers)]
         kinds = self("layer_types", list, default)
         if len(kinds) != layers or not {*kinds} <= {*KINDS}:
             raise FormatError(self.path, "layer_types", repr(kinds)[:80], f"{layers} of {' or '.join(KINDS)}")
         return tuple(window if kind == KINDS[0] else 0 for kind in kinds)
 
-    def rope_theta(self, default=10000.0):
+    def rope_theta(self, default=10000.0, kind=KINDS[1]):
         """The base of the rotary frequencies, from where it stands."""
         inside = self.sub("rope_parameters")
+        inside = inside.sub(kind) if kind in inside else inside
         return inside("rope_theta", float, self("rope_theta", float, default))
 
 

@@ -40,22 +40,27 @@ class DebertaV2Config(NamedTuple):
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
         places, kinds = c("max_position_embeddings", int, 512), c.values.get("pos_att_type") or []
-        relative, most = c("relative_attention", bool, False), c("max_relative_positions", int, -1)
+        most, hidden, heads = c("max_relative_positions", int, -1), c("hidden_size", int), c("num_attention_heads", int)
+        one = ("conv_groups", 1), ("attention_head_size", hidden // heads), ("embedding_size", hidden)
+        for name, value in one:
+            c.only(name, int, value)
+        if kinds:
+            c.only("relative_attention", bool, True)
         return cls(
             *(c(name, int) for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")),
             num_attention_heads=c("num_attention_heads", int),
-            hidden_act=c("hidden_act", str, "gelu"),
+            hidden_act=c.act("hidden_act", "gelu"),
             layer_norm_eps=c("layer_norm_eps", float, 1e-7),
             max_position_embeddings=places,
             type_vocab_size=c("type_vocab_size", int, 0),
             distances=most if most > 0 else places,
             buckets=max(0, c("position_buckets", int, -1)),
-            pos_att_type=tuple(kinds.split("|") if isinstance(kinds, str) else kinds) if relative else (),
+            pos_att_type=tuple(kinds.split("|") if isinstance(kinds, str) else kinds),
             share_att_key=c("share_att_key", bool, False),
             position_biased_input=c("position_biased_input", bool, True),
             norm_rel_ebd="layer_norm" in c("norm_rel_ebd", str, "none"),
             conv_kernel_size=c("conv_kernel_size", int, 0),
-            conv_act=c("conv_act", str, "tanh"),
+            conv_act=c.act("conv_act", "tanh"),
         )
 
     @property

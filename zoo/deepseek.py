@@ -30,16 +30,25 @@ class DeepseekConfig(
         """Out of the fields of a config.json (zoo/config.py)."""
         c.only("hidden_act", str, "silu")
         c.only("moe_layer_freq", int, 1)
+        c.only("mlp_bias", bool, False)
+        c.only("scoring_func", str, "sigmoid" if sigmoid else "softmax")
         names = "kv_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim n_routed_experts n_shared_experts"
         sizes = {name: c(name, int) for name in (*names.split(), "num_experts_per_tok", "moe_intermediate_size")}
         if not sigmoid:
             c.only("norm_topk_prob", bool, False)
-        grouped = sigmoid or c("topk_method", str, "greedy") == "group_limited_greedy"
+        methods = {"noaux_tc": True} if sigmoid else {"greedy": False, "gready": False, "group_limited_greedy": True}
+        grouped = c.one_of("topk_method", methods, next(iter(methods)))
+        if (
+            grouped
+            and c("topk_group", int) * sizes["n_routed_experts"] < c("n_group", int) * sizes["num_experts_per_tok"]
+        ):
+            c.refuse("topk_group", "groups of as many experts as are chosen")
         return (
             super()
             .from_hf(c)
             ._replace(
                 **sizes,
+                head_dim=sizes["qk_rope_head_dim"],
                 q_lora_rank=c("q_lora_rank", int, None),
                 first_k_dense_replace=c("first_k_dense_replace", int, 0),
                 routed_scaling_factor=c("routed_scaling_factor", float, 1.0),

@@ -23,7 +23,7 @@ class DistilBertConfig(NamedTuple):
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
         sizes = (c(name, int) for name in ("vocab_size", "dim", "hidden_dim", "n_layers", "n_heads"))
-        return cls(*sizes, c("activation", str, "gelu"), c("max_position_embeddings", int, 512))
+        return cls(*sizes, c.act("activation", "gelu"), c("max_position_embeddings", int, 512))
 
     @classmethod
     def from_gguf(cls, c):

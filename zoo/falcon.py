@@ -35,7 +35,7 @@ class FalconConfig(llama.LlamaConfig.plus(parallel_attn=True, norms=1, grouped=T
             tie_word_embeddings=c("tie_word_embeddings", bool, True),
             attention_bias=c("bias", bool, False),
             mlp_bias=c("bias", bool, False),
-            hidden_act=c("activation", str, "gelu"),
+            hidden_act=c.act("activation", "gelu"),
             rope_scaling=c.rope_scaling(),
             parallel_attn=new or c("parallel_attn", bool, True),
             norms=c("num_ln_in_parallel_attn", int, 2) if new else 1,

@@ -17,10 +17,10 @@ class GemmaConfig(llama.LlamaConfig.plus(norm_offset=1.0)):
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py). Its "gelu" means the form with tanh."""
-        found = super().from_hf(c)
-        hidden_act = "gelu_pytorch_tanh" if found.hidden_act in ("gelu", "silu") else found.hidden_act
+        act = c.act("hidden_activation" if "hidden_activation" in c else "hidden_act", "gelu")
         tied = c("tie_word_embeddings", bool, True)
-        return found._replace(hidden_act=hidden_act, tie_word_embeddings=tied)
+        act = "gelu_pytorch_tanh" if act == "gelu" else act
+        return super().from_hf(c)._replace(hidden_act=act, tie_word_embeddings=tied)
 
     def with_gguf(self, get, file):
         """What a GGUF file has beside Llama's fields."""
@@ -72,15 +72,12 @@ class Gemma2Config(
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
-        return (
-            super()
-            .from_hf(c)
-            ._replace(
-                windows=c.windows(lambda i: (i + 1) % cls.every),
-                query_pre_attn_scalar=c("query_pre_attn_scalar", float, 256.0),
-                attn_logit_softcapping=c("attn_logit_softcapping", float, 0.0),
-                final_logit_softcapping=c("final_logit_softcapping", float, 0.0),
-            )
+        found = super().from_hf(c)
+        return found._replace(
+            windows=c.windows(lambda i: (i + 1) % cls.every),
+            query_pre_attn_scalar=c("query_pre_attn_scalar", float, 256.0),
+            attn_logit_softcapping=c("attn_logit_softcapping", float, 0.0),
+            final_logit_softcapping=c("final_logit_softcapping", float, 0.0),
         )
 
     def with_gguf(self, get, file):
@@ -143,7 +140,7 @@ class Gemma2ForCausalLM(GemmaForCausalLM):
 # ---- Gemma 3 ---------------------------------------------------------------------------------------------------------
 
 
-class Gemma3Config(Gemma2Config.plus(rope_local_base_freq=10000.0)):
+class Gemma3Config(Gemma2Config.plus(rope_local_base_freq=10000.0, rope_local_scaling=None)):
     """`rope_theta` and `rope_scaling`: of layers that see all tokens."""
 
     every = 6
@@ -151,14 +148,14 @@ class Gemma3Config(Gemma2Config.plus(rope_local_base_freq=10000.0)):
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
-        every, both = c("sliding_window_pattern", int, cls.every), c.sub("rope_parameters")
-        found = super().from_hf(c)._replace(windows=c.windows(lambda i: (i + 1) % every))
-        full = both.sub("full_attention") if "full_attention" in both else c
-        local = c("rope_local_base_freq", float, 10000.0)
+        c.only("use_bidirectional_attention", bool, False)
+        every, local = c("sliding_window_pattern", int, cls.every), c.sub("rope_parameters").sub("sliding_attention")
+        found = super().from_hf(c)
         return found._replace(
-            rope_theta=full("rope_theta", float, c("rope_theta", float, 1e6)),
-            rope_scaling=full.values if "factor" in full else c.rope_scaling() if full is c else None,
-            rope_local_base_freq=both.sub("sliding_attention")("rope_theta", float, local),
+            windows=c.windows(lambda i: (i + 1) % every),
+            rope_theta=c.rope_theta(1e6),
+            rope_local_base_freq=local("rope_theta", float, c("rope_local_base_freq", float, 10000.0)),
+            rope_local_scaling=c.rope_scaling(kind="sliding_attention"),
         )
 
     def with_gguf(self, get, file):
@@ -197,4 +194,4 @@ class Gemma3ForCausalLM(Gemma2ForCausalLM):
 
     def __init__(self, config):
         super().__init__(config)
-        self.rotary = self.rotary, self.new_rotary(config.rope_local_base_freq)
+        self.rotary = self.rotary, self.new_rotary(config.rope_local_base_freq, config.rope_local_scaling)

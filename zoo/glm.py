@@ -7,10 +7,13 @@ from zoo import llama
 
 
 class GlmConfig(llama.LlamaConfig):
+    rotary_part = 0.5
+
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
-        return super().from_hf(c)._replace(rope_scaling=c.rope_scaling(0.5), rope_interleaved=True)
+        c.only("hidden_act", str, "silu")
+        return super().from_hf(c)._replace(rope_interleaved=True)
 
 
 TINY = GlmConfig(*llama.TINY)._replace(

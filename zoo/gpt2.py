@@ -31,7 +31,7 @@ class Gpt2Config(llama.LlamaConfig.plus(n_positions=1024, turned=True)):
             rms_norm_eps=c("layer_norm_epsilon", float, 1e-5),
             max_position_embeddings=positions,
             tie_word_embeddings=c("tie_word_embeddings", bool, True),
-            hidden_act=c("activation_function", str, activation),
+            hidden_act=c.act("activation_function", activation),
             n_positions=positions,
         )
 

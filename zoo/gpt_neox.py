@@ -9,17 +9,19 @@ from zoo import llama
 class GptNeoxConfig(llama.LlamaConfig.plus(parallel=True, together=True)):
     """`together`: q, k, v of a head stand together; else all heads' q, then k, then v, as in GGUF."""
 
+    rotary_part = 0.25
+
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
-        made, part = super().from_hf(c), c("rotary_pct", float, 0.25)
+        made, part = super().from_hf(c), c("rotary_pct", float, cls.rotary_part)
         return made._replace(
             num_key_value_heads=made.num_attention_heads,
             rms_norm_eps=c("layer_norm_eps", float, 1e-5),
             rope_theta=c.rope_theta(c("rotary_emb_base", float, 10000.0)),
             rope_scaling=c.rope_scaling(part),
             attention_bias=c("attention_bias", bool, True),
-            hidden_act=c("hidden_act", str, "gelu"),
+            hidden_act=c.act("hidden_act", "gelu"),
             parallel=c("use_parallel_residual", bool, True),
         )
 

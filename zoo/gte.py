@@ -34,10 +34,10 @@ class GteConfig(NamedTuple):
             c.only(name, bool, value)
         c.sub("rope_parameters").only("rope_type", str, "default")
         scaling = c.sub("rope_scaling")
-        if "factor" in scaling:
-            scaling.only("type", str, "ntk")
+        if scaling.values:
+            scaling.one_of("rope_type" if "rope_type" in scaling else "type", {"ntk": 1})
         return cls(
-            *(c(name, int) for name in cls._fields[:5]), hidden_act=c("hidden_act", str, "gelu"),
+            *(c(name, int) for name in cls._fields[:5]), hidden_act=c.act("hidden_act", "gelu"),
             layer_norm_eps=c("layer_norm_eps", float, 1e-12),
             max_position_embeddings=c("max_position_embeddings", int, 8192),
             type_vocab_size=c("type_vocab_size", int, 0),

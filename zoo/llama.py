@@ -15,10 +15,9 @@ from tensorlib import nn
 
 
 class LlamaConfig(NamedTuple):
-    """Hugging Face's names. `rope_interleaved` is a property of the file: GGUF's rows are permuted, safetensors' are
-    not. `rope_scaling`: what `nn.rope_frequencies` takes. `max_position_embeddings`: so many positions are prepared.
-    `windows`: of how many tokens the attention of a layer sees the last, 0 for all.
-    """
+    """Hugging Face's names. `rope_interleaved` is a property of the file: GGUF's rows are permuted, safetensors' not.
+    `rope_scaling`: what `nn.rope_frequencies` takes. `max_position_embeddings`: so many positions are prepared.
+    `windows`: of how many tokens the attention of a layer sees the last, 0 for all."""
 
     vocab_size: int
     hidden_size: int
@@ -38,6 +37,7 @@ class LlamaConfig(NamedTuple):
     hidden_act: str = "silu"
     rope_scaling: dict | None = None
     windows: tuple = ()
+    rotary_part = None  # what part of each head turns where a config does not say so; None: all, whatever it says
 
     @classmethod
     def plus(cls, **defaults):
@@ -60,8 +60,8 @@ class LlamaConfig(NamedTuple):
             tie_word_embeddings=c("tie_word_embeddings", bool, False),
             attention_bias=c("attention_bias", bool, False),
             mlp_bias=c("mlp_bias", bool, False),
-            hidden_act=c("hidden_activation" if "hidden_activation" in c else "hidden_act", str, "silu"),
-            rope_scaling=c.rope_scaling(),
+            hidden_act=c.act("hidden_activation" if "hidden_activation" in c else "hidden_act", "silu"),
+            rope_scaling=c.rope_scaling(cls.rotary_part),
         )
 
 
@@ -173,8 +173,8 @@ class LlamaForCausalLM(nn.Module):
     def new_rotary(self, theta, scaling=None):
         """Rotary positions of all that are prepared; these decide which of two sets of factors a model takes."""
         c, n = self.config, self.config.max_position_embeddings
-        limit = scaling and scaling.get("max_position_embeddings")
-        scaling = scaling and nn.rope_frequencies(scaling, c.head_dim, theta, limit, n)
+        if scaling is not None:
+            scaling = nn.rope_frequencies(scaling, c.head_dim, theta, scaling.get("max_position_embeddings"), n)
         return nn.RotaryEmbedding(c.head_dim, n, theta, c.rope_interleaved, c.rope_factors, scaling)
 
     def new_cache(self, max_len, dtype="f16", **options):

@@ -5,6 +5,7 @@ import importlib
 from tensorlib.errors import FormatError
 from tensorlib.io import gguf
 from tensorlib.nn import VarBuilder
+from zoo import published
 from zoo.gguf_names import gguf_name
 
 # general.architecture of GGUF -> (module of this package, class of the model, class of its config)
@@ -149,6 +150,7 @@ def load_gguf(path, context=None, device="cpu"):
     config = gguf_config(file, getattr(module, config))
     if context is not None:
         config = config._replace(max_position_embeddings=min(context, config.max_position_embeddings))
-    return file, VarBuilder(file, lambda path: gguf_name(path, arch), device=device).load(
-        getattr(module, model)(config)
-    )
+    made = getattr(module, model)(config)
+    source = VarBuilder(file, lambda path: gguf_name(path, arch), device=device)
+    published.no_bias_left(source, made, file.path)
+    return file, source.load(made)

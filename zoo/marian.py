@@ -48,7 +48,7 @@ class MarianConfig(NamedTuple):
             layers=tuple(c(f"{half}_layers", int) for half in HALVES),
             heads=tuple(c(f"{half}_attention_heads", int) for half in HALVES),
             ffn_dims=tuple(c(f"{half}_ffn_dim", int) for half in HALVES),
-            activation_function=c("activation_function", str, "gelu"),
+            activation_function=c.act("activation_function", "gelu"),
             max_position_embeddings=c("max_position_embeddings", int, 1024),
             scale_embedding=c("scale_embedding", bool, False),
             shared=c("share_encoder_decoder_embeddings", bool, True),

@@ -36,6 +36,8 @@ class ModernBertConfig(NamedTuple):
         types, rope = c("layer_types", list, []), c.sub("rope_parameters")
         old = (c("global_rope_theta", float, 160000.0), c("local_rope_theta", float, 10000.0))
         kinds = ("full_attention", "sliding_attention")
+        for kind in kinds:
+            c.unscaled(kind)
         return cls(
             vocab_size=c("vocab_size", int),
             hidden_size=c("hidden_size", int),
@@ -44,7 +46,7 @@ class ModernBertConfig(NamedTuple):
             full=tuple(kind == kinds[0] for kind in types) or tuple(full),
             local_attention=c("local_attention", int, 128),
             thetas=tuple(rope.sub(kind)("rope_theta", float, theta) for kind, theta in zip(kinds, old)),
-            hidden_activation=c("hidden_activation", str, "gelu"),
+            hidden_activation=c.act("hidden_activation", "gelu"),
             norm_eps=c("norm_eps", float, 1e-5),
             norm_bias=c("norm_bias", bool, False),
             attention_bias=c("attention_bias", bool, False),

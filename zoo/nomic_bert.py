@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from tensorlib import nn
 
+NEVER = "qkv_proj_bias mlp_fc1_bias mlp_fc2_bias prenorm parallel_block use_rms_norm rotary_emb_interleaved causal"
+
 
 class NomicBertConfig(NamedTuple):
     """Hugging Face's names; published files call them as GPT-2 does."""
@@ -26,6 +28,13 @@ class NomicBertConfig(NamedTuple):
         """Out of the fields of a config.json (zoo/config.py)."""
         names = {"hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer"}
         names |= {"num_attention_heads": "n_head"}
+        c.unscaled()
+        c.only("hidden_act", str, "silu")
+        c.only("activation_function", str, "swiglu")
+        for name in NEVER.split():
+            c.only(name, bool, False)
+        for name, value in {"rotary_emb_fraction": 1.0, "rotary_scaling_factor": None}.items():
+            c.only(name, float, value)
         return cls(
             c("vocab_size", int),
             *(c(old if old in c and name not in c else name, int) for name, old in names.items()),

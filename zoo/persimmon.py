@@ -7,6 +7,8 @@ from zoo import llama
 
 
 class PersimmonConfig(llama.LlamaConfig.plus(qk_layernorm=True)):
+    rotary_part = 0.5
+
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
@@ -16,8 +18,7 @@ class PersimmonConfig(llama.LlamaConfig.plus(qk_layernorm=True)):
             ._replace(
                 rms_norm_eps=c("layer_norm_eps", float, 1e-5),
                 num_key_value_heads=c("num_attention_heads", int),
-                hidden_act=c("hidden_act", str, "relu2"),
-                rope_scaling=c.rope_scaling(0.5),
+                hidden_act=c.act("hidden_act", "relu2"),
                 qk_layernorm=c("qk_layernorm", bool, True),
             )
         )

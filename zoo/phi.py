@@ -7,17 +7,19 @@ from zoo import llama
 
 
 class PhiConfig(llama.LlamaConfig.plus(qk_layernorm=False)):
+    rotary_part = 0.5
+
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
+        c.only("tie_word_embeddings", bool, False)
         return (
             super()
             .from_hf(c)
             ._replace(
                 rms_norm_eps=c("layer_norm_eps", float, 1e-5),
                 attention_bias=True,
-                hidden_act=c("hidden_act", str, "gelu_new"),
-                rope_scaling=c.rope_scaling(0.5),
+                hidden_act=c.act("hidden_act", "gelu_new"),
                 qk_layernorm=c("qk_layernorm", bool, False),
             )
         )
@@ -117,7 +119,7 @@ class MixformerConfig(PhiConfig):
             rms_norm_eps=c("layer_norm_epsilon", float, 1e-5),
             max_position_embeddings=c("n_positions", int, 2048),
             attention_bias=True,
-            hidden_act=c("activation_function", str, "gelu_new"),
+            hidden_act=c.act("activation_function", "gelu_new"),
             rope_scaling={"partial_rotary_factor": c("rotary_dim", int, 32) / (hidden // heads)},
         )
 

@@ -9,9 +9,12 @@ from zoo import llama
 
 
 class Phi3Config(llama.LlamaConfig):
+    rotary_part = 1.0
+
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
+        c.only("hidden_act", str, "silu")
         return super().from_hf(c)._replace(windows=c.windows())
 
     def with_gguf(self, get, file):

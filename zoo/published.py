@@ -2,6 +2,7 @@
 
 import re
 
+from tensorlib.errors import FormatError
 from zoo import config
 
 # model_type of a model of text and images -> what its text's config, below `text_config`, has where it says nothing
@@ -12,6 +13,47 @@ NESTED = {
         "max_position_embeddings": 131072, "sliding_window": 4096,
     },
 }  # fmt: skip
+# model_type -> what transformers takes for fields that a config does not have, where that is not what is usual here
+MISSING = {
+    "gemma": {"head_dim": 256, "max_position_embeddings": 8192},
+    "gemma2": {
+        "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 8192, "sliding_window": 4096,
+        "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
+    },
+    "gemma3_text": {
+        "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072, "sliding_window": 4096,
+    },
+    "gte": {"type_vocab_size": 1},
+    "new": {"type_vocab_size": 1},
+    "deberta-v2": {"relative_attention": False},
+    "deepseek_v2": {"q_lora_rank": 1536},
+    "deepseek_v3": {
+        "routed_scaling_factor": 2.5, "q_lora_rank": 1536, "first_k_dense_replace": 3, "max_position_embeddings": 4096,
+    },
+    "glm": {
+        "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 131072, "rms_norm_eps": 1.5625e-07,
+        "attention_bias": True,
+    },
+    "helium": {"head_dim": 128, "max_position_embeddings": 4096, "rope_theta": 1e5},
+    "lfm2": {"num_key_value_heads": 8},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "mixtral": {
+        "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+        "num_local_experts": 8, "num_experts_per_tok": 2,
+    },
+    "mt5": {"feed_forward_proj": "gated-gelu"},
+    "olmo2": {"rms_norm_eps": 1e-5},
+    "persimmon": {"max_position_embeddings": 16384},
+    "phi3": {"original_max_position_embeddings": 4096, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    "qwen2": {"max_position_embeddings": 32768},
+    "qwen2_moe": {"max_position_embeddings": 32768},
+    "qwen3": {"head_dim": 128, "max_position_embeddings": 32768},
+    "qwen3_moe": {"num_key_value_heads": 4, "max_position_embeddings": 32768},
+    "smollm3": {"num_key_value_heads": 4, "max_position_embeddings": 32768, "tie_word_embeddings": True},
+    "stablelm": {"max_position_embeddings": 4096},
+    "starcoder2": {"num_key_value_heads": 2, "max_position_embeddings": 4096},
+}  # fmt: skip
+MISSING["glm4"] = MISSING["glm"]
 BESIDE = "language_model.", "model.language_model."  # where such a model's file has what is of text
 # what a name ends with in files of other programs, or of other times -> parts of paths, and what stands there
 OLD = {
@@ -23,15 +65,19 @@ OLD = {
 
 
 def read(folder):
-    """The fields of a folder's config.json (zoo/config.py); of the text's part, where there are others. FormatError."""
-    fields = config.read(folder)
+    """The fields of a folder's config.json (zoo/config.py), as `whole` makes them. FormatError."""
+    return whole(config.read(folder))
+
+
+def whole(fields):
+    """The fields of a text's part, where there are others; with those that transformers adds to them."""
     if "model_type" not in fields and "ssm_cfg" in fields:
         return _of_mamba(fields)
-    defaults = NESTED.get(fields("model_type", str))
-    if defaults is None:
-        return fields
-    text = fields.sub("text_config")
-    return config.Fields(defaults | {name: x for name, x in text.values.items() if x is not None}, text.path)
+    kind = fields("model_type", str)
+    if kind in NESTED:
+        text = fields.sub("text_config")
+        return config.Fields(NESTED[kind] | {name: x for name, x in text.values.items() if x is not None}, text.path)
+    return config.Fields(MISSING.get(kind, {}) | fields.values, fields.path)
 
 
 def _of_mamba(fields):
@@ -83,3 +129,12 @@ def names(tensors, model):
     rename = [(re.escape(part), old) for part, old in found.items()]
     # of an encoder whose file has a head, too
     return rename or None, next((f"{name}." for name in prefixes if begins(f"{name}.")), "")
+
+
+def no_bias_left(source, model, path):
+    """FormatError for a bias in a file (a VarBuilder) that the model has no place for, though it has its weight."""
+    paths = dict(model.named_parameters())
+    for name in paths:
+        bias = f"{name.removesuffix('.weight')}.bias"
+        if name.endswith(".weight") and bias not in paths and bias in source:
+            raise FormatError(path, bias, "a bias", "none", "does the config say that there is one?")

@@ -11,7 +11,7 @@ class Qwen2Config(llama.LlamaConfig):
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
         below = c("max_window_layers", int, 28)
-        return super().from_hf(c)._replace(windows=c.windows(lambda i: i >= below, used=False), attention_bias=True)
+        return super().from_hf(c)._replace(windows=c.windows(lambda i: i >= below, switched=True), attention_bias=True)
 
 
 TINY = Qwen2Config(*llama.TINY)._replace(attention_bias=True, windows=(0, 8))
@@ -48,10 +48,13 @@ class Qwen2MoeConfig(
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
         made, dense, step = super().from_hf(c), c("mlp_only_layers", list, []), c("decoder_sparse_step", int, 1)
+        below = c("max_window_layers", int, 28)
         sizes = "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"
         c.only("hidden_act", str, "silu")
         return made._replace(
             **{name: c(name, int) for name in sizes},
+            attention_bias=c("qkv_bias", bool, True),
+            windows=c.windows(lambda i: i < below and i % 2 == 0, switched=True),
             num_experts=c("num_experts" if "num_experts" in c else "num_local_experts", int),
             norm_topk_prob=c("norm_topk_prob", bool, False),
             sparse=tuple(i for i in range(made.num_hidden_layers) if i not in dense and (i + 1) % step == 0),

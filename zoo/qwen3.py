@@ -9,7 +9,7 @@ class Qwen3Config(llama.LlamaConfig):
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
         below = c("max_window_layers", int, 28)
-        return super().from_hf(c)._replace(windows=c.windows(lambda i: i >= below, used=False))
+        return super().from_hf(c)._replace(windows=c.windows(lambda i: i >= below, switched=True))
 
 
 TINY = Qwen3Config(*llama.TINY)
@@ -56,6 +56,7 @@ class Qwen3MoeConfig(
         c.only("hidden_act", str, "silu")
         return made._replace(
             attention_bias=c("attention_bias", bool, False),
+            windows=c.windows(switched=True),
             num_experts=c("num_experts" if "num_experts" in c else "num_local_experts", int),
             num_experts_per_tok=c("num_experts_per_tok", int),
             moe_intermediate_size=c("moe_intermediate_size", int),

@@ -19,6 +19,8 @@ class RecurrentGemmaConfig(
 ):
     """`block_types`: "recurrent" or "attention", of every layer."""
 
+    rotary_part = 0.5
+
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
@@ -29,11 +31,9 @@ class RecurrentGemmaConfig(
             .from_hf(c)
             ._replace(
                 intermediate_size=c("intermediate_size", int) // 2,
-                head_dim=hidden // c("num_attention_heads", int),
                 tie_word_embeddings=c("tie_word_embeddings", bool, True),
-                hidden_act=c("hidden_activation", str, "gelu_pytorch_tanh"),
+                hidden_act=c.act("hidden_activation", "gelu_pytorch_tanh"),
                 max_position_embeddings=c("max_position_embeddings", int, 8192),
-                rope_scaling=c.rope_scaling(0.5),
                 windows=(c("attention_window_size", int, 2048),) * layers,
                 lru_width=c("lru_width", int, hidden),
                 conv1d_width=c("conv1d_width", int, 4),

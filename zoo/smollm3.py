@@ -11,7 +11,8 @@ class SmolLM3Config(llama.LlamaConfig.plus(no_rope_layers=())):
         """Out of the fields of a config.json (zoo/config.py)."""
         layers, every = c("num_hidden_layers", int), c("no_rope_layer_interval", int, 4)
         turns = tuple(map(bool, c("no_rope_layers", list, [(i + 1) % every for i in range(layers)])))
-        windows = c.windows(lambda i: not turns[i], used=False)
+        slides = c("use_sliding_window", bool, False)
+        windows = c.windows(lambda i: slides and not turns[i])
         found = super().from_hf(c)
         return found._replace(no_rope_layers=turns, windows=windows, rope_theta=c.rope_theta(2000000.0))
 

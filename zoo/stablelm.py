@@ -8,6 +8,8 @@ from zoo import llama
 
 
 class StableLmConfig(llama.LlamaConfig.plus(qk_layernorm=False, use_parallel_residual=False)):
+    rotary_part = 0.25
+
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
@@ -17,7 +19,6 @@ class StableLmConfig(llama.LlamaConfig.plus(qk_layernorm=False, use_parallel_res
             ._replace(
                 rms_norm_eps=c("layer_norm_eps", float, 1e-5),
                 attention_bias=c("use_qkv_bias", bool, False),
-                rope_scaling=c.rope_scaling(0.25),
                 qk_layernorm=c("qk_layernorm", bool, False),
                 use_parallel_residual=c("use_parallel_residual", bool, False),
             )

@@ -17,7 +17,7 @@ class Starcoder2Config(llama.LlamaConfig):
                 attention_bias=bias,
                 mlp_bias=bias,
                 rms_norm_eps=c("norm_epsilon", float, 1e-5),
-                hidden_act=c("hidden_act", str, "gelu_pytorch_tanh"),
+                hidden_act=c.act("hidden_act", "gelu_pytorch_tanh"),
                 tie_word_embeddings=c("tie_word_embeddings", bool, True),
             )
         )

@@ -15,6 +15,8 @@ ACTIVATIONS = {
     "gelu_new": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_python": elementwise.gelu,
+    "gelu_accurate": _gelu_tanh,
     "quick_gelu": lambda x: elementwise.mul(x, elementwise.sigmoid(elementwise.mul(x, 1.702))),
     "relu": elementwise.relu,
     "relu2": lambda x: elementwise.square(elementwise.relu(x)),

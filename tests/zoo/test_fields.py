@@ -1,0 +1,148 @@
+"""Fields of config.json with other values than the tests of models have, and in the spelling of older files: what they
+give is what transformers makes of the same file. What is refused is in test_config.py.
+"""
+
+import dataclasses
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+import tensorlib
+from tensorlib.nn import rope_frequencies
+from tests.zoo.decoders import CASES, EXPERTS, LLAMA3, QWEN2_MOE, SIZES, YARN
+from tests.zoo.test_decoders import close, randomise, tensor
+from zoo import auto, published
+from zoo.config import Fields
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+IDS = np.random.default_rng(3).integers(3, 90, 40).tolist()  # beyond windows, and the original contexts of 16
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.2, 1.4, 1.6], "long_factor": [1.5, 2.5, 3.5, 4.5]}
+ORIGINAL = {"original_max_position_embeddings": 16}
+NO = {"rope_parameters": ...}  # a field that is not there
+
+
+def of(old, **beside):
+    """Rotary positions in the spelling of transformers before 5."""
+    return {**NO, "rope_theta": 777.0, "rope_scaling": old, **beside}
+
+
+def kinds(**changes):
+    """Gemma 3's rotary positions of both kinds of layers."""
+    both = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    both["sliding_attention"] = {"rope_type": "default", "rope_theta": 1e4}
+    return {"rope_parameters": {kind: fields | changes.get(kind, {}) for kind, fields in both.items()}}
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 5}
+SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
+# name -> (model_type, fields)
+ROWS = {
+    "theta": ("llama", of(None)),
+    "linear": ("llama", of({"type": "linear", "factor": 4.0})),
+    "dynamic": ("llama", of({"type": "dynamic", "factor": 4.0})),
+    "yarn": ("llama", of({"type": "yarn", "factor": 4.0, **ORIGINAL})),
+    "yarn of the context": ("qwen2", of({"type": "yarn", "factor": 4.0})),
+    "yarn beside": ("qwen3", of({"rope_type": "yarn", "factor": 4.0}, **ORIGINAL)),
+    "yarn attention": ("llama", of({"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7, **ORIGINAL})),
+    "yarn mscale": ("llama", of({"type": "yarn", "factor": 4.0, "mscale": 0.8, "mscale_all_dim": 0.5, **ORIGINAL})),
+    "yarn betas": ("llama", of({"type": "yarn", "factor": 4.0, "beta_fast": 4, "beta_slow": 2, **ORIGINAL})),
+    "llama3": ("llama", of(LLAMA3)),
+    "longrope": ("llama", of({**LONGROPE, **ORIGINAL})),
+    "longrope factor": ("llama", of({**LONGROPE, **ORIGINAL, "factor": 3.0})),
+    "longrope attention": ("llama", of({**LONGROPE, "attention_factor": 0.6}, **ORIGINAL)),
+    "phi3 beside": ("phi3", of({**LONGROPE, "original_max_position_embeddings": 48}, **ORIGINAL)),
+    "phi3 part": (
+        "phi3",
+        of({**LONGROPE, "short_factor": [1.0, 1.2], "long_factor": [1.5, 2.5]}, **ORIGINAL, partial_rotary_factor=0.5),
+    ),
+    "phi part": ("phi", of({"type": "yarn", "factor": 4.0, **ORIGINAL}, partial_rotary_factor=0.25)),
+    "neox": ("gpt_neox", {**NO, "rotary_emb_base": 777, "rotary_pct": 0.5}),
+    "gemma3 local": ("gemma3_text", kinds(sliding_attention={"rope_type": "linear", "factor": 4.0})),
+    "gemma3 yarn": ("gemma3_text", kinds(full_attention=YARN)),
+    "gemma3 dynamic": ("gemma3_text", kinds(full_attention={"rope_type": "dynamic", "factor": 4.0})),
+    "gemma3 proportional": (
+        "gemma3_text",
+        kinds(full_attention={"rope_type": "proportional", "partial_rotary_factor": 0.5}),
+    ),
+    "gemma3 old": ("gemma3_text", of({"rope_type": "linear", "factor": 8.0}, rope_local_base_freq=55.0)),
+    "smollm3 layers": ("smollm3", {**SLIDING, "use_sliding_window": ...}),
+    "qwen2 layers": ("qwen2", {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "qwen2_moe window": ("qwen2_moe", {**QWEN2_MOE, **WINDOW, "num_hidden_layers": 4, "layer_types": ...}),
+    "qwen2_moe below": (
+        "qwen2_moe",
+        {**QWEN2_MOE, **WINDOW, "num_hidden_layers": 4, "max_window_layers": 1, "layer_types": ...},
+    ),
+    "qwen2_moe no bias": ("qwen2_moe", {**QWEN2_MOE, "qkv_bias": False}),
+    "qwen3_moe window": ("qwen3_moe", {**EXPERTS, **WINDOW}),
+    "gemma silu": ("gemma", {"hidden_act": "silu"}),
+    "gelu of old": ("llama", {"hidden_act": "gelu_python"}),
+    "glm bias": ("glm", {"attention_bias": ...}),
+    "gemma2 caps": ("gemma2", {"final_logit_softcapping": ..., "attn_logit_softcapping": ..., "head_dim": ...}),
+    "gemma2 no caps": ("gemma2", {"final_logit_softcapping": None, "attn_logit_softcapping": None}),
+    "griffin heads": ("recurrent_gemma", {"head_dim": 8, "num_attention_heads": 2}),
+    "one head of keys": ("llama", {"num_key_value_heads": 1}),
+    "all heads of keys": ("llama", {"num_key_value_heads": None}),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_fields(name, tmp_path):
+    """Logits of cached steps. transformers reads the same config.json, which is not one that it wrote itself."""
+    kind, fields = ROWS[name]
+    case = next(case for case in CASES if case.model_type == kind)
+    values = transformers.AutoConfig.for_model(kind, **{**SIZES, **case.fields}).to_json_string(use_diff=False)
+    values = {k: x for k, x in (json.loads(values) | fields).items() if x is not ... and k != "dtype"}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path / "theirs")
+    shutil.copy(tmp_path / "theirs" / "model.safetensors", tmp_path)
+    with torch.no_grad():
+        want = theirs(torch.tensor([IDS]), use_cache=False).logits[0].numpy()
+    for folder in (tmp_path, tmp_path / "theirs"):
+        ours = auto.load(folder)[1]
+        cache = ours.new_cache(48, "f32")
+        with tensorlib.no_grad():
+            parts = [ours(tensor(IDS[:37]), cache, last_only=False)]
+            parts += [ours(tensor([token]), cache) for token in IDS[37:]]
+        close(np.concatenate([part.numpy() for part in parts]), want)
+
+
+OWN = "Yi", "based", "chatglm", "jina_bert", "mixformer-sequential", "new", "nvembed", "phi-msft"
+OWN += "rwkv5", "rwkv6", "rwkv7"  # types that transformers does not have
+NEEDED = {"deepseek_v2": {"num_experts_per_tok": 6}}
+
+
+def turns(config):
+    """The frequencies of a config instead of how they are given."""
+    if getattr(config, "rope_scaling", None) is None:
+        return config
+    limit, width = config.max_position_embeddings, getattr(config, "qk_rope_head_dim", config.head_dim)
+    return config._replace(rope_scaling=rope_frequencies(config.rope_scaling, width, config.rope_theta, limit, limit))
+
+
+@pytest.mark.parametrize("kind", sorted(auto.MODELS.keys() - {*OWN}))
+def test_what_a_config_does_not_say(kind):
+    """A field that is missing counts as what transformers' class has for it, or is asked for."""
+    logging.disable(logging.WARNING)
+    theirs = transformers.AutoConfig.for_model(kind)
+    logging.disable(logging.NOTSET)
+    every = json.loads(theirs.to_json_string(use_diff=False)) | NEEDED.get(kind, {})
+    made = auto.classes(kind, "", "")[1].from_hf
+
+    def read(values):
+        return turns(made(published.whole(Fields(values, "config.json"))))
+
+    want, names = read(every), {field.name for field in dataclasses.fields(theirs)}
+    assert published.MISSING.get(kind, {}).items() <= {**every, "rope_theta": theirs.default_theta}.items()
+    for name in names & {name for name, value in every.items() if value is not None} - {"model_type", "architectures"}:
+        try:
+            assert read({key: value for key, value in every.items() if key != name}) == want, name
+        except tensorlib.errors.FormatError as error:
+            assert f"{error}".startswith("config.json: ") and "no such field" in f"{error}", name
