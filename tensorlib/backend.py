@@ -16,7 +16,7 @@ import sys
 import threading
 
 from tensorlib import tape
-from tensorlib.bar import seen
+from tensorlib.bar import Line
 from tensorlib.errors import DeviceError, NoKernel
 
 SHORT_WORK = 1 << 14  # elementary operations, some 4 us, below which giving the GIL away costs more than it helps
@@ -99,13 +99,16 @@ class CpuBackend:
             paths = [os.path.join(f, file) for f in self._folders]
             code = next(filter(None, map(self._cache.load, paths)), None)
             if code is None:
-                code = self._compile(paths[-1], room, name, params, source)
+                compiling(f"{room}: {' '.join([name, *map(str, params)])}")
+                try:
+                    code = self._compile(paths[-1], room, name, params, source)
+                finally:
+                    compiling.end()
             found = self._kernels[key] = Kernel(f"{room}.{name}", code)
         return found
 
     def _compile(self, path, room, name, params, source):
         words = " ".join([name, *map(str, params)])
-        compiling(f"{room}: {words}")
         try:
             from kernels_numba import build
         except ImportError as e:
@@ -212,24 +215,20 @@ def log(message):
 
 
 class Progress:
-    """Says on standard error that kernels compile, once; where somebody looks on also which, on a line that `end`
-    clears.
-    """
+    """Says on standard error that kernels compile, once; where somebody looks on also which one does, meanwhile."""
 
     def __init__(self):
-        self.count = 0
+        self.count, self._line = 0, Line()
 
     def __call__(self, name):
         self.count += 1
         if self.count == 1:
             log("compiling kernels for this CPU, once; they are cached for the next start")
-        if seen():
-            print(f"\r\x1b[Ktensorlib: kernel {self.count}: {name}", end="", file=sys.stderr, flush=True)
+        self._line.show(f"tensorlib: kernel {self.count}: {name}")
 
     def end(self):
-        """Clears the line."""
-        if self.count and seen():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        """It is done."""
+        self._line.clear()
 
 
 compiling = Progress()

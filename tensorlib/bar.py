@@ -18,6 +18,41 @@ def seen():
     return sys.stderr is not None and (sys.stderr.isatty() or notebook())
 
 
+def tqdm():
+    """tqdm's class for where this runs. Its own choice, `tqdm.auto`, warns in notebooks without ipywidgets."""
+    from importlib.util import find_spec
+
+    if notebook() and find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm import tqdm
+    return tqdm
+
+
+class Line:
+    """A line on standard error, where somebody looks on, that gives way to the next one. Spaces wipe it: a notebook
+    knows no terminal's codes.
+    """
+
+    MOST = 79  # letters: what is wrapped is not wiped
+
+    def __init__(self):
+        self._width = 0
+
+    def show(self, text):
+        """Shows `text` instead of what stands there."""
+        if seen():
+            text = text[: self.MOST]
+            print(f"\r{text:{self._width}}" if self._width else text, end="", file=sys.stderr, flush=True)
+            self._width = len(text)
+
+    def clear(self):
+        """Shows nothing."""
+        if self._width:
+            print(f"\r{'':{self._width}}\r", end="", file=sys.stderr, flush=True)
+            self._width = 0
+
+
 class Bar:
     """`add(n)` of `total`, drawn on standard error by tqdm once DELAY seconds have passed. `options` are tqdm's.
 
@@ -37,9 +72,7 @@ class Bar:
         if self._bar is not None:
             self._bar.update(n)
         elif time.perf_counter() >= self._from:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(total=self._total, initial=self.done, leave=False, file=sys.stderr, **self._options)
+            self._bar = tqdm()(total=self._total, initial=self.done, leave=False, file=sys.stderr, **self._options)
 
     def note(self, text):
         """What stands behind the bar."""

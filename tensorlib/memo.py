@@ -34,8 +34,10 @@ def quick({signature}):
     try:
         room_, nbytes_, call_, pack_, class_, layout_, dtype_ = plans[{key}]{mixed_key}
     except (KeyError, TypeError, AttributeError):
-        return watched(({call},))
-    if room_ is None:  # a GPU's
+        room_, call_ = None, watched  # not called here: what it raises would show this error, too
+    if room_ is None:  # not seen yet, or a GPU's
+        if call_ is watched:
+            return watched(({call},))
         return recorded({call}) if call_ is None else call_({pointers}){mixed_addresses}
     owner_ = bytes(room_)
     pointer_ = id(owner_) + 95 & -64  # a bytes object's payload is 32 bytes in, a Buffer begins at a multiple of 64

@@ -1,6 +1,5 @@
 """A generation as text: pieces as they become certain, ended by an end token, a stop string or a number of tokens."""
 
-from tensorlib import backend
 from zoo.generate import GREEDY
 
 
@@ -22,8 +21,6 @@ class Completion:
 
     def __iter__(self):
         for token in self._tokens:
-            if not self.ids:
-                backend.compiling.end()
             self.ids.append(token)
             if token in self._ends:
                 self.finish_reason = "stop"

@@ -104,7 +104,6 @@ def add_commands(commands):
 def run_perplexity(arguments):
     """Print a text's perplexity."""
     text = _text(arguments.file)
-    from tensorlib import backend
     from tensorlib.bar import Bar
     from tensorlib.errors import ContextError
     from zoo.generate import load
@@ -127,7 +126,6 @@ def run_perplexity(arguments):
             bar.note(f"{so_far.value:.4f} +- {so_far.error:.4f}")
 
         found = measure(model, parts, first_counted(context, stride), told)
-    backend.compiling.end()
     plural = "s" * (found.windows != 1)
     print(
         f"perplexity {found.value:.4f} +- {found.error:.4f} ({found.tokens} tokens in {found.windows} "

@@ -64,8 +64,18 @@ def pools(names, where):
     """The step that pools in each of some ways. FormatError for one that is not here."""
     if not set(map(str, names)) <= set(POOLS) or not names:
         raise FormatError(where, "pooling_mode", f"{names}", f"among {', '.join(POOLS)}", "this is not here yet")
-    found = [POOLS[name] for name in names]
-    return lambda tokens, x: found[0](tokens, x) if len(found) == 1 else tensorlib.cat([p(tokens, x) for p in found], 1)
+
+    def pooled(tokens, x):
+        found = [POOLS[name](tokens, x) for name in names]
+        return found[0] if len(found) == 1 else tensorlib.cat(found, 1)
+
+    pooled.__name__ = " ".join(names)  # what a TextEncoder shows
+    return pooled
+
+
+def normalize(tokens, x):
+    """Vectors of length 1."""
+    return nn.functional.normalize(x)
 
 
 def _pooling(folder, device):
@@ -93,13 +103,21 @@ def _dense(folder, device):
         beside = ACTS["Identity"]
         if sizes[0] != sizes[1]:
             beside = nn.VarBuilder(source, prefix="residual.", device=device).load(nn.Linear(*sizes, bias=False))
-    return lambda tokens, x: ACTS[name](layer(x)) + (beside(x) if beside else 0.0)
+
+    def dense(tokens, x):
+        return ACTS[name](layer(x)) + (beside(x) if beside else 0.0)
+
+    return dense
 
 
 def _layer_norm(folder, device):
     layer = nn.LayerNorm(config.read(folder)("dimension", int))
     nn.VarBuilder(tensorlib.load(folder), prefix="norm.", device=device).load(layer)
-    return lambda tokens, x: layer(x)
+
+    def layer_norm(tokens, x):
+        return layer(x)
+
+    return layer_norm
 
 
 def _splade(folder, device):
@@ -111,13 +129,13 @@ def _splade(folder, device):
     if act not in LOGS:
         raise FormatError(folder, "activation_function", repr(act), f"one of {', '.join(LOGS)}")
 
-    def pooled(tokens, x):
+    def splade(tokens, x):
         x = x.relu()
         for _ in range(LOGS[act]):
             x = (x + 1.0).log()
         return tokens.max(x) if strategy == "max" else tokens.mean(x) * _lengths(tokens)
 
-    return pooled
+    return splade
 
 
 STEPS = {  # a module's class -> f(its folder, device), which gives a step f(tokens, x) or None
@@ -127,7 +145,7 @@ STEPS = {  # a module's class -> f(its folder, device), which gives a step f(tok
     "Pooling": _pooling,
     "Dense": _dense,
     "LayerNorm": _layer_norm,
-    "Normalize": lambda folder, device: lambda tokens, x: nn.functional.normalize(x),
+    "Normalize": lambda folder, device: normalize,
     "Dropout": lambda folder, device: None,
     "MultiVectorMask": lambda folder, device: None,  # see zoo/late.py
 }
@@ -142,4 +160,4 @@ def of_gguf(kind, path):
     if kind not in GGUF_POOLS:
         known = ", ".join(f"{number} ({name})" for number, name in GGUF_POOLS.items())
         raise FormatError(path, "pooling_type", kind, f"one of {known}", "this is not here yet")
-    return [POOLS[GGUF_POOLS[kind]], STEPS["Normalize"](None, None)]
+    return [pools([GGUF_POOLS[kind]], path), normalize]

@@ -17,7 +17,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from tensorlib.bar import seen
+from tensorlib.bar import seen, tqdm
 from tensorlib.errors import DownloadError
 
 CHUNK = 1 << 20
@@ -349,9 +349,7 @@ class Progress:
         self.label, self.total, self.done, self._bar = label, total, done, None
         if seen():
             with contextlib.suppress(ImportError):
-                from tqdm.auto import tqdm
-
-                self._bar = tqdm(
+                self._bar = tqdm()(
                     desc=label, total=total, initial=done, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr
                 )
         self._said = self._tenth()

@@ -3,9 +3,7 @@
 import csv
 import time
 
-from tqdm.auto import tqdm
-
-from tensorlib.bar import notebook, seen
+from tensorlib.bar import notebook, seen, tqdm
 
 WIDTH, HEIGHT = 480, 160  # of the curve, pixels
 
@@ -27,7 +25,7 @@ class Progress:
         self._steps = range(first, steps) if isinstance(steps, int) else steps
         total = steps if isinstance(steps, int) else getattr(steps, "__len__", lambda: None)()
         hidden = not seen() if show is None else not show
-        self._bar = tqdm(total=total, initial=first, desc=label, disable=hidden, leave=True)
+        self._bar = tqdm()(total=total, initial=first, desc=label, disable=hidden, leave=True)
         self._display, self._every, self._drawn = None, every, 0.0
         self._hidden, self._step, self.history = hidden, first, []
 

@@ -53,6 +53,33 @@ def test_what_is_done_at_once_shows_none(monkeypatch, capsys):
     assert capsys.readouterr().err == "" and shown.done == 1
 
 
+@pytest.mark.parametrize("widgets", [False, True])
+def test_a_notebook_with_and_without_widgets(widgets, monkeypatch, capsys, kernel):
+    """Where there are none a line of text is drawn, and nobody is told to install them."""
+    kernel("IPKernelApp")
+    found = types.ModuleType("tqdm.notebook")
+    found.tqdm = lambda **options: types.SimpleNamespace(close=lambda: print("closed", options["desc"]))
+    monkeypatch.setitem(sys.modules, "tqdm.notebook", found)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: widgets or None)
+    with bar.Bar("parts", 2, delay=0) as shown:
+        shown.add(1)
+    said = capsys.readouterr()
+    assert said.out == ("closed parts\n" if widgets else "") and ("parts" in said.err) is not widgets
+
+
+def test_a_line_gives_way_to_the_next(monkeypatch, capsys, kernel):
+    line = bar.Line()
+    line.show("nobody sees it")
+    line.clear()
+    assert capsys.readouterr().err == ""
+    kernel("IPKernelApp")
+    for text in ("a long one", "short", "x" * 100):
+        line.show(text)
+    line.clear()
+    line.clear()
+    assert capsys.readouterr().err == f"a long one\rshort     \r{'x' * 79}\r{' ' * 79}\r"
+
+
 def test_downloads_show_a_bar_in_notebooks(capsys, kernel):
     kernel("IPKernelApp")
     progress = fetch.Progress("a model", 1000)

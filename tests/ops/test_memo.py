@@ -77,6 +77,9 @@ def test_errors_stay_errors():
             x.view(4)
         with pytest.raises(tensorlib.errors.ShapeError):
             x[9]
+        with pytest.raises(tensorlib.errors.ShapeError) as caught:
+            x @ x[:5]
+        assert caught.value.__context__ is None  # or a traceback would begin with an error of ours
 
 
 def test_views_share_memory_and_indices_by_tensor_are_read_each_time():

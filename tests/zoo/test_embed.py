@@ -94,6 +94,7 @@ def test_dense_and_normalize(folder):
     weights = {"linear.weight": tensorlib.tensor(w), "linear.bias": tensorlib.tensor(b)}
     tensorlib.save(dense / "model.safetensors", weights)
     want = np.tanh(np.stack([x[0] for x in hidden(folder)]) @ w.T + b)
+    assert repr(load(folder)).startswith("TextEncoder(BertModel, cls, dense, normalize, ")
     close(load(folder).encode(TEXTS).numpy(), want / np.linalg.norm(want, axis=1, keepdims=True))
 
 
