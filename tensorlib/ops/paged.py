@@ -8,6 +8,7 @@
 """
 
 from tensorlib import backend, tape
+from tensorlib.device import Array
 from tensorlib.errors import DTypeError, ShapeError
 from tensorlib.ops import create, flash, fused, index, movement
 from tensorlib.ops._launch import cast, copy_into
@@ -100,7 +101,7 @@ def _one_each(q, k, v, table, lengths, scale, window, softcap):
 
 def _view(x, start, count):
     """`movement.narrow`, which would keep each view for the next time: few of them come twice."""
-    return x.view(x.layout.narrow(0, start, count))
+    return Array.view(x, x.layout.narrow(0, start, count))
 
 
 def _gathered(x, pages):
