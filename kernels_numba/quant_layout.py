@@ -24,6 +24,10 @@ HALVES = {"q6_k": 1, "q3_k": 1, "nvfp4": 1, "q2_k": 2, "iq2_xs": 1, "iq2_s": 1, 
 
 MINIMA = frozenset(["q4_1", "q5_1", "q4_k", "q5_k", "q2_k"] + [f for f in BIAS if f[0] == "a"])
 
+# formats of floats, `quant_float.py` -> the stride by which activations of matvec lie there, ARRANGED_BYTES per group
+STRIDES = {"nf4_64": 8, "nf4_32": 8, "fp4_64": 8, "fp4_32": 8, "f8_128": 2, "f8_32": 2}
+ARRANGED_BYTES = 4 * GROUP
+
 # formats that `encode.py` makes -> whether it has a quicker kernel for rows without importances
 ENCODED = dict.fromkeys(["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q8_k"], True)
 ENCODED |= dict.fromkeys(["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4", "nvfp4"], False)

@@ -14,7 +14,8 @@ from tensorlib.ops._launch import cast, fill
 MATVEC_ROWS = 8  # of activations: up to so many are quantised, and each weight meets them one by one
 FUSED_ROWS = 128  # up to so many meet weights that are dequantised as they are read; beyond, once into memory
 # scales may lie beyond what f16 holds: such weights are multiplied as f32
-WIDE = ("mxfp4", "q8_k", "nf4", "fp4", "bnb8", "f8_32", "a8_32w", "a4_32w", "a3_32w", "a2_32w", "a1_32w")
+WIDE = ("mxfp4", "q8_k", "nf4_64", "nf4_32", "fp4_64", "fp4_32", "bnb8", "f8_128", "f8_32")
+WIDE += ("a8_32w", "a4_32w", "a3_32w", "a2_32w", "a1_32w")
 DENSE_BYTES = 256 << 20  # of weights that are dequantised at a time, at most
 TILE = 256  # their rows at a time divide by this
 

@@ -13,6 +13,7 @@ files. Nothing is rounded: a weight is exactly the f32 that (q - zero) * scale g
 import numpy as np
 
 from tensorlib.errors import FormatError
+from tensorlib.quant import formats
 from tensorlib.quant.tensor import from_bytes
 
 BLOCK = 32
@@ -105,7 +106,7 @@ def affine(rows, shape, bits, scale, zero):
     (n, k), parts = shape, (scale, zero)
     narrow = all(map(is_f16, parts))
     kind = np.dtype("<f2" if narrow else "<f4")
-    out, head = _blocks(n, k, 2 * kind.itemsize + 4 * bits), 2 * kind.itemsize
+    out, head = np.empty((n, k // BLOCK, 2 * kind.itemsize + 4 * bits), np.uint8), 2 * kind.itemsize
     for i, values in enumerate(parts):
         at = i * kind.itemsize
         values = np.broadcast_to(values, (n, k // BLOCK)).astype(kind)
@@ -125,13 +126,11 @@ def is_f16(values):
 
 
 def scaled(codes, shape, scale, format):
-    """A QTensor [N, K] of blocks that are a scale in f32 and the file's own bytes: `codes` [N, bytes per row]."""
-    (n, k), codes = shape, codes.view(np.uint8)
-    out = _blocks(n, k, 4 + codes.size * BLOCK // max(n * k, 1))
-    out[..., :4] = np.broadcast_to(scale, (n, k // BLOCK)).astype("<f4")[..., None].view(np.uint8)
-    out[..., 4:] = codes.reshape(n, k // BLOCK, -1)
+    """A QTensor [N, K] of blocks that are a scale in f32 and the file's own bytes: `codes` [N, bytes per row]; `scale`
+    [N, blocks of a row] or what broadcasts to it.
+    """
+    (n, k), row, codes = shape, formats.get(format), codes.view(np.uint8)
+    out = np.empty((n, k // row.elements, row.nbytes), np.uint8)
+    out[..., :4] = np.broadcast_to(scale, out.shape[:2]).astype("<f4")[..., None].view(np.uint8)
+    out[..., 4:] = codes.reshape(*out.shape[:2], -1)
     return from_bytes(out, shape, format)
-
-
-def _blocks(n, k, nbytes):
-    return np.empty((n, k // BLOCK, nbytes), np.uint8)

@@ -79,9 +79,10 @@ class FourBit:
         table = parts.floats(".quant_map", (16,))
         if not np.allclose(table, np.array(TABLES[self.kind], np.float32), rtol=0, atol=1e-4):
             raise parts.error(".quant_map", "another table", f"that of {self.kind}, which bitsandbytes always uses")
-        first = np.arange(0, n * k, BLOCK) // self.size
+        unit = next(unit for unit in (64, BLOCK) if k % unit == self.size % unit == 0)
+        first = np.arange(0, n * k, unit) // self.size
         codes = parts.source.raw(parts.stem).numpy().reshape(n, k // 2)
-        return scaled(codes, self.shape, self._absmax()[first].reshape(n, -1), self.kind)
+        return scaled(codes, self.shape, self._absmax()[first].reshape(n, -1), f"{self.kind}_{unit}")
 
 
 class EightBit:

@@ -57,5 +57,6 @@ class FP8:
         """The weight: a QTensor."""
         (n, k), (rows, columns) = self.shape, self.sides
         scale = self.parts.floats(self.name, self.stored).reshape(-(-n // rows), -(-k // columns))
-        scale = np.repeat(np.repeat(scale, rows, 0)[:n], max(columns // BLOCK, 1), 1)[:, : k // BLOCK]
-        return scaled(self.parts.array(".weight", ("F8_E4M3",), self.shape), self.shape, scale, "f8_32")
+        unit = next(unit for unit in (128, BLOCK) if k % unit == columns % unit == 0)
+        scale = np.repeat(np.repeat(scale, rows, 0)[:n], columns // unit, 1)[:, : k // unit]
+        return scaled(self.parts.array(".weight", ("F8_E4M3",), self.shape), self.shape, scale, f"f8_{unit}")

@@ -1,8 +1,8 @@
 """QTensor: a weight as its file stores it, in GGML blocks. `linear` and `embedding` use the blocks directly.
 
 A product with a QTensor quantises the activations to 8 bits per 32 (their rounding, at most 1/254 of a block's largest
-value each, is the only error beside f32's); weights are exact. Formats without a kernel of their own are dequantised
-once, which gives the same or better accuracy, takes four bytes per weight, and is said in the log.
+value each, is the only error beside f32's); weights are exact. With floats of 4 or 8 bits activations stay f32. Formats
+without a kernel of their own are dequantised once, which takes four bytes per weight, and is said in the log.
 
 `to("cuda:0")` sorts the bits of a format into planes that a GPU reads well (`gpu.py`); nothing is rounded.
 
@@ -17,7 +17,7 @@ from tensorlib.errors import DeviceError, DTypeError, GradError, ShapeError
 from tensorlib.memo import memoised
 from tensorlib.ops import create, elementwise, linalg, moe, movement
 from tensorlib.ops._launch import fill
-from tensorlib.quant import formats, gpu, mixtures, source
+from tensorlib.quant import floats, formats, gpu, mixtures, source
 from tensorlib.quant.like import Like
 from tensorlib.registry import FLOAT_ONLY, Op
 
@@ -146,11 +146,13 @@ class QTensor(Like):
             return gpu.linear(self, x, residual)
         x = movement.contiguous(x)
         plan = backend.backend().quant
-        if self.format.name not in plan.BIAS:
+        if self.format.name not in plan.BIAS and self.format.name not in plan.STRIDES:
             return self._linear_dense(x, residual)
         out = type(x).empty((*x.shape[:-1], n), "f32", x.device)
         rows = x.numel() // k if k else 0
-        if rows:
+        if rows and self.format.name in plan.STRIDES:
+            floats.linear(self, x, out, residual, rows, n, k)
+        elif rows:
             by = self._kept if self.panels else self._matvec if rows <= MATVEC_ROWS else self._matmul
             by(plan, x, out, residual, rows, n, k)
         return out
@@ -201,9 +203,11 @@ class QTensor(Like):
             got, expected = f"x {x.shape}, {ids.numel()} ids, weight {self.shape}", "x [R, K], an id per row and choice"
             raise ShapeError("chosen", got, expected, "reshape them")
         x, ids = movement.contiguous(x), movement.contiguous(ids)
-        if self.format.name not in plan.BIAS:
+        if self.format.name not in plan.BIAS and self.format.name not in plan.STRIDES:
             return moe.chosen(x, ids, self._as_dense(type(x)), per)
         out = type(x).empty((ids.numel(), n), "f32", x.device)
+        if self.format.name in plan.STRIDES:
+            return floats.chosen(self, x, out, ids, per)
         y = self._packed(plan, x, x.shape[0], k)
         kernel = backend.kernel("quant", "experts", self.format.name, **self._source())
         words = (self.ptr, y.ptr, out.ptr, n, k, ids.ptr, ids.numel(), per, many)

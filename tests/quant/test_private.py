@@ -32,12 +32,13 @@ def blocks(name, count, rng):
         codes = affine_codes(data[:, 2 * size :], BITS[name])
     elif name == "bnb8":
         codes = data[:, 4:].view(np.int8)
-    elif name == "f8_32":
+    elif name.startswith("f8"):
         data[:, 4:] ^= data[:, 4:] & 127 == 127  # no NaN
         codes = checkpoints.e4m3(data[:, 4:])
     else:
-        codes = np.array({"nf4": NF4, "fp4": FP4}[name], np.float32)[np.stack([data[:, 4:] >> 4, data[:, 4:] & 15], -1)]
-    return data, codes.reshape(count, 32).astype(np.float32), scale, zero
+        table = np.array({"nf4": NF4, "fp4": FP4}[name[:3]], np.float32)
+        codes = table[np.stack([data[:, 4:] >> 4, data[:, 4:] & 15], -1)]
+    return data, codes.reshape(count, row.elements).astype(np.float32), scale, zero
 
 
 def affine_codes(data, bits):

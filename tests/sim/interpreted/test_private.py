@@ -13,11 +13,11 @@ from tests.sim.quant_cases import activations, values
 
 
 def weight(name, n, k):
-    data = blocks(name, n * k // 32, np.random.default_rng(0))[0]
-    return from_bytes(data.reshape(n, k // 32 * formats.get(name).nbytes), (n, k), name)
+    data = blocks(name, n * k // formats.get(name).elements, np.random.default_rng(0))[0]
+    return from_bytes(data.reshape(n, -1), (n, k), name)
 
 
-@pytest.mark.parametrize("name", ["a8_32", "a4_32", "a3_32", "a2_32", "a1_32w", "nf4", "bnb8", "f8_32"])
+@pytest.mark.parametrize("name", ["a8_32", "a4_32", "a3_32", "a2_32", "a1_32w", "nf4_64", "fp4_32", "bnb8", "f8_32"])
 def test_blocks_and_products(name, device):
     w, (x, there) = weight(name, 5, 64), activations(3, 64)
     moved, dense = w.to("cuda:0"), values(w.dequantize(cls=tensorlib.Tensor))
