@@ -10,6 +10,9 @@ file's blocks. Both quantise the activations in every product.
 Cases: "memory" streams matrices of 11008 x 4096 one after the other, 96 MiB or more of them; "cache" has one of
 4096 x 4096, "prefill" one of 2048 x 4096 with 512 tokens. Each library has a process of its own per number of threads;
 they take turns, the others being stopped meanwhile. Results are compared. A ratio above 1 is tensorlib being faster.
+
+`--formats nf4_64,f8_128 --csv bench/results/matvec_floats.csv`: formats of other libraries' checkpoints. Their peers
+are the same weights as bf16 and as f32, tensorlib's own products, since llama.cpp has no such formats.
 """
 
 import argparse
@@ -22,9 +25,11 @@ from bench import harness, ops, peers
 from tensorlib.quant import formats
 
 OURS, PLAIN, REPACKED = "tensorlib", "llama.cpp", "llama.cpp repacked"
+DENSE = {f"tensorlib {dtype}": dtype for dtype in ("bf16", "f32")}
 CASES = {"memory": (11008, 4096, 1, 96 << 20), "cache": (4096, 4096, 1, 0), "prefill": (2048, 4096, 512, 0)}
 NAMES = [f.name for f in formats.BY_ID.values() if f.quantized]
-HALVES = dict.fromkeys(NAMES, (0,))  # where a block has its f16 scales
+OTHERS = ("nf4_64", "fp4_64", "f8_128")
+HALVES = dict.fromkeys(NAMES, (0,)) | dict.fromkeys(OTHERS, ())  # where a block has its f16 scales
 HALVES |= dict.fromkeys(("q4_1", "q5_1", "q8_1", "q4_k", "q5_k"), (0, 2))
 HALVES |= {"q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), "tq1_0": (52,), "tq2_0": (64,)}
 HALVES |= dict.fromkeys(("mxfp4", "nvfp4", "q8_k", "iq1_m"), ())
@@ -44,6 +49,12 @@ def find_library():
     """Folder of llama.cpp's libggml-cpu in the peer's environment, or None."""
     found = glob.glob(str(peers.CACHE / "peers" / "llama.cpp" / "lib*" / "*" / "site-packages" / "**" / "libggml-cpu*"))
     return min(found, key=len).rpartition("/")[0] if found else None
+
+
+def sides(options, library):
+    """Whom to ask: of the peers those that have any of the formats."""
+    others = [name in OTHERS for name in options.formats.split(",")]
+    return (OURS, *((PLAIN, REPACKED) if library and not all(others) else ()), *(DENSE if any(others) else ()))
 
 
 def differ(values, other):
@@ -72,7 +83,7 @@ def measure(case, workers, rounds, seconds):
     return times
 
 
-def table(results, name):
+def table(results, name, peers=(PLAIN, REPACKED)):
     """Rows (format, then per number of threads our speed, the peers', the ratio), and the ratios."""
     lines, ratios = [], {}
     for row in dict.fromkeys(row for _, which, row, _ in results if which == name):
@@ -80,8 +91,8 @@ def table(results, name):
         for threads, _, _, times in (r for r in results if r[1] == name and r[2] == row):
             n, k, m, _ = CASES[name]
             middle = ops.medians(times)
-            line += [f"{n * k * m / middle[p] / 1e9:.1f}" if p in middle else "-" for p in (OURS, PLAIN, REPACKED)]
-            ratio = ops.ratio(times, (PLAIN, REPACKED))
+            line += [f"{n * k * m / middle[p] / 1e9:.1f}" if p in middle else "-" for p in (OURS, *peers)]
+            ratio = ops.ratio(times, peers)
             line.append("-" if ratio is None else f"{ratio:.2f}")
             if ratio is not None:
                 ratios[row, threads] = ratio
@@ -104,7 +115,7 @@ def arguments():
 
 def run(options, library):
     """[(threads, case, format, times)]"""
-    results, chosen = [], (OURS, PLAIN, REPACKED) if library else (OURS,)
+    results, chosen = [], sides(options, library)
     rounds, seconds = (3, 0.03) if options.quick else (5, 0.05)
     for threads in harness.numbers(options.threads):
         workers = [ops.Worker(peer, threads, "matvec_worker.py", {"library": library}) for peer in chosen]
@@ -125,10 +136,11 @@ def main():
     results = run(options, library)
     harness.headline(host)
     print(f"peer: {library}; speeds in billion weights a second (times tokens)\n")
-    columns = ["ours", "llama.cpp", "repacked", "ratio"]
+    against = sides(options, library)[1:] or (PLAIN, REPACKED)
+    columns = ["ours", *(peer.removeprefix("llama.cpp ").removeprefix("tensorlib ") for peer in against), "ratio"]
     header = ["format", *(f"{c}, {t} thr" for t in harness.numbers(options.threads) for c in columns)]
     for name in options.cases.split(","):
-        lines, ratios = table(results, name)
+        lines, ratios = table(results, name, against)
         print(f"{name}: {CASES[name][0]} x {CASES[name][1]}, {CASES[name][2]} tokens\n")
         harness.show(header, lines)
         if ratios:
@@ -137,7 +149,7 @@ def main():
         every |= {(name, *key): ratio for key, ratio in ratios.items() if CASES[name][2] == 1}
     for threads, name, row, times in results:
         for peer, samples in times.items():
-            version = "checkout" if peer == OURS else "libggml"
+            version = "libggml" if peer in (PLAIN, REPACKED) else "checkout"
             where = {"threads": threads, "format": row, "amount": "x".join(map(str, CASES[name][:3]))}
             written.append(harness.row(host, name, peer, version, [1e6 * s for s in samples], "us", **where))
     if not options.quick:

@@ -1,5 +1,6 @@
 """bench.matvec without its peer: cases, weights, comparison, tables; and a worker that answers."""
 
+import argparse
 import sys
 
 import numpy as np
@@ -20,7 +21,7 @@ def worker_module():
         sys.path.remove(str(peers.WORKERS))
 
 
-@pytest.mark.parametrize("name", matvec.NAMES)
+@pytest.mark.parametrize("name", [*matvec.NAMES, *matvec.OTHERS])
 def test_weights_are_numbers(name, worker_module):
     row = formats.get(name)
     case = matvec.case_of("cache", row) | {"n": 3}
@@ -45,6 +46,18 @@ def test_the_faster_peer_counts():
 
 def test_results_are_compared():
     assert matvec.differ([1.0, 2.0], [1.0, 2.0]) == 0 and matvec.differ([1.0, 2.1], [1.0, 2.0]) > matvec.TOLERANCE
+
+
+def test_dense_weights_are_the_peer_of_what_llama_cpp_has_not():
+    options = argparse.Namespace(formats="nf4_64,f8_128")
+    assert matvec.sides(options, "folder") == (matvec.OURS, *matvec.DENSE)
+    values = {}
+    for peer in (matvec.OURS, "tensorlib bf16"):
+        worker = ops.Worker(peer, 1, "matvec_worker.py")
+        case = matvec.case_of("cache", formats.get("nf4_64")) | {"n": 16, "k": 256, "copies": 2}
+        values[peer] = worker.ask(prepare=case)["values"]
+        worker.close()
+    assert 0 < matvec.differ(*values.values()) < matvec.TOLERANCE
 
 
 def test_a_worker_answers():

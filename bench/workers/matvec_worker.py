@@ -32,7 +32,7 @@ POINTERS = (
 
 def blocks(case):
     """Bytes of a matrix: random but for the scales, which are small."""
-    rng, few = np.random.default_rng(case["ggml_id"]), 61  # rows, then again: no divisor of what `Run` looks at
+    rng, few = np.random.default_rng(case["ggml_id"] or 0), 61  # rows, then again: no divisor of what `Run` looks at
     count = case["k"] // case["elements"]
     data = rng.integers(0, 256, (few * count, case["nbytes"]), dtype=np.uint8)
     for at in case["scales"]:
@@ -40,7 +40,9 @@ def blocks(case):
         data[:, at : at + 2] = scale.view(np.uint8)
     if case["format"] == "mxfp4":
         data[:, 0] = rng.integers(118, 124, len(data))
-    if case["format"] == "q8_k":
+    if case["format"].startswith("f8"):
+        data &= 0xBF  # no NaN
+    if case["format"] == "q8_k" or case["ggml_id"] is None:
         data[:, :4] = rng.uniform(0.001, 0.01, (len(data), 1)).astype(np.float32).view(np.uint8)
     if case["format"] == "iq1_m":  # its f16 lies in the high nibbles of four words: 0x2400
         data[:, 49::2] = data[:, 49::2] & 15 | np.array([0x00, 0x00, 0x40, 0x20], np.uint8)
@@ -73,6 +75,27 @@ class Ours:
             return weight.linear(x)
 
         return [lambda w=w: product(w) for w in weights], lambda: product(weights[0]).numpy()
+
+
+class Dense(Ours):
+    """tensorlib: the same weights as floats."""
+
+    def __init__(self, job):
+        super().__init__(job)
+        self.dtype = job["peer"].removeprefix("tensorlib ")
+
+    def prepare(self, case, data, x):
+        """(products, one per copy; function of the result). ValueError for formats that have another peer."""
+        import tensorlib
+        from tensorlib.quant.tensor import from_bytes
+
+        if case["ggml_id"] is not None:
+            raise ValueError("llama.cpp has it")
+        made = from_bytes(data, (case["n"], case["k"]), case["format"]).dequantize(self.dtype, tensorlib.Tensor)
+        nbytes = made.numel() * made.dtype.itemsize
+        weights = [made, *(made.clone() for _ in range(1, -(-case["copies"] * data.nbytes // nbytes)))]
+        x = tensorlib.from_numpy(x).clone()
+        return [lambda w=w: tensorlib.linear(x, w) for w in weights], lambda: tensorlib.linear(x, weights[0]).numpy()
 
 
 class Ggml:
@@ -118,6 +141,8 @@ class Ggml:
 
     def prepare(self, case, data, x):
         """(products, one per copy; function of the result). ValueError for what llama.cpp cannot multiply."""
+        if case["ggml_id"] is None:
+            raise ValueError("not llama.cpp's")
         traits = self._call("ggml_get_type_traits_cpu", ctypes.c_int(case["ggml_id"]))
         if not ctypes.c_void_p.from_address(traits + 8).value:
             raise ValueError("no vec_dot")
@@ -209,7 +234,8 @@ def main():
     job = json.loads(sys.argv[1])
     common.confine(job["threads"])
     os.environ.setdefault("TENSORLIB_THREADS", str(job["threads"]))
-    serve((Ours if job["peer"] == "tensorlib" else Ggml)(job), Run)
+    side = Ours if job["peer"] == "tensorlib" else Dense if job["peer"].startswith("tensorlib") else Ggml
+    serve(side(job), Run)
 
 
 if __name__ == "__main__":
