@@ -82,13 +82,14 @@ class Gemma2Config(
 
     def with_gguf(self, get, file):
         """What a GGUF file has beside Llama's fields."""
-        layers, window = self.num_hidden_layers, get("attention.sliding_window", int, 4096)
+        layers, window = self.num_hidden_layers, get("attention.sliding_window", int, {2: 4096, 6: 0}[self.every])
+        every = get("attention.sliding_window_pattern", int, self.every)
         largest = layers == {2: 46, 6: 62}[self.every]  # the 27B models, whose scale the files do not have
         return (
             super()
             .with_gguf(get, file)
             ._replace(
-                windows=tuple(window if (i + 1) % self.every else 0 for i in range(layers)),
+                windows=tuple(window if (i + 1) % every else 0 for i in range(layers)),
                 query_pre_attn_scalar=float(self.hidden_size // self.num_attention_heads if largest else self.head_dim),
                 attn_logit_softcapping=get("attn_logit_softcapping", float, 0.0),
                 final_logit_softcapping=get("final_logit_softcapping", float, 0.0),

@@ -56,6 +56,14 @@ INTERLEAVED = (
     "olmo",
     "smollm3",
 )  # q and k turn in neighbouring pairs; of all others in halves
+# what changes a model and is not here -> what it is where it does not change it; "" is every architecture
+REFUSED = {
+    "": {"rope.scaling.yarn_ext_factor": 1.0, "attention.temperature_scale": 0.0},
+    "granite": {"rope.scaling.finetuned": True, "expert_shared_feed_forward_length": 0},
+    "granitemoe": {"rope.scaling.finetuned": True, "expert_shared_feed_forward_length": 0},
+    "lfm2": {"attention.sliding_window": 0},
+    "olmo2": {"attention.sliding_window": 0},  # OLMo 3
+}
 WITHOUT_HEADS = ("mamba", "mamba2", "rwkv6", "rwkv7")  # whose files say 0 of them
 
 
@@ -69,6 +77,8 @@ def gguf_config(file, config):
     def get(key, kind, default=None):
         return file.require(f"{arch}.{key}", kind, default)
 
+    for key, value in (REFUSED[""] | REFUSED.get(arch, {})).items():
+        _only(file, f"{arch}.{key}", value)
     heads = 1 if arch in WITHOUT_HEADS else get("attention.head_count", int)
     hidden = get("embedding_length", int)
     if heads <= 0 or hidden % heads:
@@ -79,7 +89,7 @@ def gguf_config(file, config):
         vocab_size=file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
         hidden_size=hidden,
         intermediate_size=get("feed_forward_length", int),
-        num_hidden_layers=get("block_count", int),
+        num_hidden_layers=get("block_count", int) - get("nextn_predict_layers", int, 0),
         num_attention_heads=heads,
         num_key_value_heads=_most(file, arch, get, heads),
         head_dim=head_dim,
@@ -95,6 +105,13 @@ def gguf_config(file, config):
     return found.with_gguf(get, file) if hasattr(found, "with_gguf") else found
 
 
+def _only(file, key, value):
+    """FormatError for any other value of a key."""
+    found = file.require(key, type(value), value)
+    if found != value:
+        raise FormatError(file.path, key, found, value, "this is not here yet")
+
+
 def _most(file, arch, get, heads):
     """Heads of keys and values: one number, or one per layer, 0 where a layer has no attention."""
     key = "attention.head_count_kv"
@@ -108,15 +125,21 @@ LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 def _rope_scaling(file, arch, get, head_dim):
     """What `nn.rope_frequencies` takes, or None for nothing special."""
-    kind = get("rope.scaling.type", str, "none")
-    kind = "longrope" if LONG in file.tensors else kind
+    kind = "longrope" if LONG in file.tensors else get("rope.scaling.type", str, "linear")
     part, scaling = get("rope.dimension_count", int, head_dim) / head_dim, {}
-    if kind in ("linear", "yarn"):
-        scaling = {"rope_type": kind, "factor": get("rope.scaling.factor", float, 1.0)}
+    factor = get("rope.scaling.factor", float, get("rope.scale_linear", float, 0.0)) or 1.0
+    if kind != "longrope":
+        _only(file, f"{arch}.rope.scaling.attn_factor", 1.0)
+    if kind == "yarn":
+        keys = {"yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow", "yarn_attn_factor": "attention_factor"}
+        keys = {key: name for key, name in keys.items() if f"{arch}.rope.scaling.{key}" in file.metadata}
+        scaling = {name: get(f"rope.scaling.{key}", float) for key, name in keys.items()}
+    if kind == "yarn" or (kind == "linear" and factor != 1.0):
+        scaling |= {"rope_type": kind, "factor": factor}
     elif kind == "longrope":
         factors = {"long_factor": file.tensor(LONG).tolist(), "short_factor": file.tensor(SHORT).tolist()}
         scaling = {"rope_type": kind, "attention_factor": get("rope.scaling.attn_factor", float, 1.0), **factors}
-    elif kind != "none":
+    elif kind not in ("none", "linear"):
         expected = "none, linear, yarn or longrope"
         raise FormatError(
             file.path, f"{arch}.rope.scaling.type", repr(kind), expected, "use a model without it for now"

@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 
 import tensorlib
+from tensorlib.io import gguf
 from tensorlib.nn import rope_frequencies
+from tests.zoo.conftest import write_llama
 from tests.zoo.decoders import CASES, EXPERTS, LLAMA3, QWEN2_MOE, SIZES, YARN
 from tests.zoo.test_decoders import close, randomise, tensor
 from zoo import auto, published
 from zoo.config import Fields
+from zoo.gemma import TINY_3, Gemma3Config
+from zoo.llama import TINY
+from zoo.load import gguf_config, load_gguf
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -146,3 +151,82 @@ def test_what_a_config_does_not_say(kind):
             assert read({key: value for key, value in every.items() if key != name}) == want, name
         except tensorlib.errors.FormatError as error:
             assert f"{error}".startswith("config.json: ") and "no such field" in f"{error}", name
+
+
+# ---- GGUF ------------------------------------------------------------------------------------------------------------
+
+SCALING = {
+    "a factor alone": ({"scaling.factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+    "as it was called": ({"scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+    "a factor of 1": ({"scaling.factor": 1.0}, None),
+    "none": ({"scaling.type": "none", "scaling.factor": 4.0}, None),
+    "betas": (
+        {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.yarn_beta_fast": 8.0, "scaling.yarn_beta_slow": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0, "beta_slow": 2.0},
+    ),
+    "attention": (
+        {"scaling.type": "yarn", "scaling.factor": 4.0, "scaling.yarn_attn_factor": 0.7},
+        {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7},
+    ),
+}
+
+
+def adding(metadata):
+    """Function of a writer that adds metadata."""
+    kinds = {float: "float32", str: "string", bool: "bool", int: "uint32", list: "array"}
+
+    def add(writer):
+        for key, value in metadata.items():
+            getattr(writer, f"add_{kinds[type(value)]}")(key, value)
+
+    return add
+
+
+@pytest.mark.parametrize("name", SCALING)
+def test_scaling_in_gguf(name, tmp_path):
+    """What llama.cpp makes of a file, or what its converter had."""
+    given, want = SCALING[name]
+    more = adding({f"llama.rope.{key}": value for key, value in given.items()})
+    path = write_llama(tmp_path / "a.gguf", more=more)
+    found = turns(load_gguf(path)[1].config).rope_scaling
+    limit = TINY.max_position_embeddings
+    want = want and rope_frequencies(want, TINY.head_dim, TINY.rope_theta, limit, limit)
+    if want is None:
+        assert found is None
+    else:
+        np.testing.assert_allclose([*found[0], found[1]], [*want[0], want[1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "arch, key, value",
+    [
+        ("llama", "rope.scaling.yarn_ext_factor", 0.5),
+        ("llama", "rope.scaling.attn_factor", 0.5),
+        ("deepseek2", "attention.temperature_scale", 0.1),
+        ("olmo2", "attention.sliding_window", 8),  # OLMo 3
+        ("lfm2", "attention.sliding_window", 8),
+        ("granite", "rope.scaling.finetuned", False),
+        ("granitemoe", "expert_shared_feed_forward_length", 8),
+        ("gemma3", "attention.sliding_window_pattern", [True, False]),
+    ],
+)
+def test_refusals_of_gguf(arch, key, value, tmp_path):
+    """What changes a model, and is not here."""
+    path = write_llama(tmp_path / "a.gguf", arch=arch, more=adding({f"{arch}.{key}": value}))
+    with pytest.raises(tensorlib.errors.FormatError, match=f"{arch}.{key}: got "):
+        load_gguf(path)
+
+
+def test_layers_that_predict_further_are_left_out(tmp_path):
+    """Those are counted as blocks."""
+    path = write_llama(tmp_path / "a.gguf", block_count=3, nextn_predict_layers=1)
+    assert load_gguf(path)[1].config.num_hidden_layers == TINY.num_hidden_layers == 2
+
+
+def test_windows_of_gemma3_in_gguf(tmp_path):
+    """The pattern of a file, and no window where it has none."""
+    for metadata, want in (({}, (0, 0, 0, 0)), ({"window": 8, "window_pattern": 2}, (8, 0, 8, 0))):
+        more = {f"gemma3.attention.sliding_{key}": value for key, value in metadata.items()}
+        config = TINY_3._replace(num_hidden_layers=4)
+        path = write_llama(tmp_path / "a.gguf", config=config, arch="gemma3", more=adding(more))
+        assert gguf_config(gguf.open(path), Gemma3Config).windows == want
