@@ -79,6 +79,18 @@ def test_rank(said, tokenizer, tmp_path):
     assert ours.rank(TEXTS[0], []) == []
 
 
+def test_rank_with_a_list_of_words_alone(tokenizer, tmp_path):
+    """A folder as of old, without a tokenizer.json."""
+    _, ours = made(tmp_path, "BertForSequenceClassification", tokenizer, num_labels=1)
+    want = ours.rank(TEXTS[0], TEXTS)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(FormatError, match="no such file"):
+        tasks.load(tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    assert tasks.load(tmp_path).rank(TEXTS[0], TEXTS) == want
+
+
 def test_rerank_command(tokenizer, tmp_path, capsys, monkeypatch):
     _, ours = made(tmp_path, "BertForSequenceClassification", tokenizer, num_labels=1)
     want = ours.rank(TEXTS[0], TEXTS)
