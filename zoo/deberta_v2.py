@@ -40,10 +40,12 @@ class DebertaV2Config(NamedTuple):
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
         places, kinds = c("max_position_embeddings", int, 512), c.values.get("pos_att_type") or []
+        kinds = [kind.strip().lower() for kind in (kinds.split("|") if isinstance(kinds, str) else kinds)]
         most, hidden, heads = c("max_relative_positions", int, -1), c("hidden_size", int), c("num_attention_heads", int)
-        one = ("conv_groups", 1), ("attention_head_size", hidden // heads), ("embedding_size", hidden)
-        for name, value in one:
+        for name, value in {"conv_groups": 1, "attention_head_size": hidden // heads, "embedding_size": hidden}.items():
             c.only(name, int, value)
+        if 0 < most <= c("position_buckets", int, -1) // 2 + 1:
+            c.refuse("max_relative_positions", "more than half of the position_buckets")
         if kinds:
             c.only("relative_attention", bool, True)
         return cls(
@@ -55,7 +57,7 @@ class DebertaV2Config(NamedTuple):
             type_vocab_size=c("type_vocab_size", int, 0),
             distances=most if most > 0 else places,
             buckets=max(0, c("position_buckets", int, -1)),
-            pos_att_type=tuple(kinds.split("|") if isinstance(kinds, str) else kinds),
+            pos_att_type=tuple(kind for kind in ("p2c", "c2p") if kind in kinds),
             share_att_key=c("share_att_key", bool, False),
             position_biased_input=c("position_biased_input", bool, True),
             norm_rel_ebd="layer_norm" in c("norm_rel_ebd", str, "none"),

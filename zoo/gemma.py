@@ -17,6 +17,7 @@ class GemmaConfig(llama.LlamaConfig.plus(norm_offset=1.0)):
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py). Its "gelu" means the form with tanh."""
+        c.only("use_bidirectional_attention", bool, False)
         act = c.act("hidden_activation" if "hidden_activation" in c else "hidden_act", "gelu")
         tied = c("tie_word_embeddings", bool, True)
         act = "gelu_pytorch_tanh" if act == "gelu" else act
@@ -149,7 +150,6 @@ class Gemma3Config(Gemma2Config.plus(rope_local_base_freq=10000.0, rope_local_sc
     @classmethod
     def from_hf(cls, c):
         """Out of the fields of a config.json (zoo/config.py)."""
-        c.only("use_bidirectional_attention", bool, False)
         every, local = c("sliding_window_pattern", int, cls.every), c.sub("rope_parameters").sub("sliding_attention")
         found = super().from_hf(c)
         return found._replace(

@@ -55,6 +55,12 @@ SIZES = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_
         ),
         ("roberta", {"is_decoder": True}, "is_decoder: got True; expected False"),
         ("deberta-v2", {"pos_att_type": "p2c|c2p"}, "relative_attention: got False; expected True"),
+        (
+            "deberta-v2",
+            {"max_relative_positions": 3, "position_buckets": 4},
+            "max_relative_positions: got 3; expected more than half",
+        ),
+        ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention: got True; expected False"),
         ("deberta-v2", {"conv_groups": 2}, "conv_groups: got 2; expected 1"),
         ("deberta-v2", {"embedding_size": 4}, "embedding_size: got 4; expected 8"),
         ("new", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling: rope_type: got 'yarn'"),

@@ -31,7 +31,7 @@ CASES = {
             "position_biased_input": True,
             "norm_rel_ebd": "none",
         }
-        | {"type_vocab_size": 2, "conv_kernel_size": 3, "pos_att_type": ["c2p"]},
+        | {"type_vocab_size": 2, "conv_kernel_size": 3, "pos_att_type": "C2P | p2p"},
     ),
     "distilbert": (
         "DistilBertConfig",
