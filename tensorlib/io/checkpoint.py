@@ -1,9 +1,10 @@
 """Quantised checkpoints in safetensors: linears under their logical names, as `tensorlib.load` of a folder gives them.
 
 `config.json` (or AutoGPTQ's `quantize_config.json`, AutoAWQ's `quant_config.json`) says how a checkpoint is quantised:
-gptq, awq, bitsandbytes, hqq, or in float8. Then `x.weight` stands for the parts `x.qweight`, `x.scales` and so on, and
-`tensor("x.weight")` is a QTensor of the weight [out, in], repacked when it is asked for; all other tensors are as in
-the file. The parts themselves are in `.file`. See tensorlib/quant/repack*.py for what the files hold.
+gptq, awq, bitsandbytes, hqq, compressed-tensors, or in float8. Then `x.weight` stands for the parts `x.qweight`,
+`x.scales` and so on, and `tensor("x.weight")` is a QTensor of the weight [out, in], repacked when it is asked for; all
+other tensors are as in the file. The parts themselves are in `.file`. See tensorlib/quant/repack*.py for what the files
+hold.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from tensorlib.io.source import Source, TensorInfo, map_private, short
 MAX_CONFIG = 1 << 24  # bytes
 CONFIGS = ("config.json", "quantize_config.json", "quant_config.json")
 SCALES, BESIDE = (".weight_scale_inv", ".weight_scale"), (".weight", ".input_scale", ".input_scale_ub")
+PACKED = (".weight_packed", ".weight_shape", ".weight_zero_point", ".weight_g_idx", ".input_zero_point")
 FP8 = tuple((name, BESIDE, "repack_fp8", "FP8") for name in SCALES)
 METHODS = {  # quant_method -> (key part, the other parts, module of tensorlib.quant, class)
     "gptq": ((".qweight", (".qzeros", ".scales", ".g_idx"), "repack_gptq", "GPTQ"),),
     "awq": ((".qweight", (".qzeros", ".scales"), "repack_gptq", "AWQ"),),
     "hqq": ((".W_q", None, "repack_hqq", "HQQ"),),
-    **dict.fromkeys(["fp8", "compressed-tensors", "fbgemm_fp8", "modelopt"], FP8),
+    **dict.fromkeys(["fp8", "fbgemm_fp8", "modelopt"], FP8),
+    "compressed-tensors": (FP8[0], (SCALES[1], (*BESIDE, *PACKED), "repack_compressed", "linear")),
     "bitsandbytes": tuple(
         (f".quant_state.bitsandbytes__{kind}", ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"),
          "repack_bnb", "FourBit") for kind in ("nf4", "fp4")

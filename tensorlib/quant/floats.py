@@ -63,10 +63,6 @@ def _product(weight, x, out, residual=None):
     backend.launch(_kernel("matmul", weight), args, 2 * rows * n * k, (weight, scratch, *more), (out, scratch))
 
 
-def chosen(weight, x, out, ids, per):
-    """`QTensor.chosen` of one of these weights [E, N, K]: out."""
-    many, n, k = weight.shape
-    y = arranged(weight, x, x.shape[0], k)
-    words = (weight.ptr, y.ptr, out.ptr, n, k, ids.ptr, ids.numel(), per, many)
-    backend.launch(_kernel("experts", weight), words, 2 * ids.numel() * n * k, (weight, y, ids), (out,))
-    return out
+def by_choice(weight, x, up):
+    """`QTensor.by_choice` of one of these weights [E, N, K]."""
+    return _kernel("experts", weight), arranged(weight, x, *x.shape), weight, up

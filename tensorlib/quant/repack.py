@@ -78,7 +78,8 @@ def unpacked(words, bits):
     if bits == 8:
         return data
     if bits == 3:
-        found = np.unpackbits(data, axis=-1, bitorder="little").reshape(*data.shape[:-1], -1, 3)
+        found = np.unpackbits(data, axis=-1, bitorder="little")
+        found = found[..., : found.shape[-1] // 3 * 3].reshape(*data.shape[:-1], -1, 3)
         return found[..., 0] | found[..., 1] << 1 | found[..., 2] << 2
     out = np.empty((*data.shape, 8 // bits), np.uint8)
     for i in range(8 // bits):

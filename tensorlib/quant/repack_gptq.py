@@ -35,6 +35,8 @@ def _words(count, bits):
 class GPTQ:
     """One linear. `shape`, `bits` and `groups` come from the shapes of the parts; FormatError where these differ."""
 
+    index = ".g_idx"
+
     def __init__(self, parts):
         self.parts = parts
         version = parts.config.get("checkpoint_format") or parts.config.get("format") or "gptq"
@@ -91,11 +93,12 @@ class GPTQ:
         """(columns sorted by group, or None where they are; the group of every block)."""
         k = self.shape[1]
         plain = np.arange(k) // self.group
-        if ".g_idx" not in self.parts:
+        if self.index not in self.parts:
             return None, self._uniform(plain)
-        index = self.parts.array(".g_idx", (self.parts.info(".g_idx", ("I32", "I64")).format,), (k,)).astype(np.int64)
+        kind = self.parts.info(self.index, ("I32", "I64")).format
+        index = self.parts.array(self.index, (kind,), (k,)).astype(np.int64)
         if index.min() < 0 or index.max() >= self.groups:
-            raise self.parts.error(".g_idx", f"{index.min()} to {index.max()}", f"groups 0 to {self.groups - 1}")
+            raise self.parts.error(self.index, f"{index.min()} to {index.max()}", f"groups 0 to {self.groups - 1}")
         if not index.any():
             index = plain
         if (np.diff(index) >= 0).all():

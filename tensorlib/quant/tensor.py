@@ -193,26 +193,17 @@ class QTensor(Like):
         offset = self.offset + start * prod(self.shape[1:-1]) * self.format.row_bytes(self.shape[-1])
         return QTensor(self.buffer, offset, shape, self.format)
 
-    def chosen(self, x, ids, per):
-        """Row i // per of x [R, K] f32 times matrix ids[i] of this [E, N, K] weight, transposed: [R per, N] f32.
-
-        On the CPU. ids: i64 [R per], read when the kernel runs; one that is no matrix's gives NaN. ShapeError.
+    def by_choice(self, x, up=None):
+        """For `moe.chosen` on the CPU of this [E, N, K] weight, and one like it, and contiguous x [R, K] f32: (kernel,
+        x as it reads that, both weights or their dense copies).
         """
-        plan, (many, n, k) = backend.backend().quant, self.shape
-        if x.shape[-1] != k or ids.numel() != per * x.shape[0]:
-            got, expected = f"x {x.shape}, {ids.numel()} ids, weight {self.shape}", "x [R, K], an id per row and choice"
-            raise ShapeError("chosen", got, expected, "reshape them")
-        x, ids = movement.contiguous(x), movement.contiguous(ids)
-        if self.format.name not in plan.BIAS and self.format.name not in plan.STRIDES:
-            return moe.chosen(x, ids, self._as_dense(type(x)), per)
-        out = type(x).empty((ids.numel(), n), "f32", x.device)
+        plan = backend.backend().quant
         if self.format.name in plan.STRIDES:
-            return floats.chosen(self, x, out, ids, per)
-        y = self._packed(plan, x, x.shape[0], k)
+            return floats.by_choice(self, x, up)
+        if self.format.name not in plan.BIAS:
+            return moe.by_choice(self._as_dense(type(x)), x, up if up is None else up._as_dense(type(x)))
         kernel = backend.kernel("quant", "experts", self.format.name, **self._source())
-        words = (self.ptr, y.ptr, out.ptr, n, k, ids.ptr, ids.numel(), per, many)
-        backend.launch(kernel, words, 2 * ids.numel() * n * k, (self, y, ids), (out,))
-        return out
+        return kernel, self._packed(plan, x, *x.shape), self, up
 
     @property
     def halves(self):

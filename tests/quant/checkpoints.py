@@ -168,6 +168,32 @@ def hqq(rng, n, k, bits=4, group=64, kind="F16", joined=False, as_float=False, n
     return config, parts, ((q.astype(np.float32) - zero) * scale).reshape(n, k)
 
 
+def compressed(rng, n, k, bits=4, group=32, kind="BF16", zeros=False, order=False, whole=False, name="q"):
+    """A linear of whole numbers of compressed-tensors; `zeros`: asymmetric; `order`: with g_idx; `whole`: as int8.
+    `group` 0: a scale for each row.
+    """
+    groups, low = k // group if group else 1, 1 << bits - 1
+    q, z = rng.integers(-low, low, (n, k)), rng.integers(-low, low, (n, groups)) * zeros
+    stored, scale = floats(kind, rng.uniform(1e-3, 1e-2, (n, groups)))
+    g_idx = np.arange(k) // (k // groups)
+    if order:
+        g_idx = g_idx[rng.permutation(k)]
+    if whole:
+        parts = {"weight": ("I8", q.astype(np.int8)), "weight_zero_point": ("I8", z.astype(np.int8))}
+    else:
+        parts = {"weight_packed": ("I32", words((q + low).T, bits).T), "weight_shape": ("I64", np.array([n, k]))}
+        filled = np.concatenate([z + low, np.zeros((-n % 32, groups), z.dtype)])
+        parts["weight_zero_point"] = "I32", words(filled, bits)[: -(-n * bits // 32)]
+    if not zeros:
+        del parts["weight_zero_point"]
+    if order:
+        parts["weight_g_idx"] = "I32", g_idx.astype(np.int32)
+    parts = {f"{name}.{part}": value for part, value in parts.items()} | {f"{name}.weight_scale": (kind, stored)}
+    weights = {"num_bits": bits, "type": "int", "group_size": group or None, "symmetric": not zeros}
+    config = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+    return config, parts, (q - z[:, g_idx]).astype(np.float32) * scale[:, g_idx]
+
+
 E4M3 = np.array([(m / 8 + (e > 0)) * 2.0 ** (max(e, 1) - 7) for e in range(16) for m in range(8)], np.float32)
 E4M3[127] = np.nan  # the paper's table (arXiv:2209.05433): no infinities, one NaN of each sign
 E4M3 = np.concatenate([E4M3, -E4M3])

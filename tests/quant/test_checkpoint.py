@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tensorlib
 from tensorlib.errors import FormatError
 from tests.quant import checkpoints
-from tests.quant.checkpoints import awq, bnb4, bnb8, fp8, gptq, hqq
+from tests.quant.checkpoints import awq, bnb4, bnb8, compressed, fp8, gptq, hqq
 from zoo.verify import finite
 
 I32, U8 = np.int32, np.uint8
@@ -121,6 +121,36 @@ CASES = {  # what is wrong -> (the checkpoint, what the message says)
     "fp8 tiles of text": (change(fp8, H, config={"weight_block_size": "128"}), "weight_block_size '128'"),
     "fp8 tiles of nothing": (change(fp8, H, config={"weight_block_size": [128, 0]}), "two sizes"),
     "fp8 columns of half a block": (change(fp8, (16, 48)), "columns of 48"),
+    "packed without a shape": (change(compressed, H, "weight_shape"), "q.weight_shape: got no such tensor"),
+    "packed of a negative size": (
+        change(compressed, H, "weight_shape", ("I64", np.array([-16, 64]))),
+        "expected two siz",
+    ),
+    "packed of other columns": (
+        change(compressed, H, "weight_shape", ("I64", np.array([16, 80]))),
+        "codes of 4 bits for",
+    ),
+    "packed of floats": (
+        change(compressed, H, "weight_packed", ("U8", np.zeros((16, 32), U8))),
+        "q.weight_packed: got U8",
+    ),
+    "packed columns of half a block": (change(compressed, (16, 48), group=16), "columns of 48"),
+    "packed groups of 16": (change(compressed, H, group=16), "divide a block"),
+    "packed scales of 3 groups": (change(compressed, H, "weight_scale", lambda a: a[:, [0, 1, 1]]), "3 groups"),
+    "packed scales of fewer rows": (change(compressed, H, "weight_scale", lambda a: a[1:]), r"got shape \(15, 2\)"),
+    "packed zeros of one group": (
+        change(compressed, H, "weight_zero_point", lambda a: a[:, 1:], zeros=True),
+        "zero_point",
+    ),
+    "packed a group that is not there": (
+        change(compressed, H, "weight_g_idx", lambda a: a + 1, order=True),
+        "groups 0 to 1",
+    ),
+    "w8a8 groups of 16": (change(compressed, H, bits=8, group=16, whole=True), "4 groups of 64 columns"),
+    "w8a8 zeros of one group": (
+        change(compressed, H, "weight_zero_point", lambda a: a[:, 1:], bits=8, whole=True, zeros=True),
+        "zero_point",
+    ),
     "hqq without scales": (change(hqq, H, "scale"), "q.scale: got no such tensor"),
     "hqq axis 0": (change(hqq, H, "axis", ("I32", I32(0))), "axis 0"),
     "hqq of 5 bits packed": (change(hqq, H, "packing", ("U8", np.frombuffer(b"5bit_u8", U8))), "'5bit_u8'"),
@@ -240,7 +270,7 @@ def damaged(data, array):
     return dtype, raw[: count * DTYPES[dtype]].reshape(*shape, DTYPES[dtype]), shape
 
 
-@pytest.mark.parametrize("build", [gptq, awq, bnb4, bnb8, hqq, fp8], ids=lambda build: build.__name__)
+@pytest.mark.parametrize("build", [gptq, awq, bnb4, bnb8, hqq, fp8, compressed], ids=lambda build: build.__name__)
 @given(st.data())
 def test_damage(build, tmp_path_factory, data):
     """Whatever is wrong with some parts and the description: a FormatError, or a weight of the shape that was said."""

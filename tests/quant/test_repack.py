@@ -109,6 +109,20 @@ def test_float8(load, method, data):
 
 
 @given(st.data())
+def test_compressed_integers(load, data):
+    rng, bits, k = data.draw(seeds), data.draw(st.sampled_from([2, 3, 4, 8])), data.draw(sizes)
+    whole, zeros = data.draw(st.booleans()), data.draw(st.booleans())
+    group = data.draw(st.sampled_from([g for g in (0, 32, 64, k) if not g or k % g == 0]))
+    bits, order = 8 if whole else bits, not whole and data.draw(st.booleans())
+    kind, n = data.draw(st.sampled_from(["F16", "BF16"])), data.draw(st.integers(1, 40))
+    built = checkpoints.compressed(rng, n, k, bits, group, kind, zeros, order, whole)
+    weight = check(load, built, f"a{bits}_32")
+    assert type(weight) is (
+        PermutedQTensor if order and (np.diff(built[1]["q.weight_g_idx"][1]) < 0).any() else QTensor
+    )
+
+
+@given(st.data())
 def test_hqq(load, data):
     bits, k, n = data.draw(st.sampled_from([8, 4, 3, 2, 1])), data.draw(sizes), 16 * data.draw(st.integers(1, 3))
     group, joined = data.draw(st.sampled_from([g for g in (32, 64, k) if k % g == 0])), data.draw(st.booleans())

@@ -7,7 +7,7 @@ import tensorlib
 from tensorlib.nn import VarBuilder
 from tensorlib.quant.tensor import QTensor
 from tests.quant import checkpoints
-from tests.quant.checkpoints import awq, bnb4, bnb8, gptq, hqq
+from tests.quant.checkpoints import awq, bnb4, bnb8, compressed, gptq, hqq
 from zoo.llama import TINY, LlamaForCausalLM
 
 IDS = [3, 200, 17, 17, 99, 4, 250]
@@ -17,6 +17,7 @@ BUILDERS = {
     "nf4": lambda *a, name: bnb4(*a, name=name),
     "int8": lambda *a, name: bnb8(*a, name=name),
     "hqq": lambda *a, name: hqq(*a, name=name),
+    "compressed-tensors": lambda *a, name: compressed(*a, kind="F16", zeros=True, name=name),
 }
 
 
@@ -34,7 +35,7 @@ def test_logits(method, tmp_path):
             config, made, weight = BUILDERS[method](rng, *shape, name=stem)
             size = 0.5 / np.abs(weight).mean() / shape[1] ** 0.5  # scales such that nothing grows
             for part, (kind, values, *_) in made.items():
-                if part.endswith((".scales", ".SCB", ".scale", ".absmax", ".nested_absmax")) and kind[0] == "F":
+                if kind[0] == "F" and part.endswith(("scale", ".scales", ".SCB", "absmax")):
                     made[part] = kind, (values * values.dtype.type(size)).astype(values.dtype)
             parts |= made
         else:
