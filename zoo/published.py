@@ -95,8 +95,14 @@ def _of_mamba(fields):
         "state_size": inside("d_state", int, 128 if second else 16),
         "conv_kernel": inside("d_conv", int, 4),
         "tie_word_embeddings": fields("tie_embeddings", bool, True),
+        "use_bias": inside("bias", bool, False),
+        "use_conv_bias": inside("conv_bias", bool, True),
+        "time_step_rank": inside.values.get("dt_rank"),
+        "time_step_limit": inside.values.get("dt_limit"),
     }
     if second:
+        for name, value in (("D_has_hdim", False), ("rmsnorm", True), ("norm_before_gate", False)):
+            inside.only(name, bool, value)
         width = inside("headdim", int, 64)
         found |= {"head_dim": width, "num_heads": inner // width, "n_groups": inside("ngroups", int, 1)}
     return config.Fields(found, fields.path)

@@ -74,6 +74,11 @@ SIZES = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_
         ("nomic_bert", {"rotary_scaling_factor": 2}, "rotary_scaling_factor: got 2.0; expected None"),
         ("nomic_bert", {"activation_function": "gelu"}, "activation_function: got 'gelu'; expected 'swiglu'"),
         ("nomic_bert", {"prenorm": True}, "prenorm: got True; expected False"),
+        (
+            None,
+            {"d_model": 8, "n_layer": 1, "ssm_cfg": {"layer": "Mamba2", "rmsnorm": False}},
+            "ssm_cfg: rmsnorm: got False; expected True",
+        ),
     ],
 )
 def test_refusals(model_type, fields, message, tmp_path):

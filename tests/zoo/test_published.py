@@ -239,18 +239,29 @@ def test_first_files_of_phi(model_type, tmp_path):
 # transformers' config and what state-spaces' own says of the same
 OWN = {
     "mamba": ({"state_size": 16, "intermediate_size": 64}, {"ssm_cfg": {}}),
+    "mamba biases": (
+        {"state_size": 16, "intermediate_size": 64, "time_step_rank": 3, "use_bias": True, "use_conv_bias": False},
+        {"ssm_cfg": {"dt_rank": 3, "bias": True, "conv_bias": False}},
+    ),
     "mamba2": (
         {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "tie_word_embeddings": True},
         {"ssm_cfg": {"layer": "Mamba2", "d_state": 8, "headdim": 16}, "attn_layer_idx": [], "attn_cfg": {}},
     ),
+    "mamba2 limits": (
+        {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 2, "tie_word_embeddings": True}
+        | {"time_step_limit": [0.3, 0.9]},
+        {"ssm_cfg": {"layer": "Mamba2", "d_state": 8, "headdim": 16, "ngroups": 2, "dt_limit": [0.3, 0.9]}},
+    ),
 }
 
 
-@pytest.mark.parametrize("model_type", OWN)
-def test_mamba_of_its_own_program(model_type, tmp_path):
+@pytest.mark.parametrize("name", OWN)
+def test_mamba_of_its_own_program(name, tmp_path):
     """No model_type, fields of other names, a table of words padded to a multiple of 8."""
-    fields, own = OWN[model_type]
-    theirs, _, tensors = saved(tmp_path / "a", model_type, {"vocab_size": 104, "layer_norm_epsilon": 1e-5, **fields})
+    fields, own = OWN[name]
+    theirs, _, tensors = saved(
+        tmp_path / "a", name.split()[0], {"vocab_size": 104, "layer_norm_epsilon": 1e-5, **fields}
+    )
     made = {name.replace("backbone.embeddings", "backbone.embedding"): x for name, x in tensors.items()}
     made["lm_head.weight"] = made["backbone.embedding.weight"].clone()
     config = {"d_model": 32, "n_layer": 2, "vocab_size": 99, "rms_norm": True, "residual_in_fp32": True, **own}
