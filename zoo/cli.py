@@ -12,33 +12,40 @@ import os
 import signal
 import sys
 
-from zoo import commands, measure, perplexity, serve, tools, vectors
-
 
 def main(argv=None) -> int:
     """Run a command; `argv` defaults to the process's arguments. Returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed: nobody wants to read it
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if getattr(sys.stdout, "encoding", None) not in (None, "utf-8"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a letter should not end the story
     try:
+        arguments = _parser().parse_args(argv)
         status = arguments.run(arguments)
-        _flush()
+        sys.stdout.flush()
         return status or 0
     except KeyboardInterrupt as error:
         return _interrupted(error)
     except BrokenPipeError:
         return _reader_left()
+    except MemoryError:
+        return _fail(
+            "there is not enough memory: lower --context, --streams, --beams or --batch, or take a smaller model"
+        )
     except Exception as error:
         from tensorlib.errors import TensorlibError  # here, so that `--help` does not wait for the package
 
-        if not isinstance(error, TensorlibError):
+        if not isinstance(error, (TensorlibError, OSError)):
             raise
         return _fail(error)
 
 
 def _fail(error) -> int:
-    with contextlib.suppress(BrokenPipeError):
-        _flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _reader_left()
     print(f"tensorlib: error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
 
@@ -56,21 +63,18 @@ def _interrupted(error) -> int:
 
 
 def _reader_left() -> int:
-    """Standard output's reader is gone (`| head`): be quiet, also when Python flushes the stream at exit."""
+    """Standard output takes no more (`| head`, a full disk): be quiet, also when Python flushes the stream at exit."""
     with contextlib.suppress(OSError):  # a stream without a descriptor, as in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _flush():
-    if sys.stdout is not None:
-        sys.stdout.flush()
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 
 
 def _parser():
+    from zoo import commands, measure, perplexity, serve, tools, vectors  # here, for Ctrl-C to find `main`'s except
+
     parser = argparse.ArgumentParser(prog="tensorlib", description="Language models on your own machine.")
     rows = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in (commands, vectors, perplexity, measure, serve, tools):
@@ -96,6 +100,7 @@ def _kernels(arguments):
     if arguments.what == "build":
         from zoo import prebuild
 
+        _writable(arguments.destination or here.folder)
         prebuild.build(destination=arguments.destination, tools=arguments.tools)
         print(f"tensorlib: {len(here.files())} kernels in {here.folder}", file=sys.stderr)
     elif arguments.what == "path":
@@ -103,6 +108,19 @@ def _kernels(arguments):
     else:
         for name in here.files():
             print(f"{os.path.getsize(os.path.join(here.folder, name)):9}  {name}")
+
+
+def _writable(folder):
+    """FormatError for a folder where no file can be made, before minutes go into what could not be kept."""
+    import tempfile
+
+    from tensorlib.errors import FormatError
+
+    try:
+        os.makedirs(folder, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise FormatError(folder, "folder", error.strerror or str(error), "one that can be written") from error
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 import time
 
 from zoo import choices
-from zoo.options import DEFAULT_TOKENS, at_least, form_options, model_options, sampling_options
+from zoo.options import DEFAULT_TOKENS, MANY, at_least, form_options, model_options, sampling_options
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -17,7 +17,7 @@ def add_commands(commands):
     model_options(generate)
     sampling_options(generate, temperature=0.0, top_p=1.0)
     text = "search for the likeliest text among so many; the best is written when it has ended"
-    generate.add_argument("--beams", type=at_least(1), metavar="N", help=text)
+    generate.add_argument("--beams", type=at_least(1, MANY), metavar="N", help=text)
     form_options(generate)
     generate.set_defaults(run=run_generate)
 
@@ -95,7 +95,6 @@ def _ask():
 
 def _answer(model, ids, arguments, started, loaded, reuse=False) -> str:
     """Generate after `ids`, write the text as it comes, and return it."""
-    from tensorlib import backend
     from zoo.generate import SamplerConfig
 
     limit = arguments.max_tokens
@@ -107,7 +106,6 @@ def _answer(model, ids, arguments, started, loaded, reuse=False) -> str:
     for piece in answer:
         if first is None:
             first = time.perf_counter()
-            backend.compiling.end()
         _write(piece, text)
     if not text or not text[-1].endswith("\n"):
         sys.stdout.write("\n")

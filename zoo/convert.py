@@ -51,7 +51,12 @@ def _renaming(text):
     pattern, equal, new = text.partition("=")
     if not equal:
         raise argparse.ArgumentTypeError(f"{text!r} has no =")
-    return compiled(pattern), new
+    pattern = compiled(pattern)
+    try:
+        pattern.sub(new, "")
+    except (re.error, IndexError) as error:
+        raise argparse.ArgumentTypeError(f"{new!r} is no replacement: {error}") from None
+    return pattern, new
 
 
 def compiled(pattern):
@@ -65,17 +70,17 @@ def compiled(pattern):
 def size(text):
     """A number of bytes (or of anything) as 1.5G."""
     number, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in UNITS else (text, "")
-    value = int(float(number) * UNITS[unit])
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
+    value = float(number) * UNITS[unit]
+    if not 1 <= value < 1 << 63:  # NaN is refused too
+        raise argparse.ArgumentTypeError(f"{text} is not from 1 to 2**63 - 1")
+    return int(value)
 
 
 def run_convert(arguments):
     """Write a file in another format."""
     from tensorlib import dtype
 
-    asked = arguments.dtype and dtype.get(arguments.dtype)
+    asked = None if arguments.dtype is None else dtype.get(arguments.dtype)
 
     def choose(info):
         return asked if is_quantized(info) or (info.dtype is not None and info.dtype.is_float) else None

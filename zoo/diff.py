@@ -7,6 +7,7 @@ import argparse
 from math import prod
 
 from zoo.commands import shown
+from zoo.options import at_least
 from zoo.stream import add_jobs, add_parser, is_quantized, numbers, opened, progress, rows, use_jobs
 
 PIECE = 1 << 16  # numbers that are compared at a time, in float64: they stay in the cache
@@ -21,7 +22,9 @@ def add_commands(commands):
     parser.add_argument("--values", action="store_true", help="names, shapes and values alone: no dtypes, no metadata")
     parser.add_argument("--rtol", type=_least, default=0.0, metavar="X", help="values are equal where |a - b| <= (0)")
     parser.add_argument("--atol", type=_least, default=0.0, metavar="X", help="atol + rtol * |a| (0)")
-    parser.add_argument("-n", "--worst", type=int, default=10, metavar="N", help="show the N tensors that differ most")
+    parser.add_argument(
+        "-n", "--worst", type=at_least(0), default=10, metavar="N", help="show the N tensors that differ most"
+    )
     add_jobs(parser)
     parser.set_defaults(run=run_diff)
 

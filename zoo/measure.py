@@ -8,13 +8,12 @@ memory, MB, for a whole run of prompt and tokens. One run warms up (kernels are 
 depend on them, but for mixtures of experts.
 """
 
-import argparse
 import os
 import platform
 import sys
 import time
 
-from zoo.options import at_least, model_options
+from zoo.options import MANY, at_least, model_options
 from zoo.stream import add_parser
 
 COLUMNS = "model format mb device threads batch measure tokens unit p20 p50 p80 repeats version".split()
@@ -39,22 +38,17 @@ def add_commands(commands):
 
 def counts(text):
     """The type of numbers from 1: "1,2" -> [1, 2]."""
-    found = [int(part) for part in text.split(",")]
-    if min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} has a number below 1")
-    return found
+    return [at_least(1, MANY)(part) for part in text.split(",")]
 
 
 def run_bench(arguments):
     """Measure, and print what was measured."""
-    from tensorlib import backend
     from zoo import speed
 
     host, rows = machine(), []
     if host["load"] > 0.5:
         print(f"tensorlib: load average {host['load']}: something else runs here", file=sys.stderr)
     for row in speed.rows(arguments):
-        backend.compiling.end()
         rows.append(row)
         if arguments.form == "table":
             _line(row, host if len(rows) == 1 else None)

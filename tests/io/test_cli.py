@@ -154,12 +154,27 @@ def test_errors_are_one_line(model, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [[], ["sing"], ["generate", "--temperature", "hot"], ["generate", "--top-p", "1.5"], ["generate", "--min-p", "nan"],
-     ["generate", "-n", "0"], ["generate", "--seed", "-1"], ["kernels", "burn"], ["generate", "-t", "0"]],
+     ["generate", "-n", "0"], ["generate", "--seed", "-1"], ["kernels", "burn"], ["generate", "-t", "0"],
+     ["generate", "-m", ""], ["generate", "-t", "9" * 20], ["generate", "--top-k", "9" * 20], ["embed", "-m", " "],
+     ["generate", "--beams", "9" * 9], ["generate", "--device", "gpu"], ["bench", "-t", "1,,2"], ["diff", "-n", "-5"],
+     ["serve", "--streams", "1.5"], ["serve", "--max-body", "1e400"], ["serve", "--time-limit", "nan"],
+     ["serve", "-c", "1"], ["convert", "a", "b", "--rename", "a=\\1"], ["convert", "a", "b", "--rename", "a=\\g<x>"]],
 )  # fmt: skip
 def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_what_is_no_error_of_ours_is_one_line_too(model, capsys, monkeypatch):
+    """A full disk behind standard output, memory that is not there; a mistake of ours keeps its traceback."""
+    for error in (OSError(errno.ENOSPC, "No space left"), MemoryError()):
+        monkeypatch.setattr(sys.modules["zoo.generate"], "load", lambda *_, error=error: (_ for _ in ()).throw(error))
+        assert cli.main(["generate", "the"]) == 2
+        assert ("No space left" if isinstance(error, OSError) else "not enough memory") in one_line(capsys)
+    monkeypatch.setattr(sys.modules["zoo.generate"], "load", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["generate", "the"])
 
 
 def test_info(tmp_path, capsys):
@@ -209,6 +224,26 @@ def test_broken_pipe_is_quiet(path):
     process.stdout.close()
     assert process.wait(60) == 0 and process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/full"])
+def test_outputs_that_take_nothing(path, closed):
+    """Closed ones are as /dev/null, and nothing of one goes to the other; a full one is an error, in one line."""
+    line, env = command(path, "generate", "the", "-n", "4", "-v")
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *line], capture_output=True, env=env, timeout=60)
+    told = b"tensorlib: error: [Errno 28] No space left on device"
+    if closed == ">/dev/full":
+        assert done.returncode == 2 and done.stderr.strip() == told and done.stdout == b""
+    else:
+        assert done.returncode == 0 and (done.stdout == b"") == (closed == ">&-") and b"Error" not in done.stderr
+        assert (done.stderr == b"") == (closed == "2>&-") and b"tok/s" not in done.stdout
+
+
+def test_kernels_are_not_built_where_they_cannot_be_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("zoo.prebuild.build", lambda **_: pytest.fail("minutes of work"))
+    (tmp_path / "file").touch()
+    assert cli.main(["kernels", "build", "-d", str(tmp_path / "file" / "folder")]) == 2
+    assert "expected one that can be written" in one_line(capsys)
 
 
 def test_ctrl_c(path):

@@ -181,6 +181,12 @@ def test_other_machines_need_a_key():
         assert other.getsockname()[1]
 
 
+@pytest.mark.parametrize("key", ["é", " ", "a b", "a\n"])
+def test_keys_that_no_client_could_send(key):
+    with pytest.raises(DeviceError, match="printable ASCII"):
+        serve.bound("127.0.0.1", 0, key)
+
+
 @pytest.mark.parametrize("port", [-1, 70_000])
 def test_ports_that_are_none(port):
     with pytest.raises(DeviceError):
