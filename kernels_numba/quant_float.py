@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from llvmlite import ir
 
-from . import levels, matmul, simd, unpack, unpack_affine, unpack_low
-from .quant import _EXPERTS, _MATVEC
+from . import levels, matmul, moe, simd, unpack, unpack_affine, unpack_low
+from .quant import _MATVEC
 from .quant_layout import ARRANGED_BYTES, GROUP, STRIDES
 from .simd import F32x16, I16x32, _call, _const, _join_halves, _make, _shuffle, _splat, shuffle
 from .transpose import store_transposed
@@ -282,14 +282,15 @@ def _rows(row, scope, count, tokens):
     return matmul.compiled(text, "rows", **scope)
 
 
-def _few(name, text):
+def _few(name):
     def made(fmt, source):
         row, scope, (rows, tokens) = FLOATS[fmt], _scope(fmt, source), SHARED[levels.TARGET]
         parts = {"one_token": _rows(row, scope, rows, 1), "many_tokens": _rows(row, scope, rows, tokens)}
-        parts["nan"] = float("nan")
         size = f"(blocks + 3) // 4 * {ARRANGED_BYTES}"
-        words = {"elements": row.elements, "nbytes": row.nbytes, "tokens": tokens}
-        return matmul.kernel(text.format(size=size, **words), name, **parts)
+        words = {"elements": row.elements, "nbytes": row.nbytes, "size": size, "tokens": tokens}
+        if name == "experts":
+            return moe.experts(**parts, **words)
+        return matmul.kernel(_MATVEC.format(**words), name, **parts)
 
     return made
 
@@ -337,6 +338,24 @@ def store(p, rows, columns, c, stride, residual):
                     x = x + ldn_f32x16(residual + at, many)
                 stn_f32x16(c + at, x, many)
 """
+_MULTIPLY = """
+def multiply(a, x, w, t0, t1, k0, kk, panel, p, step):
+    # tiles t0 ... t1 - 1 of x times `kk` weights, from k0 on, of each row of a panel; sums are kept at p meanwhile
+    out, n, k, residual, m = arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6)
+    tile, p = 4 * (k * {mr} + {pad}), p + t0 * step
+    for t in range(t0, t1):
+        rows = min({mr}, m - t * {mr})
+        h, to = height(rows), 4 * (t * {mr} * n + panel * {nr})
+        if k0 + kk == k:
+            for i in range(rows):
+                for v in range(0, {width}, 64):
+                    prefetch(out + to + 4 * i * n + v)
+        run_tiles(h, kk, x + 4 * k0 * h, w, p, k0 > 0, tile)
+        if k0 + kk == k:
+            store(p, rows, n - panel * {nr}, out + to, n, residual + to if residual != 0 else 0)
+        x += tile
+        p += step
+"""
 _MATMUL = '''
 def matmul(a, tid, nth):
     """out[m, n] = x[m] . weights[n] (+ residual). Words: weights, x as `pack` of matmul.py has it, out, N, K, residual
@@ -351,6 +370,7 @@ def matmul(a, tid, nth):
     end = panels * (tid + 1) // nth
     for first in range(panels * tid // nth, end, group):
         many = min(group, end - first)
+        step = many * {mr} * {width} * (blocks > 1)
         for b in range(blocks):
             k0 = b * deep
             kk = min(deep, k - k0)
@@ -360,22 +380,10 @@ def matmul(a, tid, nth):
                     to = packed + v // {nr} * {width} * deep + 4 * (v % {nr})
                     unpack(w + row * stride + k0 // {elements} * {nbytes}, stride, n - row, kk, to, {width}, tmp)
             for t0 in range(0, tiles, {block}):
+                t1 = min(tiles, t0 + {block})
                 for j in range(many):
-                    for t in range(t0, min(tiles, t0 + {block})):
-                        rows = min({mr}, m - t * {mr})
-                        h = height(rows)
-                        p = parts
-                        if blocks > 1:
-                            p += (t * many + j) * {mr} * {width}
-                        at = (first + j) * {nr}
-                        to = 4 * (t * {mr} * n + at)
-                        if b == blocks - 1:
-                            for i in range(rows):
-                                for v in range(0, {width}, 64):
-                                    prefetch(out + to + 4 * i * n + v)
-                        run_tiles(h, kk, x + t * tile + 4 * k0 * h, packed + j * {width} * deep, p, b > 0, tile)
-                        if b == blocks - 1:
-                            store(p, rows, n - at, out + to, n, residual + to if residual != 0 else 0)
+                    panel, p = packed + j * {width} * deep, parts + j * {mr} * {width}
+                    multiply(a, x + t0 * tile, panel, t0, t1, k0, kk, first + j, p, step)
 '''
 
 
@@ -383,12 +391,13 @@ def _matmul(fmt, source):
     (mr, vectors, _), row = matmul.TILES[levels.TARGET], FLOATS[fmt]
     words = {"mr": mr, "vectors": vectors, "nr": 16 * vectors, "width": 64 * vectors, "pad": matmul.PAD}
     words |= {"block": matmul.BLOCK_ROWS // mr, "elements": row.elements, "nbytes": row.nbytes}
-    parts = {"unpack": _unpack(fmt, source), "run_tiles": matmul._tiles("f32"), "height": matmul.height_of()}
+    parts = {"run_tiles": matmul._tiles("f32"), "height": matmul.height_of()}
     parts["store"] = matmul.compiled(_STORE.format(**words), "store")
-    return matmul.kernel(_MATMUL.format(**words), "matmul", **parts)
+    multiply = matmul.compiled(_MULTIPLY.format(**words), "multiply", **parts)
+    return matmul.kernel(_MATMUL.format(**words), "matmul", unpack=_unpack(fmt, source), multiply=multiply)
 
 
-KERNELS = {"matvec": _few("matvec", _MATVEC), "experts": _few("experts", _EXPERTS), "matmul": _matmul}
+KERNELS = {"matvec": _few("matvec"), "experts": _few("experts"), "matmul": _matmul}
 
 
 def build(name, *params, source=None):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import tensorlib
 from tensorlib import backend, nn
+from tensorlib.ops import moe
 from tensorlib.quant import formats
 from tensorlib.quant.decode import dequantize
 from tensorlib.quant.floats import MATVEC_ROWS, ROWS
@@ -126,13 +127,13 @@ def test_residual_and_leading_dims(m):
 
 @pytest.mark.parametrize("name", ["nf4_64"])
 def test_experts(name):
-    """`chosen` of stacked matrices, NaN for an id that is none; rows of the same expert share what is unpacked."""
+    """Products of stacked matrices, NaN for an id that is none; rows of the same expert share what is unpacked."""
     rng = np.random.default_rng(8)
     held, w = weight(name, 4 * 9, 256, rng)
     held, w = QTensor(held.buffer, 0, (4, 9, 256), name), w.reshape(4, 9, 256)
     for per, ids in ((3, [1, 3, 4]), (1, [2, 2, 2, 0, -1, 0])):
         x = rng.standard_normal((len(ids) // per, 256)).astype(np.float32)
-        got = held.chosen(tensorlib.tensor(x), tensorlib.tensor(ids), per).numpy()
+        got = moe.chosen(tensorlib.tensor(x), tensorlib.tensor(ids), held, per).numpy()
         for i, e in enumerate(ids):
             if 0 <= e < 4:
                 within(got[i], x[i // per], w[e])
