@@ -162,6 +162,28 @@ def test_plans_do_not_pile_up(monkeypatch):
     assert len(plans(tensorlib.sub)) <= 8
 
 
+def kept(view):
+    """How many views each of the tables of an op keeps."""
+    found, left = {}, [view]
+    for each in left:  # it grows: an op is made of functions that see each other
+        size = each.cache_info().currsize if hasattr(each, "cache_info") else len(each) if type(each) is dict else None
+        if size is not None:
+            found[id(each)] = size
+        function = getattr(each, "__wrapped__", each) if size is not None else each
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        left += [x for x in cells if (callable(x) or type(x) is dict) and not any(x is seen for seen in left)]
+    return list(found.values())
+
+
+def test_views_do_not_pile_up():
+    x = tensorlib.zeros(2 * memo.VIEWS)
+    with tensorlib.no_grad():
+        for i in sorted(2 * list(range(memo.VIEWS + 9))):
+            assert x.narrow(0, i, 1).offset == x[i : i + 1].offset == i
+    sizes = kept(tensorlib.Tensor.narrow) + kept(tensorlib.Tensor.__getitem__)
+    assert len(sizes) == 3 and all(0 < size <= memo.VIEWS for size in sizes)
+
+
 def test_threads_do_not_mix_their_operands():
     wrong = []
 
