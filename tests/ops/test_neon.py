@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from kernels_numba import levels, quant_layout
+from tensorlib.quant import formats
+from tensorlib.quant.decode import dequantize
 from tests.quant.test_linear import FORMATS, blocks, rounded
+from tests.quant.test_private import blocks as private_blocks
 
 TOOLS = ("qemu-aarch64", "aarch64-linux-gnu-gcc")
 pytestmark = pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"needs {' and '.join(TOOLS)}")
@@ -44,7 +47,11 @@ BUILD = """
 import sys
 from kernels_numba import build
 room, name, *params = sys.argv[2:]
-code, entry = build.build_kernel(room, name, tuple(int(p) if p.isdigit() else p for p in params), "neon")
+params, source = tuple(int(p) if p.isdigit() else p for p in params), None
+if room == "quant_float" and name != "arrange":
+    from tensorlib.quant import source
+    source = source.source(*params)
+code, entry = build.build_kernel(room, name, params, "neon", source)
 open(sys.argv[1], "wb").write(code)
 print(entry)
 """
@@ -81,6 +88,23 @@ def run(folder, run_python, arrays, commands):
     subprocess.run(line, check=True, timeout=300, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     after = (folder / "data").read_bytes()
     return [np.frombuffer(after, a.dtype, a.size, o).reshape(a.shape) for a, o in zip(arrays, offsets, strict=True)]
+
+
+@pytest.mark.parametrize("name,m", [("nf4_64", 3), ("nf4_64", 30), ("f8_128", 3)])
+def test_products_of_floats(name, m, runner, run_python):
+    n, k, rng, plan = 21, 256, np.random.default_rng(0), quant_layout
+    held = private_blocks(name, n * k // formats.get(name).elements, rng)[0]
+    w = dequantize(held, name).reshape(n, k).astype(np.float64)
+    x, out = rng.standard_normal((m, k)).astype(np.float32), np.zeros((m, n), np.float32)
+    packed, scratch = np.zeros(2 * (m + 16) * (k + 8) * 4, np.uint8), np.zeros(1 << 20, np.uint8)
+    if m < 16:
+        commands = [("quant_float", "arrange", (plan.STRIDES[name],), ([1], 4 * k, k, m, [2]))]
+        commands.append(("quant_float", "matvec", (name,), ([0], [2], [3], n, k, 0, m)))
+    else:
+        commands = [("matmul", "pack", ("f32", "f32"), ([1], [2], m, k, k, 1, 0))]
+        commands.append(("quant_float", "matmul", (name,), ([0], [2], [3], n, k, 0, m, 128, 128, [4], 1 << 20)))
+    got = run(runner, run_python, [held, x, packed, out, scratch], commands)[3]
+    np.testing.assert_allclose(got, x.astype(np.float64) @ w.T, atol=k * 2.0**-24 * (np.abs(x) @ np.abs(w).T).max())
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
