@@ -1,6 +1,9 @@
 """Streams of an engine give what each gives alone, whoever comes and goes."""
 
+import gc
+import sys
 import threading
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tensorlib import nn
 from tensorlib.errors import ContextError, DTypeError, ShapeError
+from tensorlib.layout import contiguous
 from tests.zoo.conftest import tiny_llama  # noqa: F401
 from zoo.engine import Engine
 from zoo.generate import GREEDY, SamplerConfig, TextModel
@@ -121,6 +125,36 @@ def test_stop_cancel_and_errors(model):
     assert str(handles[1].error) == "no" and handles[0].error is None
     engine.cancel(handles[0])
     assert engine.wait(0) is False and engine.step() == []
+
+
+def test_what_prompts_leave(model):
+    """A pass over several prompts keeps something of how many tokens they have together, of which there are at most
+    CHUNK, and nothing of where one ends and the next begins: less than a Layout for each way to share 40 tokens.
+    """
+    batch = Engine(model, 3, cache_dtype="f32")._batch
+
+    def compute(parts):
+        sequences = [batch.cache.new() for _ in parts]
+        batch.prompts(sequences, [[1] * count for count in parts])
+        for sequence in sequences:
+            batch.cache.free(sequence)
+
+    def left():
+        compute((13, 13, 14))  # the last step's memory stays until the next one
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    ways = [(a, b, 40 - a - b) for a in range(1, 39) for b in range(1, 40 - a)]
+    for parts in ways[::20]:
+        compute(parts)
+    tracemalloc.start()
+    try:
+        before, some = left(), ways[1::5]
+        for parts in some:
+            compute(parts)
+        assert left() - before < sys.getsizeof(contiguous((1, 1, 1))) * len(some)
+    finally:
+        tracemalloc.stop()
 
 
 def test_refused_at_once(model):
