@@ -13,7 +13,7 @@ matmul are described in `quant_matmul.py`.
 
 from numba.extending import register_jitable
 
-from . import quant_matmul
+from . import moe, quant_matmul
 from .dot import dot4_small
 from .quant_layout import GROUP, GROUP_BYTES, RUNS_BYTES
 from .quant_matmul import word0, word1, word2, word3
@@ -261,37 +261,6 @@ def matvec(a, tid, nth):
         if residual != 0:
             residual += {tokens} * 4 * n
 '''
-_EXPERTS = '''
-def experts(a, tid, nth):
-    """out[i] = activations[i // per] . weights[ids[i]], NaN for an id that is none. Threads share the rows of all.
-
-    Choices of one expert that follow one another share what is unpacked, if per is 1. Words: weights, packed
-    activations, out, N, K, ids (i64), how many of them, per, matrices of weights.
-    """
-    w, y, out, n, k, ids = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5)
-    many, per, matrices = arg(a, 6), arg(a, 7), arg(a, 8)
-    blocks = k // 32
-    size = {size}
-    stride = k // {elements} * {nbytes}
-    r0 = n * tid // nth
-    r1 = n * (tid + 1) // nth
-    i = 0
-    while i < many:
-        e = ld_i64(ids + 8 * i)
-        live = 1
-        while per == 1 and live < {tokens} and i + live < many and ld_i64(ids + 8 * (i + live)) == e:
-            live += 1
-        to = out + 4 * n * i
-        if e < 0 or e >= matrices:
-            for r in range(r0, r1):
-                for j in range(live):
-                    st_f32(to + 4 * (n * j + r), nan)
-        elif live == 1:
-            one_token(w + e * n * stride, y + i // per * size, to, 0, n, blocks, stride, size, r0, r1, live)
-        else:
-            many_tokens(w + e * n * stride, y + i * size, to, 0, n, blocks, stride, size, r0, r1, live)
-        i += live
-'''
 TOKENS = 4  # that share a weight row while it is unpacked
 AHEAD = 8192  # bytes
 
@@ -312,10 +281,10 @@ def _matvec(fmt, source=None, name="matvec"):
         for name, tokens in (("one_token", 1), ("many_tokens", TOKENS))
     }
     size = f"blocks // 8 * {RUNS_BYTES}" if fmt in RUNS else f"(blocks + 3) // 4 * {GROUP_BYTES}"
-    text = (_MATVEC if name == "matvec" else _EXPERTS).format(
-        elements=row.elements, nbytes=row.nbytes, size=size, tokens=TOKENS
-    )
-    return _compile(text, name, scope | made | {"nan": float("nan")})
+    if name == "experts":
+        return moe.experts(**made, elements=row.elements, nbytes=row.nbytes, size=size, tokens=TOKENS)
+    text = _MATVEC.format(elements=row.elements, nbytes=row.nbytes, size=size, tokens=TOKENS)
+    return _compile(text, name, scope | made)
 
 
 def build(name, *params, source=None):

@@ -142,37 +142,69 @@ def _few(x, weights, experts, w_gate_up, w_down):
     """The same by choice, in f32: kernels read which expert it is. Of several tokens the choices of one expert follow
     one another, so that its weights are read once.
     """
-    (tokens, top_k), ids, x32 = weights.shape, movement.reshape(experts, -1), elementwise.cast(x, "f32")
-    if tokens == 1:
-        gated = _gated(x32, w_gate_up, lambda some, w: chosen(some, ids, w, top_k))
-        y = chosen(gated, ids, w_down, 1)
-    else:
+    (tokens, top_k), ids, rows, places = weights.shape, movement.reshape(experts, -1), elementwise.cast(x, "f32"), None
+    if tokens > 1:
         order = sort.argsort(ids, stable=True)
-        ids = index.index_select(ids, 0, order)
-        rows = index.index_select(x32, 0, elementwise.floor_divide(order, top_k))
-        gated = _gated(rows, w_gate_up, lambda some, w: chosen(some, ids, w, 1))
-        y = index.index_select(chosen(gated, ids, w_down, 1), 0, sort.argsort(order))
-    y = movement.reshape(y, (tokens, top_k, x.shape[1]))
+        ids, places = index.index_select(ids, 0, order), sort.argsort(order)
+        rows = index.index_select(rows, 0, elementwise.floor_divide(order, top_k))
+    per = ids.numel() // rows.shape[0]
+    if x.device.type == "cpu":
+        hidden = _gated_choices(rows, ids, w_gate_up, per)
+        return elementwise.cast(chosen(hidden, ids, w_down, 1, shares=weights, places=places), x.dtype)
+    y = chosen(_gated(rows, w_gate_up, lambda some, w: chosen(some, ids, w, per)), ids, w_down, 1)
+    y = movement.reshape(y if places is None else index.index_select(y, 0, places), (tokens, top_k, x.shape[1]))
     return elementwise.cast(reduce.sum(elementwise.mul(y, movement.unsqueeze(weights, -1)), 1), x.dtype)
 
 
-def chosen(x, ids, w, per):
+def _gated_choices(x, ids, w_gate_up, per):
+    """silu(gate) * up of every choice on the CPU: one launch, unless gate and up differ in kind."""
+    if not isinstance(w_gate_up, tuple):
+        return chosen(x, ids, w_gate_up, per, gated=True)
+    gate, up = w_gate_up
+    if getattr(gate, "format", gate.dtype) is getattr(up, "format", up.dtype):
+        return chosen(x, ids, gate, per, gated=True, up=up)
+    return norm.swiglu(chosen(x, ids, gate, per), chosen(x, ids, up, per))
+
+
+def chosen(x, ids, w, per, gated=False, up=None, shares=None, places=None):
     """Row i // per of x [R, K] f32 times matrix ids[i] (i64) of w [E, N, K], transposed: [R per, N] f32.
 
-    ids are read when the kernel runs; on the CPU one that is no matrix's gives NaN.
+    ids are read when the kernel runs; on the CPU one that is no matrix's gives NaN. There alone: `gated`, silu(gate) *
+    up of such products, of w and up, or of the halves of w [E, 2 N, K]; with `shares` [T, top_k] the sums [T, N] over a
+    token's choices, which are rows `places` (i64; None: in order) of the products. ShapeError.
     """
     if x.device.type != "cpu":
         w = w.gathered(ids) if hasattr(w, "format") else elementwise.cast(index.index_select(w, 0, ids), "f32")
         rows = movement.unsqueeze(movement.repeat_interleave(x, per, 0), -1)
         return movement.squeeze(linalg.matmul(w, rows), -1)
+    x, ids, cls = movement.contiguous(x), movement.contiguous(ids), type(x)
+    (many, height, k), rows = w.shape, ids.numel()
+    if x.shape != (rows // per, k):
+        raise ShapeError("chosen", f"x {x.shape}, {rows} ids, weight {w.shape}", "x [R, K], an id per row and choice")
+    kernel, y, w, up = by_choice(w, x, up)
+    n = height // 2 if gated and up is None else height
+    out = more = cls.empty((rows, n), "f32", x.device)
+    where, top_k, reads = [0, out.ptr, 0, 0], 1, [w, y, ids]
+    if gated:
+        more = cls.empty((rows, n), "f32", x.device)
+        where[:2] = 1 if up is None else up.ptr, more.ptr
+        reads += [] if up is None else [up]
+    elif shares is not None:
+        shares, top_k = movement.contiguous(shares), shares.shape[1]
+        more = cls.empty((shares.shape[0], n), "f32", x.device)
+        where[1:] = more.ptr, shares.ptr, 0 if places is None else places.ptr
+        reads += [shares] if places is None else [shares, places]
+    words = (w.ptr, y.ptr, out.ptr, n, k, ids.ptr, rows, per, many, height, top_k, *where)
+    backend.launch(kernel, words, 2 * rows * height * k, reads, (out, more))
+    return out if shares is None else more
+
+
+def by_choice(w, x, up=None):
+    """(the kernel of `chosen`, contiguous x as it reads that, w and up)."""
     if hasattr(w, "format"):
-        return w.chosen(x, ids, per)
-    x, ids, w = map(movement.contiguous, (x, ids, w))
-    (many, n, k), rows = w.shape, ids.numel()
-    out = type(x).empty((rows, n), "f32", x.device)
-    kernel = backend.kernel("moe", "matvec", w.dtype.name, device=x.device.type)
-    backend.launch(kernel, (x.ptr, w.ptr, out.ptr, n, k, ids.ptr, rows, per, many), rows * n * k, (x, w, ids), (out,))
-    return out
+        return w.by_choice(x, up)
+    kernel = backend.kernel("moe", "experts", w.dtype.name)
+    return kernel, x, movement.contiguous(w), up if up is None else movement.contiguous(up)
 
 
 def sorted_choices(experts, many):

@@ -44,6 +44,8 @@ def test_refusals():
         tensorlib.moe(x, logits, gate_up[:4], down, 2)
     with pytest.raises(ShapeError, match="reshape"):
         tensorlib.moe(x, logits, gate_up[0], down, 2)
+    with pytest.raises(ShapeError, match=r"chosen: got x \(3, 4\), 2 ids"):
+        moe.chosen(x, tensorlib.tensor([0, 1], dtype="i64"), gate_up, 1)
     with pytest.raises(DTypeError, match="floats"):
         tensorlib.moe(x.to("i64"), logits, gate_up, down, 2)
     assert tensorlib.moe(x[:0], logits[:0], gate_up, down, 2).shape == (0, 4)
@@ -90,13 +92,34 @@ def test_a_recorded_step_reads_who_was_chosen(fmt, pair):
 @pytest.mark.parametrize("fmt", [None, "q8_0", "q4_k"])
 def test_choices_equal_experts_one_by_one(fmt, tokens):
     """Of 12 tokens some experts have five choices and more, which blocks take up to four at a time."""
-    d, many = (4, 3) if fmt is None else (256, 3)
+    d, many = (52, 3) if fmt is None else (256, 3)  # 52: two vectors, one, and four elements
     x, logits, *weights = draw(tokens, d), draw(tokens, many), draw(many, 2 * d, d) * d**-0.5, draw(many, d, d)
     weights = weights if fmt is None else [quantize(w, fmt) for w in weights]
     shares, experts = logits.softmax(-1).topk(2)
     found, want = (f(x, shares, experts, *weights).numpy() for f in (moe._few, moe._by_expert))
     # both round activations to 8 bits, which the order of a sum may tip
     assert np.abs(found - want).max() <= (1e-6 if fmt is None else 1e-3) * np.abs(want).max()
+
+
+@pytest.mark.parametrize("formats", [("q8_0", "q4_k"), ("q8_0", "q8_0"), (None, None), (None, "q8_0")])
+def test_gate_and_up_apart_may_differ(formats):
+    """Of one kind they are one launch, even if they are one weight; else they are multiplied one after the other."""
+    d, many = 256, 3
+    x, logits, down = draw(5, d), draw(5, many), draw(many, d, d) * d**-0.5
+    dense = draw(many, d, d) * d**-0.5
+    kinds = {fmt: dense if fmt is None else quantize(dense, fmt) for fmt in formats}
+    pair = tuple(kinds[fmt] for fmt in formats)
+    shares, experts = logits.softmax(-1).topk(2)
+    found, want = (f(x, shares, experts, pair, down).numpy() for f in (moe._few, moe._by_expert))
+    assert np.abs(found - want).max() <= 1e-3 * np.abs(want).max()
+
+
+def test_a_choice_is_the_same_alone_and_among_others():
+    for weights in ([draw(3, 2 * 64, 64), draw(3, 64, 64)], [quantize(draw(3, n, 64), "q4_0") for n in (128, 64)]):
+        x, (shares, experts) = draw(7, 64), draw(7, 3).softmax(-1).topk(2)
+        every = moe._few(x, shares, experts, *weights).numpy()
+        each = [moe._few(x[i : i + 1], shares[i : i + 1], experts[i : i + 1], *weights).numpy()[0] for i in range(7)]
+        assert (every == np.stack(each)).all()
 
 
 def test_many_choices_can_be_recorded():
