@@ -86,7 +86,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder, target: bool = False) -> Tokenizer:
-        """Build it from a model's folder: a `tokenizer.json`, or the files of SentencePiece, Marian or RWKV.
+        """Build it from a model's folder: a `tokenizer.json`, or what else models have (tokenizer_folder.py).
 
         `target`: of the language that a Marian translates to. FormatError where there is none of them.
         """

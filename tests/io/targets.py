@@ -79,6 +79,16 @@ def _tokenizer_json(path):
     _speak(Tokenizer.from_file(path))
 
 
+VOCAB = ["<s>", "<pad>", "</s>", "<unk>", *vocab.LETTER_OF_BYTE, *("".join(pair) for pair in vocab.MERGES), "<mask>"]
+VOCAB = json.dumps({token: id for id, token in enumerate(VOCAB)}).encode()
+MERGES = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in vocab.MERGES)]).encode()
+ROBERTA = b'{"model_type": "roberta"}'
+ADDED = {"add_prefix_space": True, "trim_offsets": False, "mask_token": {"__type": "AddedToken", "content": "<mask>"}}
+ADDED |= {"additional_special_tokens": ["<s>", {"content": "<new>", "lstrip": True}], "extra_token": "<more>"}
+ADDED |= {"added_tokens_decoder": {"0": {"content": "<s>", "special": True}, "1": {"content": "<pad>"}}}
+ADDED = json.dumps(ADDED).encode()
+
+
 def _folder(path):
     from tensorlib.io.tokenizer import Tokenizer
 
@@ -160,6 +170,10 @@ TARGETS = {
     "tokenizer_json": Target("tokenizer.json", _tokenizer_json, [tokenizer_json()]),
     "pieces": Target("spiece.model", _folder, [build_pieces.model(), build_pieces.byte_pairs()], cuts=None),
     "words": Target("vocab.json", _folder, [build_pieces.WORDS], beside={"source.spm": build_pieces.model()}),
+    "pairs": Target("vocab.json", _folder, [VOCAB], header=64, beside={"merges.txt": MERGES, "config.json": ROBERTA}),
+    "merges": Target("merges.txt", _folder, [MERGES], beside={"vocab.json": VOCAB, "config.json": ROBERTA}, cuts=None),
+    "added": Target("tokenizer_config.json", _folder, [ADDED],
+                    cuts=lambda data: [0], beside={"vocab.json": VOCAB, "merges.txt": MERGES, "config.json": ROBERTA}),
     "list": Target("vocab.txt", _folder, [b"[PAD]\n[UNK]\n[CLS]\n[SEP]\nthe\n##s\ncat\n"], cuts=None),
     "world": Target("rwkv_vocab_v20230424.txt", _folder, [build_pieces.world()], cuts=None),
     "template": Target("chat_template.jinja", _template, [s.encode() for s in build_template.WORKS], cuts=None),
