@@ -8,7 +8,6 @@ from math import prod
 
 from zoo.options import MANY, at_least
 
-CHECKPOINTS = ("gptq", "awq", "hqq", "bitsandbytes")  # formats of tensors in several parts
 PIECE = 1 << 22  # weights that are decoded at a time: 16 MiB of f32
 
 
@@ -75,7 +74,9 @@ def opened(ref):
 
 def is_quantized(info):
     """Whether a tensor is in blocks, of GGUF or of a checkpoint whose folder was opened."""
-    return getattr(info.format, "quantized", info.format in CHECKPOINTS)
+    from tensorlib.io.checkpoint import METHODS
+
+    return getattr(info.format, "quantized", info.format in METHODS)
 
 
 def rows(file, name, group=None, most=PIECE):

@@ -372,7 +372,7 @@ for name in ("small", "large"):
 # ---- checkpoints in folders, kernels, terminals ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [checkpoints.gptq, checkpoints.hqq, checkpoints.bnb4])
+@pytest.mark.parametrize("build", [checkpoints.gptq, checkpoints.hqq, checkpoints.bnb4, checkpoints.fp8])
 def test_checkpoints_in_folders(tmp_path, capsys, build):
     """Weights in several parts become numbers or blocks; their parts do not get into GGUF as they are."""
     config, parts, weight = build(np.random.default_rng(0), 32, 64)
