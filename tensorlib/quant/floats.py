@@ -8,7 +8,8 @@ from tensorlib.device import Array
 from tensorlib.ops import movement
 from tensorlib.quant import source
 
-MATVEC_ROWS = {8: 24, 2: 16}  # stride -> up to so many rows of activations meet weights as they are unpacked
+# stride -> up to so many rows of activations meet weights as they are unpacked, by narrow and by wide vectors (Zen 5)
+MATVEC_ROWS = {8: (7, 24), 2: (12, 16)}
 ROWS = 512  # of activations that meet weights while these are unpacked
 DEPTH = 768  # weights of a row unpacked at a time at most, as of dense weights; GROUP: columns of those
 GROUP = 128
@@ -35,7 +36,8 @@ def arranged(weight, x, rows, k):
 
 def linear(weight, x, out, residual, rows, n, k):
     """Contiguous x [rows, K] times a weight [N, K], transposed, plus residual, written to out."""
-    if rows <= MATVEC_ROWS[backend.backend().quant.STRIDES[weight.format.name]]:
+    cpu = backend.backend()
+    if rows <= MATVEC_ROWS[cpu.quant.STRIDES[weight.format.name]][cpu.level == "avx512vnni"]:
         y, more = arranged(weight, x, rows, k), [] if residual is None else [residual]
         args = (weight.ptr, y.ptr, out.ptr, n, k, residual.ptr if more else 0, rows)
         backend.launch(_kernel("matvec", weight), args, 2 * rows * n * k, (weight, y, *more), (out,))
