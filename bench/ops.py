@@ -31,6 +31,7 @@ MEMORY_BOUND = ("elementwise", "reductions", "softmax", "transposed", "gathers",
 TARGETS = (
     (MEMORY_BOUND, ("torch",), 1.2, 0.0),
     (("sgemm",), ("torch", "numpy"), 0.95, 0.95),
+    (("bf16",), ("torch",), 1.1, 0.0),
     (("attention",), ("torch",), 1.2, 1.0),
     (("conv2d",), ("torch",), 0.9, 0.0),
     (("depthwise",), ("torch",), 1.2, 0.0),
@@ -164,7 +165,8 @@ def records(host, results, threads):
     for case, times in results:
         for peer, samples in times.items():
             version = peers.version(OURS, sys.executable) if peer == OURS else importlib.metadata.version(peer)
-            where = {"threads": threads, "format": "f32", "amount": case.size}
+            format = "bf16" if case.family == "bf16" else "f32"
+            where = {"threads": threads, "format": format, "amount": case.size}
             micro = [1e6 * s for s in samples]
             yield harness.row(host, f"{case.family} {case.name}", peer, version, micro, "us", **where)
 

@@ -19,7 +19,7 @@ class Case(NamedTuple):
     numpy: str
 
 
-NORMAL, BOOL = "normal", "bool"
+NORMAL, BOOL, HALF = "normal", "bool", "bf16"
 
 
 def case(family, name, inputs, tensorlib, torch=None, numpy=None, size=None):
@@ -133,6 +133,17 @@ def sgemm():
     for n in (512, 1024, 2048):
         yield case("sgemm", "x @ y", {"x": (NORMAL, n, n), "y": (NORMAL, n, n)}, "x @ y", size=f"{n}")
         yield case("sgemm", "x @ y.T", {"x": (NORMAL, n, n), "y": (NORMAL, n, n)}, "x @ y.T", size=f"{n}")
+
+
+# (M, N, K): a token, a few, prompts, a training batch, through the matrices of models of 135M to 7B
+BF16 = [(m, n, k) for n, k in ((1536, 576), (2048, 2048), (4096, 4096)) for m in (1, 4, 16, 64, 512)]
+BF16 += [(512, 576, 1536), (512, 4096, 1536)]
+
+
+def bf16():
+    for m, n, k in BF16:
+        inputs = {"x": (HALF, m, k), "w": (HALF, n, k)}
+        yield case("bf16", "x @ w.T", inputs, "x @ w.T", None, "", size=f"{m}x{n}x{k}")
 
 
 SDPA = "scaled_dot_product_attention(q, k, v, is_causal={}, enable_gqa={})"
@@ -249,6 +260,7 @@ FAMILIES = {
         gathers,
         sort,
         sgemm,
+        bf16,
         attention,
         conv2d,
         depthwise,

@@ -51,7 +51,8 @@ def _compile(room, name, params, level, source):
     text = _wrap(*_numba_ir(function), "kernel")
     if getattr(module, "SAME_ON_ALL_LEVELS", False):  # then no product may be fused with a sum
         text = text.replace(" contract ", " ")
-    return _optimise(text, levels.LEVELS[level])
+    target = levels.LEVELS[level]
+    return _optimise(text, target._replace(features=target.features + getattr(module, "FEATURES", "")))
 
 
 def _numba_ir(function):

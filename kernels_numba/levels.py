@@ -44,6 +44,11 @@ def cpu_flags():
     return frozenset()
 
 
+def dots_bf16(level):
+    """Whether this CPU has the instruction of `bf16.py`, and kernels of `level` may use it."""
+    return level == "avx512vnni" and "avx512_bf16" in cpu_flags()
+
+
 def detect():
     """Name of the best level that this CPU has, or None on a machine that no level is for."""
     flags = cpu_flags()

@@ -4,7 +4,8 @@
 panels of NR columns of W for one block of K, and multiplies all tiles with them. Both packers take 16 "lanes" (rows of
 A, columns of W) at a time, from any strides: 16 x 16 transposes where k is the unit stride, plain vectors where the
 lanes lie side by side, scalars for tails and for anything else. Every element of C is one chain of multiply-adds per
-block of K, whatever its tile and the number of threads. Nothing outside the tensors is read or written.
+block of K, whatever its tile and the number of threads. Nothing outside the tensors is read or written. The same texts
+make the kernels of `bf16.py`, whose packers say which panels hold what its instruction takes for 0.
 
 Strides are in elements. Batch dims are groups of words behind the fixed ones, innermost dim last.
 """
@@ -56,6 +57,7 @@ def pack_lanes(src, lane_stride, k_stride, exist, width, k, dst, step):
         else:
             for s in range(i, k):
                 store(dst + s * step, lane, 0)
+    return 0
 """
 _PACK_VECTORS = """if k_stride == 1 and exist > 0:
         while i + 16 <= k:
@@ -97,6 +99,7 @@ def pack(a, tid, nth):
     # size, its stride. Threads share the tiles of all matrices.
     src, out, m, k, row, step, dims = arg(a, 0), arg(a, 1), arg(a, 2), arg(a, 3), arg(a, 4), arg(a, 5), arg(a, 6)
     tiles = (m + {mr} - 1) // {mr}
+    nbytes = ((k + k % {pair}) * {mr} + {pad}) * {size}
     units = tiles
     for d in range(dims):
         units *= arg(a, 7 + 2 * d)
@@ -110,19 +113,28 @@ def pack(a, tid, nth):
             rest //= size
         rows = m - tile * {mr}
         h = height(min(rows, {mr}))
-        dst = out + u * (k * {mr} + {pad}) * {size}
+        dst, odd = out + u * nbytes, 0
         for lane in range(0, h, {lanes}):
-            p = src + {src_size} * (at + lane * row)
-            pack_lanes(p, row, step, rows - lane, min({lanes}, h - lane), k, dst + {size} * lane, {size} * h)
+            p, to = src + {src_size} * (at + lane * row), dst + {word} * lane
+            odd |= pack_lanes(p, row, step, rows - lane, min({lanes}, h - lane), k, to, {word} * h)
+        {mark}
 """
 
 
 def _pack(dtype, compute, rows=0):
     if dtype not in scalar.BITS or compute not in ("f32", "f64"):
         return None
-    words = {"mr": heights(rows)[0], "pad": PAD, "size": SIZES[compute], "lanes": 64 // SIZES[compute]}
-    source = _PACK.format(src_size=scalar.BITS[dtype] // 8, **words)
-    return kernel(source, "pack", pack_lanes=_packer(dtype, compute), height=height_of(rows))
+    size = SIZES[compute]
+    words = {"size": size, "src_size": scalar.BITS[dtype] // 8, "word": size, "lanes": 64 // size}
+    return pack_of(_packer(dtype, compute), rows, pair=1, mark="", **words)
+
+
+def pack_of(pack_lanes, rows, **words):
+    """The kernel `pack` with this packer. words: bytes of a packed element, of one of A, of a word; elements per word,
+    words per vector; what is done with what the packer returned.
+    """
+    source = _PACK.format(mr=heights(rows)[0], pad=PAD, **words)
+    return kernel(source, "pack", pack_lanes=pack_lanes, height=height_of(rows))
 
 
 # ---- the register tile ----------------------------------------------------------------------------------------------
@@ -217,19 +229,19 @@ _BLOCK = """
 def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last, column, many, deep, panels, packed):
     # tiles first ... last - 1 of A times `many` panels from `column` on
     parts = packed + {nr} * {size} * panels * deep
-    tile = (k * {mr} + {pad}) * {size}
+    tile = ((k + k % {pair}) * {mr} + {pad}) * {size}
     blocks = max(1, (k + deep - 1) // deep)
     for b in range(blocks):
-        k0 = b * deep
+        k0, odd = b * deep, 0
         kk = min(deep, k - k0)
         if {by_rows} and w_n == 1 and column + many * {nr} <= n:
-            pack_rows(w + {w_size} * (column + k0 * w_k), w_k * {w_size}, kk, many, packed, deep * {nr} * {size})
+            odd = pack_rows(w + {w_size} * (column + k0 * w_k), w_k * {w_size}, kk, many, packed, deep * {nr} * {size})
         else:
             for j in range(many):
                 for v in range(0, {nr}, {lanes}):
                     at = column + j * {nr} + v
-                    src, to = w + {w_size} * (at * w_n + k0 * w_k), packed + {size} * (j * deep * {nr} + v)
-                    pack_lanes(src, w_n, w_k, n - at, {lanes}, kk, to, {nr} * {size})
+                    src, to = w + {w_size} * (at * w_n + k0 * w_k), packed + {size} * j * deep * {nr} + {word} * v
+                    odd |= pack_lanes(src, w_n, w_k, n - at, {lanes}, kk, to, {nr} * {word}) << j
         for t0 in range(first, last, {block}):
             for j in range(many):
                 for t in range(t0, min(last, t0 + {block})):
@@ -237,7 +249,7 @@ def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last
                     h = height(rows)
                     p = parts
                     if blocks > 1:
-                        p += ((t - first) * many + j) * {mr} * {nr} * {size}
+                        p += ((t - first) * many + j) * {mr} * {nr} * {word}
                     x = pa + t * tile + {size} * k0 * h
                     at = column + j * {nr}
                     to = c + {c_size} * (t * {mr} * c_row + at)
@@ -245,7 +257,7 @@ def block(pa, w, c, m, n, k, w_k, w_n, c_row, code, bias, step, add, first, last
                         for i in range(rows):
                             for v in range(0, {nr} * {c_size}, 64):
                                 prefetch(to + {c_size} * i * c_row + v)
-                    tiles(h, kk, x, packed + j * deep * {nr} * {size}, p, b > 0, tile)
+                    tiles(h, kk, x, packed + j * deep * {nr} * {size}, p, b > 0, tile{odd})
                     if b == blocks - 1:
                         store(p, rows, n - at, to, c_row, code, bias + at * step, step, add)
 """
@@ -263,7 +275,7 @@ def gemm(a, tid, nth):
     scratch = arg(a, 16) + tid * arg(a, 17)
     columns = (n + {nr} - 1) // {nr}
     tiles = (m + {mr} - 1) // {mr}
-    matrix = tiles * (k * {mr} + {pad}) * {size}
+    matrix = tiles * ((k + k % {pair}) * {mr} + {pad}) * {size}
     units = columns * parts
     for d in range(dims):
         units *= arg(a, 20 + 4 * d)
@@ -300,6 +312,7 @@ def pack_rows(src, step, k, panels, dst, panel):
                 prefetch(p + {ahead} * step + {w_size} * {lanes} * v)
                 st_{v}(dst + j * panel + 64 * (i * {vectors} + v), ld_{w}x{lanes}(p + {w_size} * {lanes} * v))
             p += {w_size} * {nr}
+    return 0
 """
 AHEAD = 8  # rows
 
@@ -308,7 +321,7 @@ def _pack_rows(w, words):
     """pack_rows where vectors of w can be loaded as what is computed in; else never to be called."""
     lanes, compute = words["lanes"], "f32" if words["size"] == 4 else "f64"
     if not _by_vector(w, compute) or w not in SIZES:
-        return compiled("def pack_rows(src, step, k, panels, dst, panel):\n    pass", "pack_rows")
+        return compiled("def pack_rows(src, step, k, panels, dst, panel):\n    return 0", "pack_rows")
     scope = {**words, "w": w, "v": f"{compute}x{lanes}", "vectors": words["nr"] // lanes, "ahead": AHEAD}
     return compiled(_PACK_ROWS.format(**scope), "pack_rows")
 
@@ -316,14 +329,20 @@ def _pack_rows(w, words):
 def _gemm(w, c, compute):
     if w not in scalar.BITS or c not in (("f32", "f16", "bf16") if compute == "f32" else ("f64",)):
         return None
-    mr, vectors, _ = TILES[levels.TARGET]
-    lanes = 64 // SIZES[compute]
-    words = {"mr": mr, "nr": vectors * lanes, "lanes": lanes, "block": BLOCK_ROWS // mr, "pad": PAD}
-    words |= {"size": SIZES[compute], "w_size": scalar.BITS[w] // 8, "c_size": SIZES[c]}
-    words["by_rows"] = _by_vector(w, compute) and w in SIZES
-    parts = {"pack_lanes": _packer(w, compute), "tiles": _tiles(compute), "height": height_of()}
-    parts["pack_rows"] = _pack_rows(w, words)
-    block = compiled(_BLOCK.format(**words), "block", store=_store(c, compute), **parts)
+    size = SIZES[compute]
+    words = {"size": size, "word": size, "w_size": scalar.BITS[w] // 8, "lanes": 64 // size, "pair": 1, "odd": ""}
+    words |= {"nr": TILES[levels.TARGET][1] * words["lanes"], "by_rows": _by_vector(w, compute) and w in SIZES}
+    parts = {"pack_lanes": _packer(w, compute), "tiles": _tiles(compute), "pack_rows": _pack_rows(w, words)}
+    return gemm_of(_store(c, compute), parts, c_size=SIZES[c], **words)
+
+
+def gemm_of(store, parts, **words):
+    """The kernel `gemm` of these packers and tiles. words: as of `pack_of`; `odd`: what `tiles` gets of what the
+    packers returned.
+    """
+    words |= {"mr": TILES[levels.TARGET][0], "pad": PAD}
+    words["block"] = BLOCK_ROWS // words["mr"]
+    block = compiled(_BLOCK.format(**words), "block", store=store, height=height_of(), **parts)
     return kernel(_GEMM.format(**words), "gemm", block=block)
 
 

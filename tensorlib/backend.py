@@ -61,7 +61,7 @@ class CpuBackend:
         if self.level not in levels.LEVELS:
             known = ", ".join(levels.LEVELS)
             raise DeviceError("cpu", f"level {self.level!r}", f"one of {known}", "see kernels_numba/levels.py")
-        self.tokens = levels.LEVELS[self.level].tokens
+        self.tokens, self.dots_bf16 = levels.LEVELS[self.level].tokens, levels.dots_bf16(self.level)
         self._kernels, self._retired, self._unwritable = {}, [], False
         self.direct = driver.direct_calls(cache.from_memory)
         self._folders = cache.folders(self.level, cache_root())

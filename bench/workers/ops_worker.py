@@ -30,7 +30,7 @@ def draw(numpy, name, kind, *shape):
     for n in shape:
         count *= n
     rng, unique = numpy.random.default_rng(ord(name)), min(count, UNIQUE)
-    if kind == "normal":
+    if kind in ("normal", "bf16"):
         values = rng.standard_normal(unique, numpy.float32)
     elif kind == "bool":
         values = rng.random(unique, numpy.float32) < 0.5
@@ -63,16 +63,23 @@ class Library:
             torch.set_num_threads(threads)
             self.context.enter_context(torch.inference_mode())
             self.names, self.take = {"t": torch, "F": torch.nn.functional}, lambda x: torch.from_numpy(x).clone()
+            self.half = torch.bfloat16
         else:
             import tensorlib
             from tensorlib import backend
 
             self.context.enter_context(backend.backend().pool.pinned())
-            self.names, self.take = {"t": tensorlib}, lambda x: tensorlib.from_numpy(x).clone()
+            self.names, self.take, self.half = {"t": tensorlib}, lambda x: tensorlib.from_numpy(x).clone(), "bf16"
+
+    def input(self, name, kind, *shape):
+        """An input, drawn as float32."""
+        x = self.take(draw(self.numpy, name, kind, *shape))
+        return x.to(self.half) if kind == "bf16" else x
 
     def digest(self, found):
         """Shape and the mean absolute value of (a sample of) a result."""
         found = found[0] if isinstance(found, tuple) else found
+        found = found.float() if str(found.dtype) in ("bf16", "torch.bfloat16") else found
         values = self.numpy.asarray(found if isinstance(found, self.numpy.generic) else self._back(found))
         flat = values.reshape(-1)[:: max(1, values.size >> 20)]
         return [list(values.shape), float(self.numpy.abs(flat.astype("f8")).mean())]
@@ -85,7 +92,7 @@ class Run:
     """A prepared case."""
 
     def __init__(self, library, case, code):
-        inputs = {name: library.take(draw(library.numpy, name, *spec)) for name, spec in case["inputs"].items()}
+        inputs = {name: library.input(name, *spec) for name, spec in case["inputs"].items()}
         scope = {**library.names, **inputs}
         self.digest = library.digest(eval(code, scope))
         names = ", ".join(scope.keys() - {"__builtins__"})

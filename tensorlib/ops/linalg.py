@@ -2,7 +2,8 @@
 
 Any strides are taken as they are: the kernels pack what they do not read in order. Sums are f32 for f32, f16 and bf16,
 f64 for f64, and modulo 2**bits for integers; a float result is within K u sum |x||w| of the exact one, u = 2**-24 (f64:
-2**-53), before it is rounded to its dtype.
+2**-53), before it is rounded to its dtype. CPUs that have AVX512_BF16 multiply bf16 by bf16 without conversion, within
+the same bound, but for sums below 2**-126, which become 0.
 """
 
 import functools
@@ -19,8 +20,8 @@ from tensorlib.memo import memoised
 from tensorlib.ops import elementwise, movement, products
 from tensorlib.registry import NUMBER, define
 
-FEW = 4  # rows up to which W is read directly instead of being packed
-DEPTH = 768  # elements of K per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
+FEW, FEW_BF16 = 4, 32  # rows up to which W is read directly instead of being packed; kernels_numba/bf16_rows.py, MOST
+DEPTH = 3072  # bytes of K per block at most: 14 rows and 32 columns of it stay in a core's L1 and L2
 GROUP = 128  # columns that one thread packs at a time
 PACKED_BYTES = 16 << 20  # packed A at most: a larger one is cut, so that it stays in the L3 and memory stays bounded
 TINY = 1 << 10  # products up to which one plain loop is the quickest: packing takes several launches
@@ -208,18 +209,24 @@ def _product(out, a, b, bias=None, accumulate=False):
         return
     a_row, b_column = a.strides[-1] == 1 or k == 1, b.strides[-2] == 1 or k == 1
     small = {a.dtype.name, b.dtype.name, out.dtype.name} <= set(_SMALL_FLOATS)
+    few = FEW_BF16 if _dots_bf16(a, b) else FEW
     tiny = out.numel() * k <= TINY and bias is None and not accumulate
     if not out.dtype.is_float or (tiny and {a.dtype.name, b.dtype.name} <= _FLOATS):
         _plain(out, a, b)
-    elif small and a_row and b_column and m <= FEW:
+    elif small and a_row and b_column and m <= few:
         _matvec(out, a, b, bias, 0, accumulate)
-    elif small and a_row and b_column and n <= FEW:
+    elif small and a_row and b_column and n <= few:
         swapped = (x.view(x.layout.transpose(-2, -1)) for x in (out, b, a))
         _matvec(*swapped, bias, 1, accumulate)
     elif small and m == 1 and k and b.strides[-1] == out.strides[-1] == 1 and bias is None and not accumulate:
         _vecmat(out, a, b)
     else:
         _gemm(out, a, b, bias, accumulate)
+
+
+def _dots_bf16(a, b):
+    """Whether the CPU multiplies these two as they are."""
+    return a.dtype.name == b.dtype.name == "bf16" and backend.backend().dots_bf16
 
 
 def _batch(out, *others):
@@ -254,7 +261,8 @@ def _plain(out, a, b):
 
 def _matvec(out, x, w, bias, bias_dim, accumulate):
     """Few rows of x; w has unit stride along k. bias_dim: 0 if the bias runs along w's columns, 1 along x's rows."""
-    kernel = backend.kernel("matvec", "matvec", *_names(x, w, out), device=out.device.type)
+    room = ("bf16_rows", "matvec", out.dtype.name) if _dots_bf16(x, w) else ("matvec", "matvec", *_names(x, w, out))
+    kernel = backend.kernel(*room, device=out.device.type)
     (m, n), k = out.shape[-2:], x.shape[-1]
     code, address, step = _bias_words(bias)
     words = [x.ptr, w.ptr, out.ptr, m, n, k, x.strides[-2], w.strides[-1], *out.strides[-2:]]
@@ -278,7 +286,11 @@ def _cut(out, a, b, dim):
 
 
 def _gemm(out, a, b, bias, accumulate):
-    compute, size = ("f64", 8) if out.dtype.name == "f64" else ("f32", 4)
+    room, packs, gemms, size = "matmul", (a.dtype.name, "f32"), (b.dtype.name, out.dtype.name, "f32"), 4
+    if out.dtype.name == "f64":
+        packs, gemms, size = (a.dtype.name, "f64"), (b.dtype.name, "f64", "f64"), 8
+    elif _dots_bf16(a, b):
+        room, packs, gemms, size = "bf16", (), (out.dtype.name,), 2
     threads = backend.threads(out.device.type)
     plan = _plan(out.shape, out.strides, a.shape[-1], a.strides, b.strides, size, threads, PACKED_BYTES)
     if plan.cut is not None:
@@ -287,9 +299,9 @@ def _gemm(out, a, b, bias, accumulate):
         return
     scratch = Array.empty((plan.nbytes,), "u8", out.device)
     packed = scratch.ptr + plan.packed
-    kernel = backend.kernel("matmul", "pack", a.dtype.name, compute, device=a.device.type)
+    kernel = backend.kernel(room, "pack", *packs, device=a.device.type)
     backend.launch(kernel, [a.ptr, packed, *plan.pack], plan.elements, (a,), (scratch,))
-    kernel = backend.kernel("matmul", "gemm", b.dtype.name, out.dtype.name, compute, device=out.device.type)
+    kernel = backend.kernel(room, "gemm", *gemms, device=out.device.type)
     words = [packed, b.ptr, out.ptr, *plan.sizes, *_bias_words(bias), int(accumulate), *plan.blocks, scratch.ptr]
     reads = _reads(scratch, b, bias, out, accumulate)
     backend.launch(kernel, [*words, *plan.rest], out.numel() * a.shape[-1] // 16, reads, (out, scratch))
@@ -309,9 +321,10 @@ def _plan(shape, strides, k, a_strides, b_strides, size, threads, most):
     if nbytes > most and (prod(own) > 1 or m > 64):
         cut = next((d for d, count in enumerate(own) if count > 1), -2)
         return _Plan(cut, *[None] * 7)
-    blocks = max(1, -(-k // DEPTH))
-    depth, group = max(1, -(-k // (16 * blocks))) * 16, min(GROUP, -(-n // 32) * 32)
-    per_thread = size * group * (depth + 16 + (m if blocks > 1 else 0))
+    narrow = min(4, size)
+    blocks, unit = max(1, -(-k * narrow // DEPTH)), 64 // narrow
+    depth, group = max(1, -(-k // (unit * blocks))) * unit, min(GROUP, -(-n // 32) * 32)
+    per_thread = group * (size * depth + max(4, size) * (16 + (m if blocks > 1 else 0)))
     parts = min(-(-m // 64), max(1, 2 * threads // (-(-n // 32) * prod(batch))))
     pack = (m, k, *a_strides[-2:], len(own), *(w for pair in zip(own, a_strides[:-2], strict=False) for w in pair))
     sizes = (m, n, k, *b_strides[-2:], strides[-2])

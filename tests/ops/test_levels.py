@@ -28,6 +28,29 @@ def test_compiles_for_any_level(level, run_python):
         assert other not in text
 
 
+BF16 = """
+import sys
+from kernels_numba import build
+for room, name, *params in (("bf16", "pack"), ("bf16", "gemm", "bf16"), ("bf16_rows", "matvec", "bf16")):
+    if build.build_kernel(room, name, params, sys.argv[1]) is not None:
+        print(name, build.assembly(room, name, params, sys.argv[1]).count("vdpbf16ps"))
+"""
+
+
+def test_products_of_bf16(run_python):
+    found = dict(line.split() for line in run_python(BF16, "avx512vnni").splitlines())
+    # tiles of 14, 8 and 4 rows by 2 vectors; of 5, 4, 3, 2 and 1 rows by 4
+    assert found["pack"] == "0" and int(found["gemm"]) >= 52 and int(found["matvec"]) >= 60
+    assert run_python(BF16, "avx2") == ""
+
+
+def test_bf16_needs_its_instruction(monkeypatch):
+    monkeypatch.setattr(levels, "cpu_flags", lambda: levels.LEVELS["avx512vnni"].flags)
+    assert not levels.dots_bf16("avx512vnni")
+    monkeypatch.setattr(levels, "cpu_flags", lambda: levels.LEVELS["avx512vnni"].flags | {"avx512_bf16"})
+    assert levels.dots_bf16("avx512vnni") and not levels.dots_bf16("avx2")
+
+
 def test_detects_the_best_level(monkeypatch):
     flags = levels.LEVELS["avx512vnni"].flags
     monkeypatch.setattr(levels.platform, "machine", lambda: "x86_64")

@@ -174,18 +174,50 @@ def test_errors_say_what_to_do():
 CASES = ((1, 900, 300), (3, 700, 200), (90, 3, 4000), (130, 200, 900), (300, 20, 400), (1, 600, 200))
 
 
+@pytest.mark.parametrize("name", ["f32", "bf16"])
 @pytest.mark.parametrize("batch", [(), (3,)])
-def test_results_do_not_depend_on_threads_or_on_the_cut(batch, monkeypatch):
+def test_results_do_not_depend_on_threads_or_on_the_cut(batch, name, monkeypatch):
     found = {}
     for threads, packed in ((1, 16 << 20), (2, 16 << 20), (3, 16 << 20), (2, 1 << 16)):
         backend.set_num_threads(threads)
         monkeypatch.setattr(linalg, "PACKED_BYTES", packed)
         for i, (m, n, k) in enumerate(CASES):
-            x = values((*batch, m, k), "f32", i)
-            y = values((*batch, k, n), "f32", i + 10, "plain" if i == 5 else "transposed")
+            x = values((*batch, m, k), name, i)
+            y = values((*batch, k, n), name, i + 10, "plain" if i == 5 else "transposed")
             found.setdefault((m, n, k), set()).add(read(linalg.matmul(wrap(x), wrap(y))).tobytes())
     backend.set_num_threads(None)
     assert {len(results) for results in found.values()} == {1}
+
+
+SUBNORMAL = 2.0**-130
+# (rows of x, K): few, many, with an end behind the last 32 elements and without, two blocks of K
+BF16 = ((3, 64), (7, 77), (32, 1100), (33, 64), (40, 1601))
+
+
+@pytest.mark.parametrize("m, k", BF16)
+@pytest.mark.parametrize("order", ["transposed", "plain"])
+def test_bf16_of_subnormals_infinities_and_nan(m, k, order):
+    """x @ y of bf16 with subnormals that count, in each operand, at every place: f32's products, whatever the CPU."""
+    n = 70
+    for at, other in ((0, 1), (k - 1, 5), (k // 2, k - 1)):
+        x, y = values((m, k), "bf16", 0), values((k, n), "bf16", 1, order)
+        x[:, other], y[at] = 2.0**120, 2.0**120
+        x[2], y[:, n - 1] = 0, 0
+        x[2, at], y[other, n - 1] = SUBNORMAL, 1.5 * SUBNORMAL
+        expect(read(linalg.matmul(wrap(x), wrap(y))), x, y)
+        x[1, at], y[at, 3], y[at, 4] = np.inf, SUBNORMAL, np.nan
+        got = read(linalg.matmul(wrap(x), wrap(y))).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            want = x.astype(np.float32) @ y.astype(np.float32)
+        assert np.isinf(want[1]).any() and np.isnan(want[:, 4]).all()
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+        np.testing.assert_array_equal(got[np.isinf(want)], want[np.isinf(want)])
+
+
+def test_few_rows_are_the_kernels():
+    from kernels_numba import bf16_rows
+
+    assert linalg.FEW_BF16 == bf16_rows.MOST
 
 
 def test_replays():
@@ -227,7 +259,7 @@ def read(a):
 
 rng, tested = np.random.default_rng(0), 0
 sizes = [(1, 5, 17), (1, 21, 9), (1, 600, 40), (3, 6, 33), (19, 2, 35), (5, 7, 3), (17, 33, 19), (30, 70, 100)]
-sizes += [(9, 9, 801)]
+sizes += [(9, 9, 801), (40, 70, 101), (35, 3, 1601)]
 for name, (m, n, k), at_end, x_t, w_t in itertools.product(("f32", "bf16"), sizes, (0, 1), (0, 1), (0, 1)):
     x, x_values = guarded(rng.standard_normal((k, m) if x_t else (m, k)), name, at_end)
     w, w_values = guarded(rng.standard_normal((k, n) if w_t else (n, k)), name, at_end)
@@ -248,4 +280,4 @@ HERE = [
 
 @pytest.mark.parametrize("level", HERE)
 def test_reads_and_writes_nothing_outside_at_any_level(level, run_python):
-    assert run_python(GUARDED, TENSORLIB_CPU_LEVEL=level).split() == ["144"]
+    assert run_python(GUARDED, TENSORLIB_CPU_LEVEL=level).split() == ["176"]
