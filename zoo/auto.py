@@ -110,10 +110,9 @@ def load(folder, context=None, device="cpu", dtype=None, head=None, dequantize=F
     """(file of weights, model) of a folder as Hugging Face has them: config.json and safetensors, or PyTorch's files.
 
     `context`: how many positions the model is prepared for, at most its own; `dtype`: what weights of floats are cast
-    to, with `dequantize` those in blocks, too (float8 takes less memory on CPUs in bf16 than as it is); `changes`: of
-    the config's fields. `head`: a class, "BertModel" or "BertForMaskedLM", in place of that which `architectures` says,
-    which is the encoder alone where it is none of those here. FormatError for a damaged file, an unknown architecture,
-    or weights that are not the model's.
+    to, with `dequantize` those in blocks, too; `changes`: of the config's fields. `head`: a class, "BertModel" or
+    "BertForMaskedLM", in place of that which `architectures` says, which is the encoder alone where it is none of those
+    here. FormatError for a damaged file, an unknown architecture, or weights that are not the model's.
     """
     fields = published.read(folder)
     kind, made = classes(type_of(fields), fields.path, "model_type")
