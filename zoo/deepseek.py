@@ -62,7 +62,8 @@ class DeepseekConfig(
     def with_gguf(self, get, file):
         """What a GGUF file has beside Llama's fields."""
         turned, groups = get("rope.dimension_count", int), get("expert_group_count", int, 0)
-        sigmoid, scaling = get("expert_gating_func", int, 1) == 2, dict(self.rope_scaling or {})
+        biased = any("exp_probs_b" in name for name in file.tensors)  # files that do not say it are of sigmoids then
+        sigmoid, scaling = (get("expert_gating_func", int, 0) or 1 + biased) == 2, dict(self.rope_scaling or {})
         kv_split = "blk.0.attn_k_b.weight" in file.tensors
         of = "_mla" if kv_split else ""  # what has no such end is the length of latents in these files
         scaling.pop("partial_rotary_factor", None)  # it is of the latents

@@ -39,10 +39,12 @@ class Qwen2ForCausalLM(llama.LlamaForCausalLM):
 class Qwen2MoeConfig(
     Qwen2Config.plus(
         num_experts=60, num_experts_per_tok=4, moe_intermediate_size=1408, shared_expert_intermediate_size=5632,
-        norm_topk_prob=False, sparse=(), experts_joined=True,
+        norm_topk_prob=False, sparse=(), experts_joined=True, gate_row=False,
     )
 ):  # fmt: skip
-    """`sparse`: the layers with experts. `experts_joined`: gate and up are one matrix; they are two in GGUF."""
+    """`sparse`: the layers with experts. `experts_joined`: gate and up are one matrix; they are two in GGUF, where the
+    shared expert's gate may be no matrix (`gate_row`).
+    """
 
     @classmethod
     def from_hf(cls, c):
@@ -62,7 +64,7 @@ class Qwen2MoeConfig(
 
     def with_gguf(self, get, file):
         """What a GGUF file has beside Llama's fields."""
-        wide = get("expert_feed_forward_length", int)
+        wide, gate = get("expert_feed_forward_length", int), file.tensors.get("blk.0.ffn_gate_inp_shexp.weight")
         return self._replace(
             num_experts=get("expert_count", int),
             num_experts_per_tok=get("expert_used_count", int),
@@ -70,6 +72,7 @@ class Qwen2MoeConfig(
             shared_expert_intermediate_size=get("expert_shared_feed_forward_length", int, 4 * wide),
             sparse=tuple(range(self.num_hidden_layers)),
             experts_joined=False,
+            gate_row=gate is not None and len(gate.shape) == 1,
         )
 
 
@@ -95,7 +98,7 @@ class Qwen2MoE(nn.MoE):
             normalize=config.norm_topk_prob, shared_size=config.shared_expert_intermediate_size, shared_gate=True,
             joined=config.experts_joined,
         )  # fmt: skip
-        if not config.experts_joined:  # GGUF's is no matrix
+        if config.gate_row:
             self.shared_expert_gate = Row(config.hidden_size)
 
 

@@ -33,8 +33,11 @@ class RotaryEmbedding(Module):
         self._axes = None if sections is None else _axes(sections, mixed, len(self._inv_freq))
         self._tables = {}
 
-    def tables(self, device="cpu"):
-        """(cos, sin) on a device."""
+    def tables(self, device="cpu", positions=0):
+        """(cos, sin) on a device. ContextError if they are of fewer than so many positions."""
+        if positions > self._n:
+            fix = "shorten the text, or prepare more"
+            raise ContextError("RotaryEmbedding", f"{positions} positions", f"at most {self._n}", fix)
         device = Device(device)
         if device not in self._tables:
             made = fused.rope_tables(self._inv_freq, self._n, device)
@@ -132,7 +135,8 @@ class KVCache:
         if rotary is None:
             fused.append(keys, k, self.start)
         else:
-            fused.rope_append(keys, k, *rotary.tables(k.device), self.start, interleaved=rotary.interleaved)
+            tables = rotary.tables(k.device, self.length + k.shape[0])
+            fused.rope_append(keys, k, *tables, self.start, interleaved=rotary.interleaved)
         fused.append(values, v, self.start)
         return keys, values
 
@@ -146,7 +150,8 @@ class KVCache:
         (groups, _, width), t = keys.shape, q.shape[0]
         q, k, v = q.reshape(t, -1, width), k.reshape(t, groups, width), v.reshape(t, groups, width)
         if not options and rotary is not None:
-            return decode.attend(q, k, v, keys, values, *rotary.tables(q.device), self.start, rotary.interleaved)
+            tables = rotary.tables(q.device, self.length + t)
+            return decode.attend(q, k, v, keys, values, *tables, self.start, rotary.interleaved)
         self.append(layer, k, v, rotary)
         if rotary is not None:
             q = fused.rope(q, *rotary.tables(q.device), self.start, interleaved=rotary.interleaved)
@@ -190,7 +195,7 @@ class FullAttention:
         *batch, t, wide = q.shape
         q, k, v = (self._heads(x, t) for x in (q, k, v))
         if rotary is not None:
-            tables, pairs = rotary.tables(q.device), rotary.interleaved
+            tables, pairs = rotary.tables(q.device, t), rotary.interleaved
             q, k = (fused.rope(x, *tables, 0, interleaved=pairs) for x in (q, k))
         found = fused.attention(q, k.transpose(0, 1), v.transpose(0, 1), **options)
         return found.reshape(t, -1, wide).transpose(0, 1).reshape(*batch, t, wide)

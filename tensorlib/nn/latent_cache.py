@@ -33,7 +33,8 @@ class LatentCache(KVCache):
         The first dims of both, as many as `rotary` has, turn, and are no values: [T, H, width - turned]. With one query
         all rows are read, whatever their number, so that a step can be replayed.
         """
-        kept, t, tables = self.layers[layer], q.shape[0], rotary.tables(q.device)
+        kept, t = self.layers[layer], q.shape[0]
+        tables = rotary.tables(q.device, self.length + t)
         fused.rope_append(kept, movement.unsqueeze(latents, 1), *tables, self.start, interleaved=rotary.interleaved)
         q = fused.rope(movement.contiguous(q), *tables, self.start, interleaved=rotary.interleaved)
         n = self.max_len if t == 1 else self.length + t

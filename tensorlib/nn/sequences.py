@@ -111,8 +111,8 @@ class Sequences:
     def turn(self, rotary, x):
         """x [N, H, D] rotated (RotaryEmbedding) to its tokens' positions."""
         if rotary not in self._turns:
-            one = len(self) == 1
-            self._turns[rotary] = rotary.tables(x.device) if one else rotary.tables_at(self.positions)
+            tables = rotary.tables(x.device, max(self.lengths))
+            self._turns[rotary] = tables if len(self) == 1 else rotary.tables_at(self.positions)
         return fused.rope(x, *self._turns[rotary], 0, interleaved=rotary.interleaved)
 
     def attend(self, q, k, v, heads, rotary=None, bias=None, memory=None, **options):

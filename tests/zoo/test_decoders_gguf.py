@@ -260,6 +260,22 @@ def test_experts_in_blocks(case, tmp_path):
     assert got == ids[len(whole.IDS) :]
 
 
+@pytest.mark.parametrize("name", ["qwen2_moe-everywhere", "deepseek_v3"])
+def test_experts_as_other_converters_have_them(name, tmp_path):
+    """A gate of the shared expert that is still a matrix; no word of the scores, but biases that only sigmoids have."""
+    case = next(case for case in CASES if case.id == name)
+    theirs = whole.torch_model(case)
+    write(tmp_path / "a.gguf", case, theirs)
+    with gguf.open(tmp_path / "a.gguf") as file:
+        tensors = {name: file.tensor(name) for name in file.tensors}
+        tensors |= {name: x.unsqueeze(0) for name, x in tensors.items() if "ffn_gate_inp_shexp" in name}
+        rest = {key: value for key, value in dict(file.metadata).items() if not key.endswith("gating_func")}
+        assert len(rest) < len(file.metadata) or any(x.shape[0] == 1 for x in tensors.values())
+        gguf.write(tmp_path / "b.gguf", rest, tensors)
+    ours = load_gguf(tmp_path / "b.gguf")[1]
+    whole.close(ours(whole.tensor(whole.IDS)).numpy(), whole.logits(theirs, [whole.IDS])[0])
+
+
 @pytest.mark.parametrize("name", ["gpt2", "mpt", "mixtral-everywhere", "qwen3_moe-everywhere"])
 def test_streams_of_an_engine(name, tmp_path):
     """Positions that are learned or told to heads, and experts, are those of every stream in a batch."""

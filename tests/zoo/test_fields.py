@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import tensorlib
+from tensorlib.errors import ContextError
 from tensorlib.io import gguf
 from tensorlib.nn import rope_frequencies
 from tests.zoo.conftest import write_llama
@@ -18,9 +19,13 @@ from tests.zoo.decoders import CASES, EXPERTS, LLAMA3, QWEN2_MOE, SIZES, YARN
 from tests.zoo.test_decoders import close, randomise, tensor
 from zoo import auto, published
 from zoo.config import Fields
+from zoo.deepseek import TINY as MLA
+from zoo.deepseek import DeepseekForCausalLM
 from zoo.gemma import TINY_3, Gemma3Config
-from zoo.llama import TINY
+from zoo.llama import TINY, LlamaForCausalLM
 from zoo.load import gguf_config, load_gguf
+from zoo.nomic_bert import TINY as NOMIC
+from zoo.nomic_bert import NomicBertModel
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -230,3 +235,22 @@ def test_windows_of_gemma3_in_gguf(tmp_path):
         config = TINY_3._replace(num_hidden_layers=4)
         path = write_llama(tmp_path / "a.gguf", config=config, arch="gemma3", more=adding(more))
         assert gguf_config(gguf.open(path), Gemma3Config).windows == want
+
+
+def test_beyond_the_prepared_positions():
+    """A ContextError, whatever a cache has room for: nothing is read behind the tables of rotary positions."""
+    model = LlamaForCausalLM(TINY._replace(max_position_embeddings=8)).requires_grad_(False)
+    with pytest.raises(ContextError, match="9 positions; expected at most 8"):
+        model(tensor(IDS[:9]))
+    cache = model.new_cache(32)
+    model(tensor(IDS[:8]), cache)
+    for _ in range(2):
+        with pytest.raises(ContextError, match="9 positions; expected at most 8"):
+            model(tensor(IDS[:1]), cache)
+    model = DeepseekForCausalLM(MLA._replace(max_position_embeddings=8)).requires_grad_(False)
+    with pytest.raises(ContextError, match="9 positions; expected at most 8"):
+        model(tensor(IDS[:9]), model.new_cache(32))
+    model = NomicBertModel(NOMIC._replace(max_position_embeddings=8)).requires_grad_(False)
+    for ids in (IDS[:9], [IDS[:9], IDS[:9]]):
+        with pytest.raises(ContextError, match="9 positions; expected at most 8"):
+            model(tensor(ids))
