@@ -14,7 +14,7 @@ from starlette.routing import Route
 from zoo.serve_answer import Answer, told
 from zoo.serve_embed import Vectors, embeddings
 from zoo.serve_errors import ApiError, busy, over, parsed
-from zoo.serve_http import Events, Guard, failed, made, read, unless_left
+from zoo.serve_http import Events, Guard, discard, failed, made, read, unless_left
 
 
 class Service:
@@ -115,6 +115,7 @@ def application(service, key=None):
 
 async def _no_such(request, error):
     """Paths that there are not, and methods that a path does not take."""
+    await discard(request)
     path, allowed = request.url.path, (error.headers or {}).get("Allow")
     if error.status_code == 405:
         return failed(ApiError(405, f"{path} takes {allowed} alone", code="method_not_allowed"), error.headers)

@@ -1,11 +1,12 @@
 """What the server's answers travel in: bodies, JSON, server-sent events, and who may ask at all."""
 
 import asyncio
+import contextlib
 import hmac
 import json
 from urllib.parse import urlsplit
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -51,6 +52,12 @@ async def read(request, most):
     if max(size, count) > most:
         raise ApiError(413, f"The body has more than {most} bytes", code="body_too_large")
     return bytes(found)
+
+
+async def discard(request):
+    """Take a body that is not wanted, for the answer to arrive."""
+    with contextlib.suppress(ApiError):
+        await read(request, 0)
 
 
 async def unless_left(receive, coroutine):
@@ -134,6 +141,7 @@ class Guard:
         if error is None:
             await self.app(scope, receive, send)
         else:
+            await discard(Request(scope, receive))
             challenge = {"www-authenticate": "Bearer"} if error.status == 401 else None
             await failed(error, challenge)(scope, receive, send)
 

@@ -158,6 +158,22 @@ def test_the_key(served):
     assert ask(of, "/health", key="secret").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "path, key, status", [("/v1/responses", None, 404), ("/health", None, 405), (TEXT, "secret", 401)]
+)
+def test_bodies_that_nobody_reads_are_taken(served, path, key, status):
+    """A connection that is closed with data unread is reset, and its client does not see the answer."""
+    taken = []
+
+    async def pieces():
+        for i in range(10):
+            yield b"x" * 1000
+            taken.append(i)
+
+    assert ask(served(), path, key=key, method="POST", content=pieces()).status_code == status
+    assert len(taken) == 10
+
+
 @pytest.mark.parametrize("name", ["host", "origin"])
 def test_without_a_key_other_sites_get_nothing(served, name):
     of = served()
