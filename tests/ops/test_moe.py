@@ -13,6 +13,12 @@ torch = pytest.importorskip("torch")
 random = np.random.default_rng(5)
 
 
+@pytest.fixture(autouse=True)
+def own_numbers():
+    """Every test draws the same numbers, whichever ran before it in its process."""
+    random.bit_generator.state = np.random.default_rng(5).bit_generator.state
+
+
 def draw(*shape):
     return tensorlib.from_numpy(random.standard_normal(shape).astype("f4"))
 
@@ -157,7 +163,9 @@ def test_gradients_through_experts_in_blocks():
         tensorlib.moe(*operands, *some, 2).sum().backward()
         found.append([a.grad.numpy() for a in operands])
     for got, want in zip(*found, strict=True):
-        assert np.abs(got - want).max() <= 2e-2 * np.abs(want).max()
+        # two roundings to 8 bits: half a step of 1 / 127 of the largest of 32, some 2.5 of their root mean squares, is
+        # 0.6 % each of a result's root mean square, 0.8 % together: six of these
+        assert np.abs(got - want).max() <= 5e-2 * np.abs(want).max()
 
 
 def test_groups_that_do_not_fit_are_told():
