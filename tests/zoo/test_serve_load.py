@@ -147,14 +147,16 @@ def test_a_wrong_answer_is_seen():
 
 
 def test_what_the_bench_measures(model):
-    """The same tokens and texts, whole and as events, of which the first come before the end."""
+    """The same tokens and texts, whole and as events, of which the first come before the end, or with it: it is a
+    small model, and a busy machine may read all at once.
+    """
     with serve_http.ours(str(model), 2, {}) as url:
         (_, whole), (seconds, events) = [
             serve_http.together(url, ["a cat", "the mat sat"], 40, s) for s in (False, True)
         ]
     assert [a[:2] + a[4:] for a in whole] == [a[:2] + a[4:] for a in events]
     assert [a.count for a in whole] == [40, 40] and [a.prompt for a in whole] == [5, 10]
-    assert all(0 < a.first < a.seconds <= seconds for a in events) and all(a.first is None for a in whole)
+    assert all(0 < a.first <= a.seconds <= seconds for a in events) and all(a.first is None for a in whole)
     assert serve_http.alike({"a": [(1.0, whole)], "b": [(1.0, events)]}).startswith("the first 100 %")
     assert serve_http.samples([(2.0, whole)]) == ([40.0], [])
 
