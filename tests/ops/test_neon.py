@@ -48,9 +48,9 @@ import sys
 from kernels_numba import build
 room, name, *params = sys.argv[2:]
 params, source = tuple(int(p) if p.isdigit() else p for p in params), None
-if room == "quant_float" and name != "arrange":
+if room.startswith("quant") and name.startswith("mat"):  # as tensorlib/quant does
     from tensorlib.quant import source
-    source = source.source(*params)
+    source = source.source(params[0])
 code, entry = build.build_kernel(room, name, params, "neon", source)
 open(sys.argv[1], "wb").write(code)
 print(entry)

@@ -167,15 +167,9 @@ def test_lower_levels_give_the_same(level, run_python):
     run_python(LEVEL.format(root=root, level=level), TENSORLIB_CPU_LEVEL=level)
 
 
-BUILD = test_neon.BUILD.replace("import build", "import build\nfrom tensorlib.quant import source").replace(
-    ', "neon")', ', "neon", source.source(params[0]) if name.startswith("mat") else None)'
-)
-
-
 @pytest.mark.skipif(not all(map(shutil.which, test_neon.TOOLS)), reason=f"needs {' and '.join(test_neon.TOOLS)}")
 @pytest.mark.parametrize("fmt", ["iq2_xs", "iq3_xxs", "iq1_m"])
-def test_neon_gives_the_same(fmt, runner, run_python, monkeypatch):  # noqa: F811 - pytest's way
-    monkeypatch.setattr(test_neon, "BUILD", BUILD)
+def test_neon_gives_the_same(fmt, runner, run_python):  # noqa: F811 - pytest's way
     n, k, m, rng = 20, 512, 5, np.random.default_rng(0)
     tokens, plan, halves = levels.LEVELS["neon"].tokens, quant_layout, quant_layout.HALVES.get(fmt, 0)
     data, w = blocks(fmt, n, k, rng)
