@@ -89,6 +89,7 @@ class CpuBackend:
         """Writes kernels to `destination`/<level> from now on, and looks nowhere else."""
         self._retired.append(self._kernels)  # their code may be in use
         self._folders, self._kernels = [os.path.join(destination, self.level)], {}
+        self.reset(self.pool.threads)  # the pool has kernels of its own
 
     def kernel(self, room, name, *params, source=None, source_key=""):
         """See `tensorlib.backend.kernel`."""
