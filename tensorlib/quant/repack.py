@@ -65,6 +65,13 @@ class Parts:
             return (found.astype(np.uint32) << 16).view(np.float32)
         return found.astype(np.float32)
 
+    def weight(self, format):
+        """The shape (N, K) of `.weight`, in that format; FormatError for none, or K that no blocks fill."""
+        n, k = self.info(".weight", (format,), 2).shape
+        if not n or not k:
+            raise self.error(".weight", f"shape {(n, k)}", "at least one weight")
+        return n, self.whole_blocks(".weight", k, "columns")
+
     def whole_blocks(self, suffix, size, what):
         """`size`, if blocks of 32 fill it."""
         if size % BLOCK:

@@ -90,10 +90,7 @@ class EightBit:
 
     def __init__(self, parts):
         self.parts = parts
-        n, k = parts.info(".weight", ("I8",), 2).shape
-        if not n or not k:
-            raise parts.error(".weight", f"shape {(n, k)}", "at least one weight")
-        self.shape = n, parts.whole_blocks(".weight", k, "columns")
+        self.shape = parts.weight("I8")
         if ".weight_format" in parts:
             info = parts.info(".weight_format", ("U8",))
             found = parts.array(".weight_format", ("U8",), info.shape).ravel()[:8].tolist()

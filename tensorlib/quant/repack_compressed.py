@@ -78,10 +78,7 @@ class Bytes:
 
     def __init__(self, parts):
         self.parts = parts
-        n, k = parts.info(".weight", ("I8",), 2).shape
-        if not n or not k:
-            raise parts.error(".weight", f"shape {(n, k)}", "at least one weight")
-        self.shape = n, parts.whole_blocks(".weight", k, "columns")
+        self.shape = n, k = parts.weight("I8")
         self.scales = _scales(parts, n)
         self.groups = self.scales[-1] if len(self.scales) == 2 else 1
         if self.groups == 0 or k % (BLOCK * self.groups):

@@ -26,10 +26,7 @@ class FP8:
 
     def __init__(self, parts):
         self.parts = parts
-        n, k = parts.info(".weight", ("F8_E4M3",), 2).shape
-        if not n or not k:
-            raise parts.error(".weight", f"shape {(n, k)}", "at least one weight")
-        self.shape = n, parts.whole_blocks(".weight", k, "columns")
+        self.shape = n, k = parts.weight("F8_E4M3")
         self.name = next(name for name in SCALES if name in parts)
         found, (rows, columns) = parts.info(self.name, ("F32", "BF16", "F16")).shape, self._sides()
         tiles = -(-n // rows), -(-k // columns)
